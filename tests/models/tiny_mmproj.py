@@ -204,8 +204,12 @@ def write_mmproj(
     tensors: Mapping[str, torch.Tensor] | None = None,
     skip: str = "",
     projector: str = "",
+    depth: int = 0,
 ) -> Path:
-    """Write the vision part. Matrices are `kind`, but for the kernel. `skip`: a metadata key."""
+    """Write the vision part. Matrices are `kind`, but for the kernel. `skip`: a metadata key.
+
+    `depth`: another number of layers than there are.
+    """
     own_type, _, add = PROJECTORS[name]
     config = model.module.config.to_dict()
     vision, processor = config["vision_config"], ALL_FAMILIES[name].image_processor
@@ -221,7 +225,7 @@ def write_mmproj(
     writer.add_vision_patch_size(vision["patch_size"])
     writer.add_vision_embedding_length(vision.get("embed_dim") or vision["hidden_size"])
     writer.add_vision_feed_forward_length(vision.get("intermediate_size") or vision["hidden_size"])
-    writer.add_vision_block_count(vision.get("depth") or vision["num_hidden_layers"])
+    writer.add_vision_block_count(depth or vision.get("depth") or vision["num_hidden_layers"])
     writer.add_vision_head_count(vision.get("num_heads") or vision["num_attention_heads"])
     writer.add_vision_attention_layernorm_eps(vision.get("layer_norm_eps", 1e-6))
     writer.add_vision_image_mean(processor["image_mean"])

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from stonechat_models.checkpoint.adapter import Adapter, refuse_adapter_alone
 from stonechat_models.checkpoint.adapter_names import locate_adapter, locate_adapters
@@ -22,10 +23,14 @@ from stonechat_models.checkpoint.hf_config import (
 from stonechat_models.checkpoint.hub_errors import not_found, require_network
 from stonechat_models.checkpoint.resolve import Located, WeightFormat, locate
 from stonechat_models.checkpoint.sentence_transformers import MODULES_FILE, transformer_folder
-from stonechat_models.checkpoint.vision_file import find_vision_file
+from stonechat_models.checkpoint.vision_file import find_vision_file, refuse_vision_file
 from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
+from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading
+
+if TYPE_CHECKING:
+    from stonechat_models.checkpoint.gguf.reader import GgufFile
 
 SAFETENSORS_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
@@ -89,12 +94,15 @@ def read_headers(config: EngineConfig, progress: Progress) -> ModelHeaders:
     """
     located = locate(config, progress, only_headers=True)
     merged, adapters = locate_adapter(config, progress), locate_adapters(config, progress)
-    if located.path is None:
-        headers = _hub_headers(located.name, located.revision)
-    elif located.path.is_file():
-        headers = _gguf_headers(located, located.path, config, progress)
+    path = located.path
+    if path is not None and path.is_file():
+        headers = _gguf_headers(located, path, config, progress)
     else:
-        headers = _folder_headers(located.name, located.path, config.allow_pickle)
+        refuse_vision_file(located.name, config)
+        if path is None:
+            headers = _hub_headers(located.name, located.revision)
+        else:
+            headers = _folder_headers(located.name, path, config.allow_pickle)
     for adapter in (*adapters, *filter(None, [merged])):
         _refuse_other_model(headers, adapter)
     return replace(headers, adapters=adapters)
@@ -130,30 +138,44 @@ def _layer_number(name: str) -> str | None:
 def _gguf_headers(
     located: Located, path: Path, settings: EngineConfig, progress: Progress
 ) -> ModelHeaders:
-    from stonechat_models.checkpoint.gguf.composite import composite_config
     from stonechat_models.checkpoint.gguf.config import config_of
-    from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_weights
     from stonechat_models.checkpoint.gguf.names import module_name, weights_of, whole_name
     from stonechat_models.checkpoint.gguf.reader import read_gguf
 
     gguf = read_gguf(path)
-    mmproj, refusal = find_vision_file(gguf, located.mmproj, settings, progress)
+    mmproj, refusal = find_vision_file(gguf, located.mmproj, settings, progress, only_headers=True)
     tensors: list[TensorHeader] = []
     with reading(path):
         raw = config_of(gguf)
         if mmproj is not None:
-            vision = read_mmproj(mmproj)
-            raw = composite_config(raw, gguf, vision)
-            for weight in tower_weights(vision):
-                num_bytes = sum(part.data.nbytes for part in weight.parts)
-                kind = weight.parts[0].type_name
-                tensors.append(TensorHeader(weight.name, kind, weight.shape, num_bytes))
+            try:
+                raw, tensors = _with_vision(raw, gguf, mmproj)
+            except ModelLoadError as error:
+                if settings.mmproj is not None:
+                    raise
+                refusal = str(error)
         config = parse_config(raw, str(path))
         for tensor in weights_of(gguf):
             name = whole_name(config, module_name(gguf, tensor.name))
             num_bytes = tensor.data.nbytes
             tensors.append(TensorHeader(name, tensor.type_name, tensor.shape, num_bytes))
     return ModelHeaders(located.name, config, tensors, "gguf", image_refusal=refusal)
+
+
+def _with_vision(
+    text: dict[str, Any], gguf: "GgufFile", path: Path
+) -> tuple[dict[str, Any], list[TensorHeader]]:
+    """Return the configuration of a model with its vision part, and the headers of that part."""
+    from stonechat_models.checkpoint.gguf.composite import composite_config
+    from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_weights
+
+    mmproj, headers = read_mmproj(path), list[TensorHeader]()
+    with reading(path):
+        for weight in tower_weights(mmproj):
+            num_bytes = sum(part.data.nbytes for part in weight.parts)
+            kind = weight.parts[0].type_name
+            headers.append(TensorHeader(weight.name, kind, weight.shape, num_bytes))
+        return composite_config(text, gguf, mmproj), headers
 
 
 def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders:

@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once
 from stonechat_models.checkpoint.gguf.reader import GgufFile, read_part
 from stonechat_models.checkpoint.gguf.rope import CONFIG_TENSORS
@@ -15,6 +16,12 @@ from stonechat_models.errors import ModelLoadError
 
 FIRST_BYTES = 16 << 20
 """Most headers are shorter: they hold the vocabulary."""
+
+
+def cached_or_header(repository: str, file: str, revision: str | None, progress: Progress) -> Path:
+    """Return a GGUF file from the hub's local cache, or one with its header if it is not there."""
+    cached = hub.cached_gguf(repository, file, revision)
+    return cached or gguf_header(repository, file, revision, progress)
 
 
 def gguf_header(repository: str, file: str, revision: str | None, progress: Progress) -> Path:
@@ -29,14 +36,14 @@ def gguf_header(repository: str, file: str, revision: str | None, progress: Prog
     parts = split_parts(file)
     try:
         require_network()
-        hub = HfFileSystem()
+        files = HfFileSystem()
         paths = [f"{repository}/{part}" for part in parts]
-        versions = [str(hub.info(path, revision=revision)) for path in paths]
+        versions = [str(files.info(path, revision=revision)) for path in paths]
         key = hashlib.sha256("\n".join(versions).encode()).hexdigest()[:24]
 
         def build(target: Path) -> None:
             for path, part in zip(paths, parts, strict=True):
-                with hub.open(path, "rb", revision=revision) as source:
+                with files.open(path, "rb", revision=revision) as source:
                     _copy_header(source, int(source.size), target / Path(part).name)
 
         folder = fill_once(cache_root() / "gguf-headers" / key, progress, build)

@@ -22,7 +22,7 @@ from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_weights
 from stonechat_models.checkpoint.gguf.reader import MAGIC, gguf_parts, read_gguf
 from stonechat_models.checkpoint.gguf.weights import Values
 from stonechat_models.checkpoint.hf_config import HFConfig, read_config
-from stonechat_models.checkpoint.hub_gguf import gguf_header
+from stonechat_models.checkpoint.hub_gguf import cached_or_header
 from stonechat_models.checkpoint.hub_names import choose_gguf, parse_hub_name
 from stonechat_models.checkpoint.known_models import did_you_mean
 from stonechat_models.checkpoint.sentence_transformers import (
@@ -32,9 +32,9 @@ from stonechat_models.checkpoint.sentence_transformers import (
 )
 from stonechat_models.checkpoint.tokenizer_conversion import with_tokenizer
 from stonechat_models.checkpoint.vision_file import (
-    NONE,
     fetch_vision_file,
     find_vision_file,
+    refuse_vision_file,
     vision_header,
 )
 from stonechat_models.checkpoint.weight_files import weights_in
@@ -117,8 +117,7 @@ def _locate_on_hub(
     if file != hub_name.file:
         progress(f"{repository}: serving {file}")
     if only_headers:
-        path = hub.cached_gguf(repository, file, revision)
-        path = path or gguf_header(repository, file, revision, progress)
+        path = cached_or_header(repository, file, revision, progress)
     else:
         path = hub.fetch_gguf(repository, file, revision, progress)
     located = Located(path.stem, path.absolute())
@@ -203,11 +202,7 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
         files = _from_gguf(located, located.path, config, progress)
         files = replace(files, adapter=adapter)
     else:
-        if config.mmproj not in (None, NONE):
-            raise ModelLoadError(
-                f"{located.name} is no GGUF file: its folder has its vision part (leave out "
-                "--mmproj)"
-            )
+        refuse_vision_file(located.name, config)
         files = _from_folder(located.name, located.path, adapter, config.allow_pickle, progress)
     if files.name in [adapter.name for adapter in adapters]:
         raise ModelLoadError(f"{files.name} is the model's own name: give its adapter another")

@@ -13,7 +13,7 @@ from stonechat_models.checkpoint.gguf.mmproj import (
     why_blind,
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile, read_gguf
-from stonechat_models.checkpoint.hub_gguf import gguf_header
+from stonechat_models.checkpoint.hub_gguf import cached_or_header
 from stonechat_models.checkpoint.hub_names import parse_hub_name
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
@@ -25,17 +25,23 @@ LEFT_OUT = "the settings leave out its vision part (--mmproj none)"
 
 
 def find_vision_file(
-    gguf: GgufFile, fetched: Path | None, config: EngineConfig, progress: Progress
+    gguf: GgufFile,
+    fetched: Path | None,
+    config: EngineConfig,
+    progress: Progress,
+    *,
+    only_headers: bool = False,
 ) -> tuple[Path | None, str]:
     """Return the file of a model's vision part; or None, and why the model takes no images.
 
     `fetched` is that of its repository on the hub. The reason is empty for a model of text alone.
+    `only_headers`: of a file on the hub that is not in the local cache, only the header is fetched.
     Raises `ModelLoadError` if the settings name a file that is not the model's.
     """
     if config.mmproj == NONE:
         return None, LEFT_OUT if why_blind(gguf) else ""
     if config.mmproj is not None:
-        named = _named(config.mmproj, progress)
+        named = _named(config.mmproj, progress, only_headers)
         whole_of(read_mmproj(named), gguf)
         return named, ""
     reason = why_blind(gguf)
@@ -71,7 +77,7 @@ def _beside(gguf: GgufFile, sees: bool) -> Path | None:
     return None
 
 
-def _named(name: str, progress: Progress) -> Path:
+def _named(name: str, progress: Progress, only_headers: bool) -> Path:
     path = Path(name).expanduser()
     with reading(name):
         if path.is_file():
@@ -82,7 +88,16 @@ def _named(name: str, progress: Progress) -> Path:
             f"there is no file {name} (--mmproj), and it is not the name of one on the Hugging "
             "Face hub, which is owner/name/file.gguf"
         )
-    return hub.fetch_gguf(hub_name.repository, hub_name.file, hub_name.revision, progress)
+    fetch = cached_or_header if only_headers else hub.fetch_gguf
+    return fetch(hub_name.repository, hub_name.file, hub_name.revision, progress)
+
+
+def refuse_vision_file(name: str, config: EngineConfig) -> None:
+    """Raise `ModelLoadError` if the settings name a vision part. The model is no GGUF file."""
+    if config.mmproj not in (None, NONE):
+        raise ModelLoadError(
+            f"{name} is no GGUF file: its folder has its vision part (leave out --mmproj)"
+        )
 
 
 def fetch_vision_file(
@@ -115,7 +130,6 @@ def vision_header(
         if not names:
             return None, None
         name = names[0]
-        cached = hub.cached_gguf(repository, name, revision)
-        return name, cached or gguf_header(repository, name, revision, progress)
+        return name, cached_or_header(repository, name, revision, progress)
     except ModelLoadError:
         return None, None

@@ -106,7 +106,7 @@ def _add_tokens(tokenizer: dict[str, Any], projector: Projector, gguf: GgufFile)
     vocab: dict[str, int] = model["vocab"]
     placeholder, *others = projector.tokens.values()
     if placeholder not in vocab:
-        spare = [token for token in vocab if re.fullmatch(projector.spare, token)]
+        spare = [token for token in vocab if token and re.fullmatch(projector.spare, token)]
         if not spare:
             raise refusal(gguf, f"its vocabulary has no token {placeholder}")
         old = max(spare, key=lambda token: vocab[token])

@@ -20,6 +20,7 @@ from stonechat_models.checkpoint.gguf.metadata import (
     refusal,
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile
+from stonechat_models.checkpoint.hf_config import MAX_LAYERS
 
 QWEN2_PIXELS, QWEN3_PIXELS = (3136, 12845056), (65536, 16777216)
 QWEN_FRAMES = 2
@@ -72,12 +73,16 @@ class Projector:
     """A tensor, and which of its dimensions is the size of the language model's states."""
 
 
+def _depth(mmproj: GgufFile) -> int:
+    return integer(mmproj, "vision.block_count", limit=MAX_LAYERS)
+
+
 def _siglip(mmproj: GgufFile, model_type: str, **fixed: object) -> Config:
     return {
         "model_type": model_type,
         "hidden_size": integer(mmproj, "vision.embedding_length"),
         "intermediate_size": integer(mmproj, "vision.feed_forward_length"),
-        "num_hidden_layers": integer(mmproj, "vision.block_count"),
+        "num_hidden_layers": _depth(mmproj),
         "num_attention_heads": integer(mmproj, "vision.attention.head_count"),
         "image_size": integer(mmproj, "vision.image_size"),
         "patch_size": integer(mmproj, "vision.patch_size"),
@@ -150,7 +155,7 @@ def _idefics3_images(mmproj: GgufFile) -> Config:
 
 def _qwen(mmproj: GgufFile) -> Config:
     return {
-        "depth": integer(mmproj, "vision.block_count"),
+        "depth": _depth(mmproj),
         "num_heads": integer(mmproj, "vision.attention.head_count"),
         "patch_size": integer(mmproj, "vision.patch_size"),
         "spatial_merge_size": integer(mmproj, "vision.spatial_merge_size", 2),

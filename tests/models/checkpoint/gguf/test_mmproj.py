@@ -1,6 +1,7 @@
 """Which file is the vision part of a GGUF model, and what is refused with its reason."""
 
 import io
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from stonechat_models.checkpoint import hub, hub_errors, hub_gguf
-from stonechat_models.checkpoint.gguf.mmproj import ranked_mmprojs
-from stonechat_models.checkpoint.gguf.reader import read_gguf
+from stonechat_models.checkpoint.gguf.mmproj import ranked_mmprojs, why_blind
+from stonechat_models.checkpoint.gguf.reader import GgufFile, read_gguf
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.checkpoint.vision_file import find_vision_file
@@ -114,6 +115,18 @@ def test_models_of_text_alone_need_no_reason(files: Path) -> None:
         resolve(path, mmproj=str(files / "mmproj-F32.gguf"))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("qwen2vl", "its vision part is not there"),
+        ("gemma4", "vision parts of models of architecture gemma4 are not supported"),
+    ],
+)
+def test_only_a_part_that_can_be_read_is_asked_for(architecture: str, reason: str) -> None:
+    gguf = GgufFile(Path("a.gguf"), {"general.architecture": architecture}, {})
+    assert why_blind(gguf).startswith(reason)
+
+
 def test_of_several_parts_the_one_that_fits_is_taken(files: Path, pair: Pair) -> None:
     write_mmproj(pair.model, "gemma3", files / "mmproj-gemma-3-BF16.gguf", projector="gemma9")
     assert resolve(files / "gemma-3-Q8_0.gguf").mmproj == files / "mmproj-F32.gguf"
@@ -169,6 +182,10 @@ BROKEN: dict[str, tuple[Rewrite, str]] = {
         ),
         "vision.attention.head_count is missing",
     ),
+    "too many layers": (
+        lambda pair, path: write_mmproj(pair.model, "gemma3", path, depth=10**9),
+        "vision.block_count is 1000000000, which is too large",
+    ),
     "a missing tensor": (
         lambda pair, path: write_mmproj(
             pair.model,
@@ -207,15 +224,20 @@ def test_a_part_that_does_not_fit_is_refused(kind: str, files: Path, pair: Pair)
     rewrite(pair, path)
     with pytest.raises(ModelLoadError, match=message):
         resolve(files / "gemma-3-Q8_0.gguf", mmproj=str(path))
+    if kind == "a missing tensor":  # a plan does not know which tensors there must be
+        reason = resolve(files / "gemma-3-Q8_0.gguf").image_refusal
+    else:
+        reason = reason_of(files / "gemma-3-Q8_0.gguf")
+    assert re.search(message, reason)
     found = resolve(files / "gemma-3-Q8_0.gguf")
     assert (found.mmproj, found.config.model_type) == (None, "gemma3_text")
-    with pytest.raises(ModelLoadError, match=message):
-        raise ModelLoadError(found.image_refusal)
 
 
 def test_only_gguf_models_have_such_a_part(pair: Pair) -> None:
-    with pytest.raises(ModelLoadError, match="is no GGUF file: its folder has its vision part"):
-        resolve(pair.model.folder, mmproj=str(pair.mmproj))
+    for read in (resolve_model, read_headers):
+        config = EngineConfig(model=str(pair.model.folder), mmproj=str(pair.mmproj))
+        with pytest.raises(ModelLoadError, match="is no GGUF file: its folder has its vision part"):
+            read(config, lambda line: None)
     with pytest.raises(ModelLoadError, match="there is no file nothing"):
         resolve(pair.text, mmproj="nothing")
 
@@ -283,6 +305,12 @@ def test_a_part_is_downloaded_with_its_model(played: Hub) -> None:
     played.downloaded.clear()
     assert resolve("owner/tiny:Q8_0", mmproj="none").image_refusal
     assert played.downloaded == ["gemma-3-Q8_0.gguf"]
+
+
+def test_a_plan_downloads_no_part_that_is_named(played: Hub, pair: Pair) -> None:
+    settings = EngineConfig(model=str(pair.text), mmproj="owner/tiny/mmproj-F32.gguf")
+    assert read_headers(settings, lambda line: None).config.model_type == "gemma3"
+    assert played.downloaded == []
 
 
 def test_a_part_that_does_not_fit_is_not_downloaded(played: Hub, pair: Pair) -> None:
