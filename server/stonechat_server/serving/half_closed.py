@@ -1,15 +1,16 @@
 """Answers a client that has ended its own side of the connection behind a whole request.
 
 A client that has left altogether looks the same at first, and its request must end. So the server
-writes `100 Continue`, which clients pass over (RFC 9110, 15.2): the system of one that has left
-resets the connection.
+writes at once what every answer begins with: the system of a client that has left resets the
+connection.
 """
 
 import asyncio
 import socket
 from typing import Any, Protocol
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+BEGINNING = b"HTTP/1.1 "
+"""Of each answer, whatever its status and the version of the request."""
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
 """Seconds between two looks at the connection: the first, and the most."""
 
@@ -21,12 +22,32 @@ class Connection(Protocol):
     loop: asyncio.AbstractEventLoop
     cycle: Any
 
+    def is_answering_another(self) -> bool:
+        """Whether the answer to a request before `cycle` is not complete."""
+
+
+class BegunTransport:
+    """The transport of an answer whose `BEGINNING` is written."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._num_written = len(BEGINNING)
+
+    def write(self, data: bytes) -> None:
+        """Write what is not written yet."""
+        self._transport.write(data[self._num_written :])
+        self._num_written = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
 
 def finish(connection: Connection) -> None:
     """See to it that the connection ends behind its last answer, or once the client has left."""
     cycle = connection.cycle
-    if not cycle.response_started and cycle.scope["http_version"] == "1.1":
-        connection.transport.write(CONTINUE)
+    if not cycle.response_started and not connection.is_answering_another():
+        connection.transport.write(BEGINNING)
+        cycle.transport = BegunTransport(connection.transport)
     _close_behind(connection, cycle)
     _watch(connection, FIRST_DELAY)
 
