@@ -51,17 +51,22 @@ def list_items(
 
 
 def _with_ids(response: StoredResponse) -> Iterator[tuple[str, msgspec.Raw]]:
-    """The items, the oldest first. One that the client sent without an id gets one."""
+    """The items, the oldest first. One without an id, or with that of another one, gets its own."""
+    seen: set[str] = set()
     for turn in reversed(list(response.turns())):
         items = turn.input_items if turn is response else turn.items
         for number, item in enumerate(items):
             known = msgspec.json.decode(item, type=_Item)
-            yield known.id or item_id(PREFIXES[known.type], turn.id, number, "in"), item
+            id = known.id
+            if not id or id in seen:
+                id = item_id(PREFIXES[known.type], turn.id, number, "in")
+            seen.add(id)
+            yield id, item
 
 
 def _as_published(id: str, item: msgspec.Raw) -> dict[str, Any]:
     """An item with the fields that the API requires, and its text in parts."""
-    fields = {name: value for name, value in msgspec.json.decode(item).items() if value is not None}
+    fields = _given(msgspec.json.decode(item))
     match fields["type"]:
         case "message" if fields["role"] == "assistant":
             fields["content"] = _parts(fields["content"], "output_text")
@@ -72,7 +77,14 @@ def _as_published(id: str, item: msgspec.Raw) -> dict[str, Any]:
                 fields["output"] = _parts(fields["output"], "input_text")
         case "reasoning":
             fields.setdefault("summary", [])
+            if "content" in fields:
+                fields["content"] = _parts(fields["content"], "reasoning_text")
     return {"status": "completed", **fields, "id": id}
+
+
+def _given(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are not null."""
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _parts(content: str | list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -85,5 +97,5 @@ def _parts(content: str | list[dict[str, Any]], kind: str) -> list[dict[str, Any
         else {"detail": "auto", **part}
         if part["type"] == "input_image"
         else part
-        for part in content
+        for part in map(_given, content)
     ]

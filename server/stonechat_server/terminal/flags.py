@@ -90,7 +90,7 @@ class Flag:
             return default.human_readable().replace(".0", "")
         if isinstance(default, tuple):
             return ",".join(map(str, default))
-        return f"{default:g}" if isinstance(default, float) else str(default)
+        return f"{default:.15g}" if isinstance(default, float) else str(default)
 
     @property
     def meaning(self) -> str:

@@ -277,6 +277,19 @@ def test_pages_of_items(client: TestClient, engine: FakeEngine) -> None:
     assert (end["data"], end["has_more"], end["first_id"]) == ([], False, "")
 
 
+def test_items_that_come_twice_have_two_ids(client: TestClient) -> None:
+    """So a client that asks for page after page comes to the end."""
+    first = ask(client, input=[USER | {"id": "msg_mine"}, USER | {"id": "msg_mine"}])
+    answer = ask(client, input=first["output"], previous_response_id=first["id"])
+    page = list_items(client, answer, order="asc", limit=1)
+    ids = [page["last_id"]]
+    while page["has_more"] and len(ids) < 9:
+        page = list_items(client, answer, order="asc", limit=1, after=ids[-1])
+        ids.append(page["last_id"])
+    assert len(ids) == len(set(ids)) == 4
+    assert (ids[0], ids[2]) == ("msg_mine", first["output"][0]["id"])
+
+
 @pytest.mark.parametrize(
     "parameters", [{"limit": 0}, {"limit": 101}, {"order": "up"}, {"after": "msg_1"}]
 )
@@ -290,8 +303,9 @@ def test_items_are_listed_in_the_published_form(client: TestClient) -> None:
     items = [
         {"role": "developer", "content": "d", "status": None},
         {"role": "user", "content": [{"type": "text", "text": "a"}], "id": "msg_mine"},
-        {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "r"}]},
+        {"type": "reasoning", "content": [{"type": "text", "text": "r"}]},
         {"role": "assistant", "content": "b"},
+        {"role": "assistant", "content": [{"type": "text", "text": "c", "annotations": None}]},
         {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
         {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c", "output": [{"type": "text", "text": "o"}]},

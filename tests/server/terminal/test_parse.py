@@ -237,5 +237,6 @@ def test_many_choices_are_listed_in_the_help_only() -> None:
     units = {"files_per_key": "N", "image_memory": "SIZE", "shutdown_grace": "SECONDS"}
     assert {name: flags[name].metavar for name in units} == units
     assert flags["queue_timeout"].default == "120"
+    assert flags["kept_responses_age"].default == "2592000"
     assert f"; one of {', '.join(tool_format.choices)}" in tool_format.meaning
     assert "hermes" in tool_format.choices
