@@ -19,6 +19,7 @@ from stonechat_models.checkpoint.cache import Progress, sampled_hash
 from stonechat_models.checkpoint.gguf.composite import composite_folder
 from stonechat_models.checkpoint.gguf.convert import converted_folder
 from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_weights
+from stonechat_models.checkpoint.gguf.names import whole_name
 from stonechat_models.checkpoint.gguf.reader import MAGIC, gguf_parts, read_gguf
 from stonechat_models.checkpoint.gguf.weights import Values
 from stonechat_models.checkpoint.hf_config import HFConfig, read_config
@@ -43,6 +44,8 @@ from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading
 
 DEFAULT_NAMES = frozenset({"", "default", default_model.NAME})
+TEXT_LAYERS = ("model.layers.", "model.embed_tokens.")
+"""How the names of a text's weights begin, in a model of text alone."""
 WeightFormat = Literal["safetensors", "gguf", "pickle"]
 
 
@@ -200,7 +203,9 @@ def resolve_model(config: EngineConfig, progress: Progress) -> ModelFiles:
     adapter, adapters = locate_adapter(config, progress), locate_adapters(config, progress)
     if located.path.is_file():
         files = _from_gguf(located, located.path, config, progress)
-        files = replace(files, adapter=adapter)
+        adapters = tuple(_of_whole(adapter, files.config) for adapter in adapters)
+        if adapter is not None:
+            files = replace(files, adapter=_of_whole(adapter, files.config))
     else:
         refuse_vision_file(located.name, config)
         files = _from_folder(located.name, located.path, adapter, config.allow_pickle, progress)
@@ -250,6 +255,15 @@ def _from_gguf(
         mmproj=mmproj,
         image_refusal=refusal,
     )
+
+
+def _of_whole(adapter: Adapter, config: HFConfig) -> Adapter:
+    """Return an adapter of a text with the names that its layers have in the model of `config`."""
+    layers = {
+        whole_name(config, name) if name.startswith(TEXT_LAYERS) else name: layer
+        for name, layer in adapter.layers.items()
+    }
+    return replace(adapter, layers=layers)
 
 
 def tower_parameters(files: ModelFiles) -> Iterator[tuple[str, Values]]:

@@ -13,12 +13,14 @@ import torch
 
 from stonechat_models.backends.native import footprint
 from stonechat_models.checkpoint.headers import read_headers
+from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.runtime.build import build_engine
 from stonechat_models.vision.hf_processor import HFProcessor
 from tests.models.engines import add, greedy, run
 from tests.models.test_model_file import ROOT, child_environment
+from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_mmproj import TEXTS, tower_tensors, write_mmproj, write_text
 from tests.models.vision.compiled_models import NUM_OUTPUT, TEXT_ONLY, check, make_model
 from tests.models.vision.prompts import Prompt, VisionModel, noise
@@ -116,6 +118,24 @@ def test_a_vocabulary_may_lack_the_placeholder(
     write_mmproj(model, "gemma3", tmp_path / "mmproj.gguf")
     engine, processor = engine_of(path, backend="native")
     check_answers(model, engine, processor)
+
+
+def test_an_adapter_of_the_text_is_merged_beside_a_part_that_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "folder", "gemma3", monkeypatch)
+    path = write_text(model, "gemma3", tmp_path / "model.gguf")
+    part = write_mmproj(model, "gemma3", tmp_path / "mmproj.gguf")
+    text = torch.nn.ModuleDict({"model": model.module.get_decoder()})
+    products = write_adapter(tmp_path / "adapter", text, projections())
+    engine, processor = engine_of(path, adapter=str(tmp_path / "adapter"), mmproj=str(part))
+    for name, product in products.items():
+        text.get_submodule(name).weight += 6 / 4 * torch.from_numpy(product).float()
+    check_answers(model, engine, processor)
+    config = EngineConfig(model=str(path), lora=(f"x={tmp_path / 'adapter'}",), mmproj=str(part))
+    (beside,) = resolve_model(config, lambda line: None).adapters
+    expected = {f"model.language_model.{name.removeprefix('model.')}.weight" for name in products}
+    assert beside.layers.keys() == expected <= model.module.state_dict().keys()
 
 
 def test_a_plan_counts_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
