@@ -43,6 +43,15 @@ def engine_of(path: Path, **settings: Any) -> tuple[Any, HFProcessor]:
     return engine, HFProcessor(tokenizer.path.parent, engine.model.info.images.token_id)
 
 
+def written(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[VisionModel, Path, Path]:
+    """Return a tiny model, and the paths of its two files in `folder`."""
+    model = make_model(folder / "folder", name, monkeypatch)
+    path = write_text(model, name, folder / "model-Q4.gguf")
+    return model, path, write_mmproj(model, name, folder / "mmproj-F32.gguf")
+
+
 def prompts_of(model: VisionModel) -> dict[str, Prompt]:
     return {
         "one": model.prompt("Look: # What is it?", IMAGES[0]),
@@ -70,9 +79,7 @@ def check_answers(model: VisionModel, engine: Any, processor: HFProcessor) -> No
 def test_answers_equal_plain_transformers(
     name: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(tmp_path / "folder", name, monkeypatch)
-    path = write_text(model, name, tmp_path / "model-Q4.gguf")
-    write_mmproj(model, name, tmp_path / "mmproj-F32.gguf")
+    model, path, _ = written(name, tmp_path, monkeypatch)
     engine, processor = engine_of(path, backend=backend)
     check_answers(model, engine, processor)
 
@@ -81,10 +88,8 @@ def test_answers_equal_plain_transformers(
 def test_older_files_of_mistral_are_of_llamas_architecture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(tmp_path / "folder", "mistral3", monkeypatch)
     monkeypatch.setitem(TEXTS, "mistral3", TEXTS["idefics3"])
-    path = write_text(model, "mistral3", tmp_path / "model.gguf")
-    write_mmproj(model, "mistral3", tmp_path / "mmproj.gguf")
+    model, path, _ = written("mistral3", tmp_path, monkeypatch)
     engine, processor = engine_of(path, backend="native")
     check_answers(model, engine, processor)
 
@@ -123,9 +128,7 @@ def test_a_vocabulary_may_lack_the_placeholder(
 def test_an_adapter_of_the_text_is_merged_beside_a_part_that_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(tmp_path / "folder", "gemma3", monkeypatch)
-    path = write_text(model, "gemma3", tmp_path / "model.gguf")
-    part = write_mmproj(model, "gemma3", tmp_path / "mmproj.gguf")
+    model, path, part = written("gemma3", tmp_path, monkeypatch)
     text = torch.nn.ModuleDict({"model": model.module.get_decoder()})
     products = write_adapter(tmp_path / "adapter", text, projections())
     engine, processor = engine_of(path, adapter=str(tmp_path / "adapter"), mmproj=str(part))
@@ -139,9 +142,7 @@ def test_an_adapter_of_the_text_is_merged_beside_a_part_that_is_named(
 
 
 def test_a_plan_counts_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make_model(tmp_path / "folder", "qwen3_vl", monkeypatch)
-    path = write_text(model, "qwen3_vl", tmp_path / "model.gguf")
-    write_mmproj(model, "qwen3_vl", tmp_path / "mmproj.gguf")
+    model, path, _ = written("qwen3_vl", tmp_path, monkeypatch)
     config = EngineConfig(model=str(path), device="cpu")
     planned = footprint(read_headers(config, lambda line: None), config)
     engine, _ = engine_of(path)
@@ -154,9 +155,7 @@ def test_a_plan_counts_the_tower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_text_alone_does_not_import_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(tmp_path / "folder", "idefics3", monkeypatch)
-    path = write_text(model, "idefics3", tmp_path / "model.gguf")
-    write_mmproj(model, "idefics3", tmp_path / "mmproj.gguf")
+    _, path, _ = written("idefics3", tmp_path, monkeypatch)
     engine_of(path)  # describes the two files as one model, once
     result = subprocess.run(
         [sys.executable, "-c", TEXT_ONLY, str(path)],
