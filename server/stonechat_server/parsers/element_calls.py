@@ -19,6 +19,8 @@ from stonechat_server.tool_formats.layout import CallArguments, CallEvent, Eleme
 
 ITEM = "item"
 MAX_DEPTH = 32
+MAX_MARKS = 32
+"""Marks that a JSON value may have in its strings. Without a bound an answer could take minutes."""
 
 
 class ElementCallsReader(LayoutReader[ElementLayout]):
@@ -92,7 +94,7 @@ def _value_end(
 ) -> int | None:
     """Where the mark behind a value begins. None: the text ends before it.
 
-    A mark in a JSON string is part of the value.
+    A mark in a JSON string is part of the value, up to `MAX_MARKS` of them.
     """
     position = start
     while depth < MAX_DEPTH and (found := _opening(mark).match(text, position)):
@@ -103,7 +105,9 @@ def _value_end(
         position = end + len(f"{mark}</{found[1]}>")
     end = text.find(mark, position)
     is_json = position == start and value_form(resolve(schema, root), mark) is ValueForm.JSON
-    while is_json and end >= 0 and not is_whole(text[start:end]):
+    for _ in range(MAX_MARKS if is_json else 0):
+        if end < 0 or is_whole(text[start:end]):
+            break
         end = text.find(mark, end + 1)
     return end if end >= 0 else None
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from stonechat_server.parsers import element_calls
 from stonechat_server.parsers.element_calls import ElementCallsReader, read_elements
 from stonechat_server.tool_formats.layout import CallArguments, CallStart, ElementLayout
 from stonechat_server.tool_formats.minimax import MINIMAX_M3
@@ -81,6 +82,17 @@ def test_the_end_of_a_call_within_a_json_string_is_text(whole: bool) -> None:
     events = [event for char in text for event in reader.push(char)]
     assert events == [CallStart("get"), CallArguments(json.dumps({"place": place}))]
     assert (reader.rest, reader.is_cut) == ("", False)
+
+
+def test_many_ends_within_a_json_string_take_no_long_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work grew with the third power of their number: 400 ends took seconds."""
+    looks = []
+    monkeypatch.setattr(element_calls, "is_whole", lambda text: looks.append(text))
+    assert isinstance(MINIMAX_M3.layout, ElementLayout)
+    reader = ElementCallsReader(MINIMAX_M3.layout, ["get"], {"get": SCHEMA})
+    for char in f'\n{M}<invoke name="get">{M}<place>"' + f"{M}</invoke>\n" * 400:
+        reader.push(char)
+    assert 0 < len(looks) < 2000
 
 
 def test_a_call_that_is_cut_has_no_arguments() -> None:
