@@ -50,9 +50,11 @@ ALTERNATING = """\
 {%- endfor %}"""
 ANY_ORDER = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
 USER_FIRST = """\
-{%- if messages[0].role != 'user' %}{{ raise_exception('No user.') }}{% endif %}
+{%- if messages[0].role != 'user' or not messages[0].content.strip() %}
+{{- raise_exception('No user.') }}{% endif %}
 {%- for message in messages %}[{{ message.role }}]{{ message.content }}
 {%- endfor %}"""
+"""Also refuses the turn that is filled in where one is missing."""
 
 
 def strict_client(template: str) -> tuple[TestClient, FakeEngine]:
