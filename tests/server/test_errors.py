@@ -179,6 +179,10 @@ def test_pairs_of_metadata_may_be_null(client: TestClient) -> None:
         ({"max_tokens": 1.5}, "a valid integer"),
         ({"n_predict": -2}, "greater than or equal to 1"),
         ({"response_format": {"type": "xml"}}, "be 'text', 'json_object' or 'json_schema'."),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"type": "", "function": None}]}]},
+            "should be 'function' or 'custom'.",
+        ),
     ],
 )
 def test_of_several_forms_the_one_that_was_meant_is_explained(

@@ -90,7 +90,7 @@ class ResponsesEndpoint(Endpoint):
 
     def read(self, wire: ResponsesRequest, services: "Services", identity: "Identity") -> Call:
         check_supported(wire, FIELDS)
-        if wire.input is None and wire.previous_response_id is None:
+        if wire.input in (None, []) and wire.previous_response_id is None:
             raise APIError(400, "Missing required parameter: 'input'.", param="input", code=MISSING)
         store, owner = services.responses, identity.key.name
         history = read_history(services, owner, wire.previous_response_id)

@@ -52,7 +52,7 @@ class ReasoningOptions(WireModel):
 class ResponsesRequest(SamplingFields):
     """Items to continue, and the options for doing so."""
 
-    input: str | Annotated[ListOf[Item], Field(min_length=1)] | None = None
+    input: str | ListOf[Item] | None = None
     instructions: str | None = None
 
     tools: ListOf[ToolParam] | None = None

@@ -146,7 +146,9 @@ def _complete_call(call: object) -> object:
     """Give a call the type and the id that some servers leave out, or say in another way."""
     if not isinstance(call, dict):
         return call
-    kind = call.get("type") or ("function" if call.get("custom") is None else "custom")
+    kind = call.get("type")
+    if kind is None:
+        kind = "function" if call.get("custom") is None else "custom"
     given = {key: value for key, value in call.items() if value is not None or key == kind}
     return given | {"type": kind, "id": _id_text(call.get("id"))}
 

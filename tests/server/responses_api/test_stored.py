@@ -119,11 +119,12 @@ def test_a_conversation_may_branch(client: TestClient, engine: FakeEngine) -> No
 
 def test_the_input_may_be_left_out(client: TestClient, engine: FakeEngine) -> None:
     first = ask(client, input="one")
-    answer = ask(client, input=None, previous_response_id=first["id"])
-    assert engine.prompt.count("<|im_start|>user") == 1
-    assert len(list_items(client, answer)["data"]) == 2
-    error = error_of(post(client, input=None))
-    assert (error["param"], error["code"]) == ("input", "missing_required_parameter")
+    for nothing in (None, []):
+        answer = ask(client, input=nothing, previous_response_id=first["id"])
+        assert engine.prompt.count("<|im_start|>user") == 1
+        assert len(list_items(client, answer)["data"]) == 2
+        error = error_of(post(client, input=nothing))
+        assert (error["param"], error["code"]) == ("input", "missing_required_parameter")
 
 
 def test_an_answer_that_was_cut_is_stored(client: TestClient, engine: FakeEngine) -> None:
