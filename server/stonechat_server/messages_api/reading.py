@@ -159,7 +159,7 @@ def _reasoning(wire: MessagesFields) -> dict[str, Any]:
         if thinking is not None or wire.reasoning_effort is not None:
             values["reasoning_effort"] = effort
         else:
-            variables = {"reasoning_effort": effort}
+            variables = {"reasoning_effort": effort, "reasoning_strength": effort}
             values["chat_template_kwargs"] = variables | (wire.chat_template_kwargs or {})
     return values
 

@@ -15,13 +15,13 @@ from stonechat_server.parsers.deltas import (
     WrappingParser,
 )
 from stonechat_server.parsers.tool_calls import ToolNames
-from stonechat_server.tool_formats.layout import HarmonyLayout, JsonLayout, ToolFormat
+from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
 from stonechat_server.tool_formats.openings import closing_mark
 
 
 def may_be_bare(format: ToolFormat) -> bool:
     """Whether calls without marks can be told from those of the format."""
-    return not isinstance(format.layout, HarmonyLayout)
+    return not format.has_messages
 
 
 def _needs_fence(format: ToolFormat) -> bool:

@@ -10,6 +10,7 @@ has at most one.
 
 import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from stonechat_server.parsers.deltas import (
     ContentDelta,
@@ -23,7 +24,6 @@ from stonechat_server.parsers.tool_calls import ToolNames
 from stonechat_server.tool_formats.harmony import (
     CALL,
     CHANNEL,
-    CONSTRAIN,
     END,
     MESSAGE,
     RETURN,
@@ -31,14 +31,7 @@ from stonechat_server.tool_formats.harmony import (
 )
 from stonechat_server.tool_formats.layout import hold_back, new_call_id
 
-VISIBLE_HEADERS = tuple(
-    f"{CHANNEL}{header}{MESSAGE}"
-    for header in ("final", "commentary", f"final {CONSTRAIN}json", f"final{CONSTRAIN}json")
-)
-"""Headers of messages to the user."""
-
 _RECIPIENT_KEY = "to=functions."
-_ENDS = (END, CALL, RETURN, START)
 _RECIPIENT = re.compile(r"\bto=functions\.([a-zA-Z0-9_-]+)")
 _GAP = "\n\n"
 """Separates the texts of two messages of the same kind."""
@@ -56,6 +49,9 @@ class HarmonyParser:
     inner: DeltaParser
     is_open: bool = False
     has_reasoning: bool = True
+    openings: ClassVar[tuple[str, ...]] = (CHANNEL, _RECIPIENT_KEY)
+    """Texts with which a header begins."""
+    ends: ClassVar[tuple[str, ...]] = (END, CALL, RETURN, START)
     _held: str = field(default="", init=False)
     _is_header: bool = field(default=True, init=False)
     _is_first: bool = field(default=True, init=False)
@@ -66,8 +62,10 @@ class HarmonyParser:
     _is_cut: bool = field(default=False, init=False)
     _gap: str = field(default="", init=False)
     """Separator that precedes the message's text."""
-    _kinds: set[bool] = field(default_factory=set, init=False)
-    """Kinds of text so far: True for reasoning, False for text to the user."""
+    _is_to_tool: bool = field(default=False, init=False)
+    """Whether `inner` parses a message to a tool."""
+    _kinds: set[tuple[bool, bool]] = field(default_factory=set, init=False)
+    """Kinds of text so far (see `_kind`)."""
 
     def __post_init__(self) -> None:
         self._is_header = not self.is_open
@@ -97,14 +95,25 @@ class HarmonyParser:
         return self.names is not None and bool(text) and _RECIPIENT_KEY.startswith(text)
 
     def _read_header(self, finished: bool) -> bool:
-        if self._is_first and not _may_be_header(self._held, finished):
+        if self._is_first and not self._may_be_header(finished):
             self._is_header = self._is_first = False
             return True
         header, marker, rest = self._held.partition(MESSAGE)
         if marker:
             self._held, self._is_header, self._is_first = rest, False, False
             self._open(header)
+            self._gap = _GAP if self._kind() in self._kinds else ""
         return bool(marker)
+
+    def _may_be_header(self, finished: bool) -> bool:
+        """Whether an answer that begins with the held text may begin with a header."""
+        beginning = self._held.lstrip()
+        if finished:
+            return beginning.startswith(self.openings)
+        return any(
+            beginning.startswith(opening) or opening.startswith(beginning)
+            for opening in self.openings
+        )
 
     def _open(self, header: str) -> None:
         recipient = _RECIPIENT.search(header)
@@ -113,28 +122,33 @@ class HarmonyParser:
         self._in_reasoning = f"{CHANNEL}analysis" in header and self._call is None
         self._is_cut = self._call is not None
         self._scanner = JsonScanner()
-        is_thought = self._in_reasoning and self.has_reasoning
-        self._gap = _GAP if is_thought in self._kinds else ""
+
+    def _kind(self) -> tuple[bool, bool]:
+        """Whether the message is reasoning, and whether it is to a tool."""
+        return self._in_reasoning and self.has_reasoning, self._is_to_tool
 
     def _read_text(self, deltas: list[ParsedDelta], finished: bool) -> bool:
-        ends = [(self._held.find(end), end) for end in _ENDS if end in self._held]
+        ends = [(self._held.find(end), end) for end in self.ends if end in self._held]
         position, end = min(ends, default=(-1, ""))
         if position < 0:
-            num_held = 0 if finished else hold_back(self._held, _ENDS)
+            num_held = 0 if finished else hold_back(self._held, self.ends)
             position = len(self._held) - num_held
         text, self._held = self._held[:position], self._held[position + len(end) :]
         self._emit(text, deltas)
         if end:
-            self._is_header = True
-            self._call = None
+            self._close(end, deltas)
         return bool(end)
+
+    def _close(self, end: str, deltas: list[ParsedDelta]) -> None:
+        """End the message."""
+        self._is_header, self._call = True, None
 
     def _emit(self, text: str, deltas: list[ParsedDelta]) -> None:
         if self._call is not None:
             self._emit_call(text, deltas)
         elif text:
-            is_thought = self._in_reasoning and self.has_reasoning
-            self._kinds.add(is_thought)
+            is_thought, _ = kind = self._kind()
+            self._kinds.add(kind)
             text, self._gap = self._gap + text, ""
             deltas += [ReasoningDelta(text)] if is_thought else self.inner.feed(text, False)
 
@@ -151,14 +165,3 @@ class HarmonyParser:
                 break
         if arguments:
             deltas.append(ToolCallDelta(index=self._num_calls - 1, arguments=arguments))
-
-
-def _may_be_header(text: str, finished: bool) -> bool:
-    """Whether an answer that begins with `text` may begin with a header."""
-    beginning = text.lstrip()
-    if finished:
-        return beginning.startswith((CHANNEL, _RECIPIENT_KEY))
-    return any(
-        beginning.startswith(opening) or opening.startswith(beginning)
-        for opening in (CHANNEL, _RECIPIENT_KEY)
-    )

@@ -15,7 +15,8 @@ from stonechat_server.errors import unsupported
 from stonechat_server.parsers.answer_marks import AnswerMarks, AnswerMarksParser
 from stonechat_server.parsers.bare_calls import BareCallParser
 from stonechat_server.parsers.deltas import ContentParser, DeltaParser, ParserFactory
-from stonechat_server.parsers.harmony import VISIBLE_HEADERS, HarmonyParser
+from stonechat_server.parsers.harmony import HarmonyParser
+from stonechat_server.parsers.muse import MuseParser
 from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser
 from stonechat_server.parsers.repeated_calls import CallFilter
 from stonechat_server.parsers.special_tokens import SpecialTokenFilter
@@ -24,9 +25,9 @@ from stonechat_server.structured.tool_options import (
     ToolOptions,
     parameters,
 )
-from stonechat_server.tool_formats import harmony
+from stonechat_server.tool_formats import harmony, muse
 from stonechat_server.tool_formats.generic import GENERIC
-from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat, layout_texts
+from stonechat_server.tool_formats.layout import ToolFormat, layout_texts
 
 if TYPE_CHECKING:
     from stonechat_server.prompt.message_repairs import TemplateMessage
@@ -76,8 +77,8 @@ class AnswerSpec:
         The end of `prompt` shows whether reasoning has begun. Raises `APIError` 400 for a budget if
         the model has no reasoning markers.
         """
-        if isinstance(self.format.layout, HarmonyLayout):
-            return self._after_harmony_prompt(params)
+        if self.format.has_messages:
+            return self._before_messages(params)
         text = prompt.rstrip()
         markers = all_markers = self.markers
         if markers is not None and text.endswith(markers.end):  # the template has switched it off
@@ -122,29 +123,45 @@ class AnswerSpec:
         otherwise = self.format.trigger if names and self.format.opens_in_prompt else ""
         return AnswerMarksParser(self.marks, parser, otherwise)
 
-    def _after_harmony_prompt(self, params: SamplingParams) -> tuple[SamplingParams, ParserFactory]:
+    def _before_messages(self, params: SamplingParams) -> tuple[SamplingParams, ParserFactory]:
+        """`after_prompt` for a format whose answers consist of messages."""
         names = self._tool_names()
         custom = ToolNames(functions=(), custom=names.custom) if names else None
-        parser_tokens = set(self.special_tokens) & set(harmony.TOKENS)
+        is_muse = self.format.has_recipients
+        parser_tokens = set(self.special_tokens) & {*(muse if is_muse else harmony).TOKENS}
+        if is_muse:
+            parser_tokens |= self._parser_tokens(None)
         hidden_tokens = self._hidden_tokens(parser_tokens, params)
 
-        def new_parser() -> DeltaParser:
-            inner: DeltaParser = ContentParser()
+        def new_inner(is_to_tool: bool = False) -> DeltaParser:
+            if is_to_tool and names is not None:
+                return ToolCallParser(format=self.format, names=names)
             if custom is not None and custom.custom:
-                inner = ToolCallParser(format=GENERIC, names=custom)
-            parser: DeltaParser = HarmonyParser(names, inner, self.is_open, self.has_reasoning)
+                return ToolCallParser(format=GENERIC, names=custom)
+            return ContentParser()
+
+        def new_parser() -> DeltaParser:
+            options = (names, new_inner(), self.is_open, self.has_reasoning)
+            parser: DeltaParser = HarmonyParser(*options)
+            if is_muse:
+                parser = MuseParser(*options, new_inner=new_inner)
             if names is not None:
                 parser = self._with_filter(parser)
             return SpecialTokenFilter(hidden_tokens, parser) if hidden_tokens else parser
 
-        scope = StopScope(VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
         params = self._with_stop_rules(
             params,
-            scope=scope if self.has_reasoning and not self.is_open else None,
+            scope=self._visible_messages() if self.has_reasoning and not self.is_open else None,
             never_after=triggers(GENERIC, custom) if custom else (),
             never_first="",
         )
         return self._with_grammar(params, None, bool(parser_tokens)), new_parser
+
+    def _visible_messages(self) -> StopScope:
+        """The messages to the user."""
+        if self.format.has_recipients:
+            return StopScope(muse.VISIBLE_HEADERS, until=(muse.END,), unless=muse.RECIPIENT_KEY)
+        return StopScope(harmony.VISIBLE_HEADERS, until=(harmony.END,), unless=harmony.CHANNEL)
 
     def _call_parser(self, names: ToolNames) -> DeltaParser:
         assert self.tool_options is not None

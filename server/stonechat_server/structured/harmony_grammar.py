@@ -1,6 +1,7 @@
 """Writes the grammar of a gpt-oss answer: messages with channels (see `parsers.harmony`)."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from stonechat_models import GrammarSpec
 from stonechat_server.structured.lark import (
@@ -33,6 +34,10 @@ class HarmonyGrammar:
     answer: GrammarSpec | None = None
     budget: int | None = None
     is_open: bool = False
+    thought_header: ClassVar[str] = f"{CHANNEL}analysis{MESSAGE}"
+    preamble_header: ClassVar[str] = f"{CHANNEL}commentary{MESSAGE}"
+    next_message: ClassVar[str] = f"{END}{START}assistant"
+    """Ends a message and begins the next."""
 
     def build(self) -> GrammarSpec:
         """Return the whole grammar."""
@@ -47,30 +52,41 @@ class HarmonyGrammar:
         limit = "" if self.budget is None else f"[max_tokens={self.budget}]"
         rules["THOUGHT"] = rules["PREAMBLE"] = ANY_TEXT
         rules[f"thought{limit}"] = "THOUGHT"
-        rules["thinking"] = self._message("analysis", "thought")
-        literal = self.writer.literal
-        constrained = sequence('(" ")?', literal(f"{CONSTRAIN}json"))
-        rules["json_mark"] = choice([quoted(" json"), constrained])
-        header = sequence(literal(f"{CHANNEL}final"), "(json_mark)?", literal(MESSAGE))
-        endings = [sequence(header, rule)] * can_end
+        rules["thinking"] = self._message(self.thought_header, "thought")
+        endings = [sequence(self._final_header(rules), rule)] * can_end
         if options.functions:
-            self._add_calls(options, rules)
-            rules["preamble"] = self._message("commentary", "PREAMBLE")
-            endings.append("function_call" if options.is_required else "(preamble)? function_call")
+            rules["preamble"] = self._message(self.preamble_header, "PREAMBLE")
+            calls = self._add_calls(options, rules)
+            may_inform = self._may_inform and not options.is_required
+            endings.append(sequence("(preamble)?" if may_inform else "", calls))
         return final.write(sequence(self._thoughts(), choice(endings)))
+
+    @property
+    def _may_inform(self) -> bool:
+        """Whether a text to the user may precede a call."""
+        return True
 
     def _thoughts(self) -> str:
         if self.budget is None:
             return f"thinking{{0,{MAX_THOUGHTS}}}"
         return "(thinking)?" if self.budget else ""
 
-    def _message(self, channel: str, text: str) -> str:
+    def _message(self, header: str, text: str) -> str:
         literal = self.writer.literal
-        opening, closing = f"{CHANNEL}{channel}{MESSAGE}", f"{END}{START}assistant"
-        return sequence(literal(opening), text, literal(closing))
+        return sequence(literal(header), text, literal(self.next_message))
 
-    def _add_calls(self, options: ToolOptions, rules: dict[str, str]) -> None:
-        """Add the rules of calls. The recipient stands after the channel's name or before both."""
+    def _final_header(self, rules: dict[str, str]) -> str:
+        """The header of the final message. May add rules."""
+        literal = self.writer.literal
+        constrained = sequence('(" ")?', literal(f"{CONSTRAIN}json"))
+        rules["json_mark"] = choice([quoted(" json"), constrained])
+        return sequence(literal(f"{CHANNEL}final"), "(json_mark)?", literal(MESSAGE))
+
+    def _add_calls(self, options: ToolOptions, rules: dict[str, str]) -> str:
+        """Add the rules of calls, and return the name of that of all.
+
+        The recipient stands after the channel's name or before both.
+        """
         literal = self.writer.literal
         channel = choice([quoted("commentary"), quoted("analysis")])
         calls = []
@@ -87,3 +103,4 @@ class HarmonyGrammar:
             )
             calls.append(f"call_{i}")
         rules["function_call"] = choice(calls)
+        return "function_call"

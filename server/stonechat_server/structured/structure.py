@@ -35,6 +35,7 @@ from stonechat_server.structured.argument_schemas import ArgumentSchemas, loosen
 from stonechat_server.structured.grammar_checks import GrammarCache
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
+from stonechat_server.structured.muse_grammar import MuseGrammar
 from stonechat_server.structured.template_traits import UNKNOWN_FORM, TemplateTraits, read_traits
 from stonechat_server.structured.tool_grammar import MarkGrammar, ToolGrammar
 from stonechat_server.structured.tool_options import (
@@ -43,7 +44,6 @@ from stonechat_server.structured.tool_options import (
     read_tool_options,
     tool_path,
 )
-from stonechat_server.tool_formats.layout import HarmonyLayout
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike
@@ -208,12 +208,13 @@ class Structure:
         traits: TemplateTraits,
     ) -> GrammarSpec | None:
         answer, budget = form.grammar if form else None, request.thinking_budget
-        if isinstance(traits.format.layout, HarmonyLayout):
+        if traits.format.has_messages:
             if tool_options is None and answer is None and budget is None:
                 return None
             writer = LarkWriter(self._special_tokens)
             is_open = bool(request.continue_final_message)
-            return HarmonyGrammar(tool_options, writer, answer, budget, is_open).build()
+            messages = MuseGrammar if traits.format.has_recipients else HarmonyGrammar
+            return messages(tool_options, writer, answer, budget, is_open).build()
         if tool_options is None and (answer is None or traits.marks is None):
             return answer
         writer = LarkWriter(self._special_tokens)
@@ -288,4 +289,9 @@ def _variables(request: "ChatCompletionRequest") -> dict[str, Any]:
     if effort is None:
         return {}
     is_thinking = effort != "none"
-    return {"reasoning_effort": effort, "enable_thinking": is_thinking, "thinking": is_thinking}
+    return {
+        "reasoning_effort": effort,
+        "reasoning_strength": effort,
+        "enable_thinking": is_thinking,
+        "thinking": is_thinking,
+    }

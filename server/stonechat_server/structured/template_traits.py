@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from stonechat_server.parsers.answer_marks import AnswerMarks, find_answer_marks
 from stonechat_server.parsers.reasoning import ReasoningMarkers, find_markers
 from stonechat_server.tool_formats.generic import GENERIC
-from stonechat_server.tool_formats.layout import HarmonyLayout, ToolFormat
+from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.select import FORMATS, select_format
 
 _TOOLS = re.compile(r"\btools\b|\+ functions\b")
@@ -25,7 +25,7 @@ class TemplateTraits:
     markers: ReasoningMarkers | None
     marks: AnswerMarks | None
     shapes_answers: bool
-    """Whether an answer without tools may hold more than content: reasoning, marks or channels."""
+    """Whether an answer without tools may hold more than content: reasoning, marks or messages."""
 
     @property
     def is_known(self) -> bool:
@@ -57,12 +57,12 @@ def read_traits(
     if tool_format != "auto":
         format = FORMATS[tool_format]
     markers = find_markers(template, is_token) if has_reasoning else None
-    marks, has_channels = find_answer_marks(template), isinstance(format.layout, HarmonyLayout)
+    marks = find_answer_marks(template)
     return TemplateTraits(
         renders_tools=renders_tools,
         renders_calls=has_calls and (renders_tools or format is not GENERIC),
         format=format,
         markers=markers,
         marks=marks,
-        shapes_answers=markers is not None or marks is not None or has_channels,
+        shapes_answers=markers is not None or marks is not None or format.has_messages,
     )

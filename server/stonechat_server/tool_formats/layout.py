@@ -76,6 +76,13 @@ class ToolFormat:
     opens_in_prompt: bool = False
     """Whether the prompt ends with `trigger`, so that the answer begins with a call's name."""
     new_id: Callable[[], str] = new_call_id
+    has_recipients: bool = False
+    """Whether a section is a message to its tool, and other messages are to the user."""
+
+    @property
+    def has_messages(self) -> bool:
+        """Whether the whole answer consists of messages."""
+        return self.has_recipients or isinstance(self.layout, HarmonyLayout)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,7 @@ from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.llama import LLAMA_JSON
 from stonechat_server.tool_formats.minimax import MINIMAX, MINIMAX_M3
 from stonechat_server.tool_formats.mistral import MISTRAL, MISTRAL_LIST
+from stonechat_server.tool_formats.muse import MUSE
 from stonechat_server.tool_formats.pythonic import PYTHONIC
 from stonechat_server.tool_formats.qwen_coder import QWEN_CODER
 from stonechat_server.tool_formats.seed import SEED
@@ -95,7 +96,8 @@ _MARKS = (
     (("[func_name1(",), PYTHONIC),
     (("<|python_start|>",), PYTHONIC),
     (('[{"name": "tool_call_name"',), XLAM),
-    (("<atem:function_calls>",), GENERIC),
+    ((MUSE.trigger, " to=self<|message|>"), MUSE),
+    ((MUSE.trigger,), GENERIC),
     (("<|python_tag|>",), LLAMA_JSON),
     (('"parameters": ',), LLAMA_JSON),
 )

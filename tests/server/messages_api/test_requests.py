@@ -306,7 +306,7 @@ EQUAL_FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     (
         {"output_config": {"effort": "low"}},
-        {"chat_template_kwargs": {"reasoning_effort": "low"}},
+        {"chat_template_kwargs": {"reasoning_effort": "low", "reasoning_strength": "low"}},
     ),
     (
         {"output_config": {"effort": "low"}, "thinking": {"type": "adaptive"}},
@@ -318,7 +318,13 @@ EQUAL_FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ),
     (
         {"output_config": {"effort": "low"}, "chat_template_kwargs": {"enable_thinking": False}},
-        {"chat_template_kwargs": {"reasoning_effort": "low", "enable_thinking": False}},
+        {
+            "chat_template_kwargs": {
+                "reasoning_effort": "low",
+                "reasoning_strength": "low",
+                "enable_thinking": False,
+            }
+        },
     ),
     ({"thinking": {"type": "adaptive"}}, {}),
     ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),

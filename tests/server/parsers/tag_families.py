@@ -184,4 +184,18 @@ TAG_FAMILIES = [
         + "{{ '<start_function_call>call:' ~ c.name ~ bare(a) ~ '<end_function_call>' }}",
         specials=("<start_function_call>", "<end_function_call>", "<escape>"),
     ),
+    Family(
+        "muse",
+        "{{ ' to=' ~ c.name ~ '<|message|><atem:function_calls>\\n<atem:invoke name=\"' ~ c.name"
+        " ~ '\">\\n' }}"
+        + tags('<atem:parameter name="', '">', "</atem:parameter>\\n", JSON_OR_TEXT)
+        + "{{ '</atem:invoke>\\n</atem:function_calls>' }}",
+        between="<|eom|><|start|>assistant",
+        content=" to=user<|message|>{}<|eom|><|start|>assistant",
+        user="<|start|>user<|message|>{}<|eot|>",
+        prompt="<|start|>assistant",
+        end="<|eot|>",
+        extra=" to=self<|message|>",
+        specials=("<|message|>", "<|eom|>", "<|start|>", "<|eot|>"),
+    ),
 ]

@@ -199,5 +199,5 @@ def test_such_formats_still_stream_their_arguments() -> None:
     assert [d.arguments for d in deltas if isinstance(d, ToolCallDelta)] == ['{"ci']
 
 
-def test_only_harmony_has_no_bare_calls() -> None:
-    assert [name for name in FORMATS if not may_be_bare(FORMATS[name])] == ["harmony"]
+def test_only_formats_of_messages_have_no_bare_calls() -> None:
+    assert [name for name in FORMATS if not may_be_bare(FORMATS[name])] == ["harmony", "muse"]

@@ -15,7 +15,7 @@ from stonechat_server.parsers.deltas import (
     ReasoningDelta,
     ToolCallDelta,
 )
-from stonechat_server.parsers.harmony import VISIBLE_HEADERS, HarmonyParser
+from stonechat_server.parsers.harmony import HarmonyParser
 from stonechat_server.parsers.tool_calls import ToolNames
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
@@ -154,7 +154,7 @@ def test_stop_strings_apply_to_messages_to_the_user(
 ) -> None:
     post(client, stop="\n", tools=[WEATHER])
     scope = engine.stop_rules.scope
-    assert scope == StopScope(VISIBLE_HEADERS, until=("<|end|>",), unless="<|channel|>")
+    assert scope == StopScope(harmony.VISIBLE_HEADERS, until=("<|end|>",), unless="<|channel|>")
     post(new_client(reasoning=False), stop="\n")
     assert engine.stop_rules.scope is None
 

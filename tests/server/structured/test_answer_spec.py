@@ -88,6 +88,8 @@ def test_special_tokens_that_no_parser_needs_are_skipped(
         ("<|tool_calls_section_begin|>", "kimi"),
         ("<|im_system|>tool_declare<|im_middle|>", "kimi"),
         ("<|channel|>commentary", "harmony"),
+        ("<|start|>assistant to=self<|message|> <atem:function_calls>", "muse"),
+        ('<atem:function_calls> "parameters": ', "generic"),
         ("<\uff5cDSML\uff5cfunction_calls>", "deepseek_v32"),
         ("<TOOLCALL>", "nemotron"),
         ("<|tool_call|>", "granite"),

@@ -24,7 +24,7 @@ from tests.server.parsers.families import JSON_FAMILIES, Family
 from tests.server.parsers.tag_families import TAG_FAMILIES
 from tests.server.parsers.test_round_trip import render
 
-OTHERS = ("harmony", "functionary32")
+OTHERS = ("harmony", "muse", "functionary32")
 """Whole answers of these consist of messages: they have tests of their own."""
 FAMILIES = {f.name: f for f in (*JSON_FAMILIES, *TAG_FAMILIES) if f.name not in OTHERS}
 THINKS = "{# </think> #}"

@@ -12,14 +12,16 @@ from stonechat_models.types import GrammarSpec
 from stonechat_server.parsers import custom_calls
 from stonechat_server.parsers.deltas import ContentDelta, DeltaParser, ReasoningDelta, ToolCallDelta
 from stonechat_server.parsers.harmony import HarmonyParser
+from stonechat_server.parsers.muse import MuseParser
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.structured.function_grammar import MAX_CALLS
 from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter, regex
+from stonechat_server.structured.muse_grammar import MuseGrammar
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import ToolOptions, parameters, read_tool_options
-from stonechat_server.tool_formats import harmony
+from stonechat_server.tool_formats import harmony, muse
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.select import FORMATS
@@ -27,7 +29,10 @@ from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
 from tests.nightly import nightly
 
-SPECIALS = ("[TOOL_CALLS]", "[ARGS]", *harmony.TOKENS, "<|tool_call_begin|>", "</arg_value>")
+SPECIALS = (
+    *("[TOOL_CALLS]", "[ARGS]", "<|tool_call_begin|>", "</arg_value>"),
+    *dict.fromkeys((*harmony.TOKENS, *muse.TOKENS)),
+)
 VOCABULARY = ByteVocabulary(SPECIALS)
 COMPILER = GrammarCompiler(VOCABULARY, PADDED_VOCAB)
 WRITER = LarkWriter({text: VOCABULARY.id_of(text.encode()) for text in SPECIALS})
@@ -117,6 +122,8 @@ def options_for(tools: list[dict[str, Any]], **fields: Any) -> ToolOptions:
 def grammar(options: ToolOptions, format: ToolFormat) -> GrammarSpec:
     if format is harmony.HARMONY:
         return HarmonyGrammar(options, WRITER).build()
+    if format is muse.MUSE:
+        return MuseGrammar(options, WRITER).build()
     return ToolGrammar(options, format, WRITER).build()
 
 
@@ -130,6 +137,15 @@ def read(options: ToolOptions, format: ToolFormat, text: str) -> tuple[str, list
     if format is harmony.HARMONY:
         custom = ToolNames(functions=(), custom=names.custom)
         parser = HarmonyParser(names, ToolCallParser(format=GENERIC, names=custom))
+    if format is muse.MUSE:
+        custom = ToolNames(functions=(), custom=names.custom)
+
+        def new_inner(is_to_tool: bool) -> ToolCallParser:
+            if is_to_tool:
+                return ToolCallParser(format=format, names=names)
+            return ToolCallParser(format=GENERIC, names=custom)
+
+        parser = MuseParser(names, new_inner(False), new_inner=new_inner)
     content, calls = "", []
     if format.opens_in_prompt and not text.lstrip().startswith(custom_calls.TRIGGER):
         text = format.trigger + text.lstrip()
@@ -168,7 +184,10 @@ def texts(spec: GrammarSpec, count: int, limit: int = 500) -> list[str]:
 
 def formats() -> list[Any]:
     """Return all formats. One of each layout is enough for the default run."""
-    firsts = {type(format.layout): name for name, format in reversed(FORMATS.items())}
+    firsts = {
+        (type(format.layout), format.has_recipients): name
+        for name, format in reversed(FORMATS.items())
+    }
     return [*firsts.values(), *nightly(*(name for name in FORMATS if name not in firsts.values()))]
 
 
