@@ -119,7 +119,7 @@ def test_models(client: anthropic.Anthropic) -> None:
     ("fields", "error"),
     [
         ({"model": "claude-haiku-4-5"}, anthropic.NotFoundError),
-        ({"max_tokens": -1}, anthropic.BadRequestError),
+        ({"max_tokens": -2}, anthropic.BadRequestError),
         ({"messages": [{"role": "user", "content": "x" * 10_000}]}, anthropic.BadRequestError),
         ({"messages": [{"role": "user", "content": "x" * 30_000}]}, anthropic.RequestTooLargeError),
     ],

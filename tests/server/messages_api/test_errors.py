@@ -25,7 +25,7 @@ def user(*blocks: Any) -> list[dict[str, Any]]:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": None}, "max_tokens"),
-    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": -2}, "max_tokens"),
     ({"messages": []}, "messages"),
     ({"messages": None}, "messages"),
     ({"messages": [{"role": "tool", "content": ""}]}, "messages[0].role"),
