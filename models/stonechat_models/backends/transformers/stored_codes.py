@@ -48,9 +48,10 @@ class CodedParts:
 
     def add_embedding(self, name: str, linear: CodedLinear, empty: nn.Module) -> None:
         """Add the embedding `name` of `empty` with the weight of `linear`, its tied head if any."""
-        scale: Any = getattr(empty.get_submodule(name), "scalar_embed_scale", None)
+        embedding: Any = empty.get_submodule(name)
+        scale = getattr(embedding, "scalar_embed_scale", None)
         self.modules[name] = CodedEmbedding(linear.parts[0], linear.weight.dtype, scale)
-        head = _tied_head(empty)
+        head = _tied_head(empty, embedding)
         if head is not None:
             self.modules[head] = linear
 
@@ -220,9 +221,11 @@ def is_replaceable(module: nn.Module) -> bool:
     return isinstance(module, nn.Embedding) and hasattr(module, "scalar_embed_scale")
 
 
-def _tied_head(empty: nn.Module) -> str | None:
-    """The name of the head that shares the weight of the embedding, if there is one."""
-    embedding = empty.get_input_embeddings()  # type: ignore[operator]
+def _tied_head(empty: nn.Module, embedding: nn.Embedding) -> str | None:
+    """The name of the head that shares the weight of an embedding, if there is one.
+
+    A model may have embeddings that share none: of positions, or for each layer.
+    """
     head = empty.get_output_embeddings()  # type: ignore[operator]
     if type(head) is not nn.Linear or head.bias is not None:
         return None

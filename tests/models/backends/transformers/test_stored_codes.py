@@ -16,7 +16,9 @@ from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from tests.models.checkpoint.gguf.converted_models import converted_model
 from tests.models.coded_gguf import write_coded_gguf
+from tests.models.converted_gguf import write_converted
 from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
 from tests.models.tiny_mmproj import write_mmproj, write_text
 from tests.models.vision.compiled_models import make_model
@@ -70,6 +72,16 @@ def test_architectures(architecture, per_layer, tops, loaded, tmp_path):
     assert_same_logits(coded, plain, VOCAB)
     assert quantize.num_weights(coded) == quantize.num_weights(plain)
     assert quantize.stored_label(coded) == "as stored (Q8_0)"
+
+
+def test_a_head_shares_no_other_embedding(loaded, tmp_path):
+    """Gemma 4 has a second one, with a part for each layer."""
+    module = converted_model("gemma4-e4b", hidden_size_per_layer_input=32)
+    path = write_converted(module, "gemma4", tmp_path / "x.gguf", gguf.GGMLQuantizationType.Q8_0)
+    plain = loaded(path, keeps_codes=False)
+    coded = loaded(path, keeps_codes=True)
+    assert {"model.embed_tokens", "model.embed_tokens_per_layer"} < coded_names(coded)
+    assert_same_logits(coded, plain, 256)
 
 
 @pytest.mark.parametrize("name", ["gemma3", "idefics3"])
