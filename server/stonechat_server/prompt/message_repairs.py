@@ -106,10 +106,6 @@ def with_single_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessa
     return split
 
 
-_MISSING_TURNS = {("tool", "user"): "assistant", ("system", "assistant"): "user"}
-"""What some templates demand between messages of two roles."""
-
-
 def after_refusal(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
     """Change what templates refuse: ids, order of roles, and reasoning beside content and calls.
 
@@ -124,14 +120,19 @@ def after_refusal(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
         if joined and _are_joinable(joined[-1], message):
             content = join_contents(joined[-1].get("content"), message.get("content"))
             joined[-1] = {**message, "content": content}
-        elif message["role"] == "assistant" and not _has_something(message):
-            joined.append({**message, "content": " "})
-        else:
-            before = joined[-1]["role"] if joined else "system"
-            if missing := _MISSING_TURNS.get((before, message["role"])):
-                joined.append({"role": missing, "content": " "})
-            joined.append(message)
+            continue
+        if missing := _missing_turn(joined, message["role"]):
+            joined.append({"role": missing, "content": " "})
+        is_empty = message["role"] == "assistant" and not _has_something(message)
+        joined.append({**message, "content": " "} if is_empty else message)
     return joined
+
+
+def _missing_turn(before: Sequence[TemplateMessage], role: str) -> str | None:
+    """The role whose turn some templates demand between `before` and a message of `role`."""
+    if role == "assistant" and all(message["role"] == "system" for message in before):
+        return "user"
+    return "assistant" if role == "user" and before and before[-1]["role"] == "tool" else None
 
 
 def _are_joinable(first: TemplateMessage, second: TemplateMessage) -> bool:

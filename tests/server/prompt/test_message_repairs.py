@@ -169,6 +169,16 @@ def test_a_missing_turn_is_filled_in_where_turns_must_alternate() -> None:
     again = {"role": "user", "content": "Again"}
     assert render(source, USER, answer(tool_calls=[call({})]), result(), again) == "[Hi][ ][Again]"
     assert render(source, answer(content="Welcome!"), again) == "[ ][Welcome!][Again]"
+    assert render(source, answer(content=""), again) == "[ ][ ][Again]"
+
+
+def test_no_turn_is_filled_in_behind_a_later_system_message() -> None:
+    """A template that refuses something else, such as ids, would refuse two user turns as well."""
+    source = "{% for m in messages %}{% if m.tool_calls and m.tool_calls[0].id | length != 9 %}"
+    source += "{{ raise_exception('nine letters') }}{% endif %}[{{ m.content }}]{% endfor %}"
+    later = {"role": "system", "content": "Be brief."}
+    calls = answer(tool_calls=[call({}, "x")], content="Ok")
+    assert render(source, USER, later, calls) == "[Hi][Be brief.][Ok]"
 
 
 def test_tools_get_the_keys_that_a_template_reads_without_asking() -> None:
