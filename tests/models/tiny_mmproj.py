@@ -206,7 +206,7 @@ def write_mmproj(
     projector: str = "",
     depth: int = 0,
 ) -> Path:
-    """Write the vision part. Matrices are `kind`, but for the kernel. `skip`: a metadata key.
+    """Write the vision part. Matrices are `kind` if their rows fit. `skip`: a metadata key.
 
     `depth`: another number of layers than there are.
     """
@@ -236,7 +236,8 @@ def write_mmproj(
     for target, values in (tensors or tower_tensors(model, name)).items():
         array = np.ascontiguousarray(values.detach().float().numpy())
         is_matrix = array.ndim == 2 and "position" not in target and "norm" not in target
-        stored = kind if is_matrix else gguf.GGMLQuantizationType.F32
+        fits = array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0
+        stored = kind if is_matrix and fits else gguf.GGMLQuantizationType.F32
         writer.add_tensor(target, gguf.quantize(array, stored), raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,8 +17,10 @@ from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
 from stonechat_models.diagnostics.survey import ServingForm
 from tests.models.packed_writers import CASES, is_linear, save_packed
 from tests.models.tiny_gguf import write_tiny_gguf
+from tests.models.tiny_mmproj import tower_tensors, write_mmproj, write_text
 from tests.models.tiny_models import save_tiny_model
 from tests.models.tiny_tokenizers import save_byte_level
+from tests.models.vision.compiled_models import make_model
 
 FREE, TOTAL = 7 << 20, 8 << 20
 KV_BYTES = 2 * 2 * 2 * 16 * 2
@@ -129,6 +132,20 @@ def test_a_gguf_file_stays_as_it_is(weight_type: str, tmp_path: Path) -> None:
     others = sum(prod(t.shape) for t in tensors if t.type_name != weight_type)
     assert form.weight_bytes == codes + 2 * others
     assert form.decode_bytes < form.weight_bytes < 0.7 * floats.weight_bytes
+
+
+@pytest.mark.usefixtures("card")
+def test_a_vision_part_counts_as_floats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So it is loaded, of whatever type it is in its file."""
+    q8 = gguf.GGMLQuantizationType.Q8_0
+    model = make_model(tmp_path / "folder", "gemma3", monkeypatch)
+    path = write_text(model, "gemma3", tmp_path / "tiny.gguf", q8)
+    text = default_form(path)
+    write_mmproj(model, "gemma3", tmp_path / "mmproj.gguf", q8)
+    whole = default_form(path)
+    vision = sum(tensor.numel() for tensor in tower_tensors(model, "gemma3").values())
+    assert (text.name, whole.name) == ("as stored", "as stored")
+    assert whole.weight_bytes == text.weight_bytes + 2 * vision
 
 
 @pytest.mark.usefixtures("card")

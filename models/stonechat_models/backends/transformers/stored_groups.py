@@ -52,10 +52,9 @@ def read_groups(
 ) -> CodedParts:
     """Read linear layers, embeddings and experts of `empty`, on the meta device, as codes.
 
-    The codes are on `device`.
-
-    Those whose numbers the kernels do not have are left out, and so are all other weights. Raises
-    `UnsupportedModelError` if a product is wrong, and what `PackedTensor.read` raises.
+    The codes are on `device`. Those whose numbers the kernels do not have are left out, and so are
+    all other weights. Raises `UnsupportedModelError` if a product is wrong, and what
+    `PackedTensor.read` raises.
     """
     from stonechat_models.backends.transformers.stored_experts import packed_experts
 
