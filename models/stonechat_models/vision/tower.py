@@ -1,7 +1,6 @@
 """Loads the vision tower of a model without its language model, and runs it on a CPU."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,10 +58,12 @@ def load_tower(files: ModelFiles, language_model: tuple[str, ...], threads: int)
     torch.set_num_threads(threads)
     with reading(files.name), torch.inference_mode(False):
         if files.mmproj is not None:
-            stored, weights = _gguf_weights(files, files.mmproj)
+            types = (t.type_name for t in read_mmproj(files.mmproj).tensors.values())
+            dtype = choose_dtype("auto", tower_dtype(types), CPU)
+            weights = {n: torch.from_numpy(v()).to(dtype) for n, v in tower_parameters(files)}
         else:
-            stored, weights = files.config.dtype, _folder_weights(files, language_model)
-        dtype = choose_dtype("auto", stored, CPU)
+            dtype = choose_dtype("auto", files.config.dtype, CPU)
+            weights = _folder_weights(files, language_model)
         config = _without_language_model(AutoConfig.from_pretrained(files.folder, dtype=dtype))
         verbosity = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # it warns of the weights that are left out
@@ -93,13 +94,6 @@ def _folder_weights(files: ModelFiles, language_model: tuple[str, ...]) -> dict[
                 if not name.startswith(language_model)
             }
     return weights
-
-
-def _gguf_weights(files: ModelFiles, mmproj: Path) -> tuple[str, dict[str, torch.Tensor]]:
-    """Return the name of the dtype that keeps the weights, and the weights in float32."""
-    stored = tower_dtype(t.type_name for t in read_mmproj(mmproj).tensors.values())
-    parameters = tower_parameters(files)
-    return stored, {name: torch.from_numpy(values()) for name, values in parameters}
 
 
 def _without_language_model(config: Any) -> Any:

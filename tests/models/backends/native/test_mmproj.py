@@ -16,8 +16,10 @@ from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.memory_plan import survey_model
+from stonechat_models.hardware.device import cpu_has_bfloat16
 from stonechat_models.runtime.build import build_engine
 from stonechat_models.vision.hf_processor import HFProcessor
+from stonechat_models.vision.tower import load_tower
 from tests.models.engines import add, greedy, run
 from tests.models.test_model_file import ROOT, child_environment
 from tests.models.tiny_adapters import projections, write_adapter
@@ -112,6 +114,22 @@ def test_quantised_parts_and_names_of_early_converters(
     write_mmproj(model, "gemma3", tmp_path / "mmproj.gguf", kind, tensors)
     engine, processor = engine_of(path, backend="native")
     check_answers(model, engine, processor)
+
+
+@pytest.mark.parametrize("kind", ["BF16", "F16"])
+def test_a_tower_is_as_exact_as_its_file(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path, part = written("gemma3", tmp_path, monkeypatch)
+    write_mmproj(model, "gemma3", part, gguf.GGMLQuantizationType[kind])
+    files = resolve_model(EngineConfig(model=str(path)), lambda line: None)
+    tower = load_tower(files, (), threads=1)
+    is_short = kind == "BF16" and cpu_has_bfloat16()
+    assert tower.dtype is (torch.bfloat16 if is_short else torch.float32)
+    expected = model.module.get_submodule("model.vision_tower").state_dict()
+    for name, value in tower.module.get_submodule("model.vision_tower").state_dict().items():
+        assert value.dtype is tower.dtype
+        torch.testing.assert_close(value.float(), expected[name], rtol=2**-8, atol=1e-6)
 
 
 def test_a_vocabulary_may_lack_the_placeholder(
