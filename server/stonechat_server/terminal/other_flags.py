@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 _OURS = {
-    "MODEL": ("-m", "-hf", "--model-path"),
+    "MODEL": ("-m", "-hf", "--hf-repo", "--model-path"),
     "--max-model-len": ("-c", "--ctx-size", "--context-length"),
     "--max-num-seqs": ("-np", "--parallel", "--max-running-requests"),
     "--max-batch-tokens": ("-b", "--batch-size", "--max-num-batched-tokens"),
@@ -30,11 +30,11 @@ _ALWAYS_ON = frozenset(
 def what_stands_for(flag: str, known: Collection[str]) -> str:
     """The end of a sentence that says there is no `flag`; empty if no other server has it.
 
-    `known` are the flags of the command.
+    `known` are the flags of the command, and the names of its other words.
     """
     if flag in _ALWAYS_ON and "--max-num-seqs" in known:
         return ": what it switches on is always on here"
     ours = next((name for name, others in _OURS.items() if flag in others), "")
-    if ours == "MODEL":
-        return ": give MODEL without it"
-    return f": here it is {ours}" if ours in known else ""
+    if ours not in known:
+        return ""
+    return ": give MODEL without it" if ours == "MODEL" else f": here it is {ours}"

@@ -16,6 +16,8 @@ PLAIN_TEXTS = {
     r"the following arguments are required: (.*)": r"\1 is missing",
 }
 """Messages of `argparse`, and what is said instead."""
+BEHIND_HELP = r"argument -h/--help: ignored explicit argument '(.*)'"
+"""What `argparse` says of a flag that begins with `-h`, such as `-hf`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,6 +28,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with the message first, and where the help is."""
+        if match := re.fullmatch(BEHIND_HELP, message):
+            message = self._explain_flag(f"-h{match[1]}", ())
         for pattern, text in PLAIN_TEXTS.items():
             if match := re.fullmatch(pattern, message, re.DOTALL):
                 message = match.expand(text)
@@ -48,13 +52,17 @@ class Parser(argparse.ArgumentParser):
             url_flag = next((flag for flag in self._flags(words) if flag.endswith("url")), None)
             hint = f"; did you mean {url_flag} {word}?" if url_flag and "://" in word else ""
             return f"there is one word too many: {word}{hint}"
-        flag = word.partition("=")[0]
-        for action in self._actions:
-            if not action.option_strings and action.dest == flag.lstrip("-"):
+        return self._explain_flag(word.partition("=")[0], words)
+
+    def _explain_flag(self, flag: str, words: Sequence[str]) -> str:
+        """Say that there is no such flag, and which one was meant."""
+        positionals = [action for action in self._actions if not action.option_strings]
+        for action in positionals:
+            if action.dest == flag.lstrip("-"):
                 return f"there is no flag {flag}: give {action.metavar} without it"
-        known = set(self._flags(words))
-        hint = what_stands_for(flag, known) or did_you_mean(flag, sorted(known))
-        return f"there is no flag {flag}{hint}"
+        flags = sorted(set(self._flags(words)))
+        known = {*flags, *(str(action.metavar) for action in positionals)}
+        return f"there is no flag {flag}{what_stands_for(flag, known) or did_you_mean(flag, flags)}"
 
     def _flags(self, words: Sequence[str]) -> Iterator[str]:
         """Yield the flags of this parser, and of the action that the words name."""

@@ -157,6 +157,7 @@ def failure(capsys: pytest.CaptureFixture[str], *words: str) -> list[str]:
         ),
         ("bench -c 8192", "stonechat bench: there is no flag -c: here it is --max-model-len"),
         ("serve -m m.gguf", "stonechat serve: there is no flag -m: give MODEL without it"),
+        ("serve -hf a/b", "stonechat serve: there is no flag -hf: give MODEL without it"),
         ("serve --model m", "stonechat serve: there is no flag --model: give MODEL without it"),
         (
             "bench http://x/v1",
@@ -177,6 +178,10 @@ def test_a_misspelt_command_line_is_explained_first(
     assert first.startswith(message)
     assert second.startswith("`stonechat ")
     assert second.endswith(" --help` shows what it accepts.")
+
+
+def test_a_command_that_takes_no_model_asks_for_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failure(capsys, "bench", "-m", "a")[0] == "stonechat bench: there is no flag -m"
 
 
 def test_the_nearest_value_is_named(capsys: pytest.CaptureFixture[str]) -> None:
