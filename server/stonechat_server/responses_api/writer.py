@@ -122,6 +122,7 @@ class ResponseWriter(AnswerWriter):
         response = replace(
             self._response,
             status="failed",
+            store=False,
             error=answer.ResponseError(code=_error_code(error), message=error.message),
             output=self._items[: self._num_items],
         )

@@ -241,6 +241,7 @@ def test_an_engine_failure_ends_the_stream_with_failed(
     *parts, _ = response.text.split("\n\n")
     last = json.loads(parts[-1].split("\n")[1].removeprefix("data: "))
     assert last["type"] == "response.failed"
+    assert last["response"]["store"] is False
     assert last["sequence_number"] == len(parts) - 1
     assert last["response"]["status"] == "failed"
     assert last["response"]["error"]["code"] == "server_error"
