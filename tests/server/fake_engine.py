@@ -98,6 +98,18 @@ class ByteTokenizer:
         return bytes([token_id]).decode("latin-1")
 
 
+class SpecialTokenizer(ByteTokenizer):
+    """Byte tokens, and the special tokens of a format behind them."""
+
+    def __init__(self, chat_template: str, tokens: Sequence[str]) -> None:
+        size = 256 + len(tokens)
+        super().__init__(chat_template, special_ids=frozenset(range(256, size)), vocab_size=size)
+        self.tokens = tokens
+
+    def token_text(self, token_id: int) -> str:
+        return self.tokens[token_id - 256] if token_id >= 256 else super().token_text(token_id)
+
+
 Script = Callable[[GenerateRequest], Iterable[RequestOutput | Exception | float]]
 """Returns the items for a request, in order: an output, an error to raise, or seconds to wait."""
 

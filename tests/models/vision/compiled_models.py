@@ -1,5 +1,7 @@
 """Tiny models that see, large enough for the compiled code, and how its answers are checked."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.models import vision_families, vision_models
+from tests.models.test_model_file import ROOT, child_environment
 from tests.models.vision.prompts import Prompt, VisionModel
 
 NUM_OUTPUT = 5
@@ -52,6 +55,19 @@ while engine.has_work:
 assert "transformers" not in sys.modules
 """
 """Answers a text with the model that the command line names, and imports no transformers."""
+
+
+def check_text_alone(path: Path) -> None:
+    """A text is answered by a model that sees, without an import of transformers."""
+    result = subprocess.run(
+        [sys.executable, "-c", TEXT_ONLY, str(path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=child_environment(),
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> VisionModel:

@@ -413,20 +413,26 @@ def test_a_list_of_models_that_does_not_come_is_said_and_given_up(page: Page) ->
     assert [body.get("model") for body in bodies] == [None, "tiny-test"]
 
 
+def hold_models_of_old_keys(tab: Page) -> list[Route]:
+    """Hold back the lists of models that are asked for with an old key. Returns what is held."""
+    held: list[Route] = []
+
+    def answer(route: Route) -> None:
+        if "old" in route.request.headers["authorization"]:
+            held.append(route)
+        else:
+            route.continue_()
+
+    tab.route("**/v1/models", answer)
+    return held
+
+
 def test_a_late_answer_to_an_old_key_changes_nothing(
     browser: Browser, locked_server: LiveServer
 ) -> None:
     with open_tab(browser, locked_server) as tab:
         tab.wait_for_selector("#key", state="visible")
-        held: list[Route] = []
-
-        def answer(route: Route) -> None:
-            if "old" in route.request.headers["authorization"]:
-                held.append(route)
-            else:
-                route.continue_()
-
-        tab.route("**/v1/models", answer)
+        held = hold_models_of_old_keys(tab)
         for key in ("sk-old", KEY):
             tab.fill("#key", key)
             tab.keyboard.press("Tab")
@@ -443,15 +449,7 @@ def test_the_sign_stays_while_a_question_waits_though_another_goes_on(
 ) -> None:
     with open_tab(browser, locked_server) as tab:
         tab.wait_for_selector("#key", state="visible")
-        held: list[Route] = []
-
-        def answer(route: Route) -> None:
-            if "old" in route.request.headers["authorization"]:
-                held.append(route)
-            else:
-                route.continue_()
-
-        tab.route("**/v1/models", answer)
+        held = hold_models_of_old_keys(tab)
         with tab.expect_request("**/v1/models"):
             tab.fill("#key", "sk-old")
             tab.keyboard.press("Tab")

@@ -24,7 +24,7 @@ from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
 from tests.server.bodies import ask, post
 from tests.server.conftest import ClientFactory
-from tests.server.fake_engine import ByteTokenizer, FakeEngine, text_script
+from tests.server.fake_engine import FakeEngine, SpecialTokenizer, text_script
 
 TEMPLATE = """\
 {%- if tools %}{{ tools | tojson }}{% endif %}
@@ -111,24 +111,9 @@ def test_an_open_message_and_reasoning_as_content() -> None:
     )
 
 
-class HarmonyTokenizer(ByteTokenizer):
-    """Byte tokens and the special tokens of the format."""
-
-    def __init__(self) -> None:
-        num = len(harmony.TOKENS)
-        super().__init__(
-            chat_template=TEMPLATE,
-            special_ids=frozenset(range(256, 256 + num)),
-            vocab_size=256 + num,
-        )
-
-    def token_text(self, token_id: int) -> str:
-        return harmony.TOKENS[token_id - 256] if token_id >= 256 else super().token_text(token_id)
-
-
 @pytest.fixture
 def client(new_client: ClientFactory, engine: FakeEngine) -> TestClient:
-    engine.tokenizer = HarmonyTokenizer()
+    engine.tokenizer = SpecialTokenizer(TEMPLATE, harmony.TOKENS)
     return new_client()
 
 

@@ -21,7 +21,7 @@ from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, walk
 from tests.server.bodies import ask, post
 from tests.server.conftest import ClientFactory
-from tests.server.fake_engine import ByteTokenizer, FakeEngine, text_script
+from tests.server.fake_engine import FakeEngine, SpecialTokenizer, text_script
 from tests.server.structured.test_model_outputs import VocabularyTokenizer, check_allowed
 
 TEMPLATE = """\
@@ -165,24 +165,9 @@ def test_a_call_without_its_required_argument_is_cut() -> None:
     assert read(specify(tools=[WEATHER]), [f"{opening}<|eot|>"])[3]
 
 
-class MuseTokenizer(ByteTokenizer):
-    """Byte tokens and the special tokens of the format."""
-
-    def __init__(self) -> None:
-        num = len(muse.TOKENS)
-        super().__init__(
-            chat_template=TEMPLATE,
-            special_ids=frozenset(range(256, 256 + num)),
-            vocab_size=256 + num,
-        )
-
-    def token_text(self, token_id: int) -> str:
-        return muse.TOKENS[token_id - 256] if token_id >= 256 else super().token_text(token_id)
-
-
 @pytest.fixture
 def client(new_client: ClientFactory, engine: FakeEngine) -> TestClient:
-    engine.tokenizer = MuseTokenizer()
+    engine.tokenizer = SpecialTokenizer(TEMPLATE, muse.TOKENS)
     return new_client()
 
 

@@ -1,8 +1,6 @@
 """GGUF models with their vision part in a file of its own answer as plain transformers does."""
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,9 @@ from stonechat_models.runtime.build import build_engine
 from stonechat_models.vision.hf_processor import HFProcessor
 from stonechat_models.vision.tower import load_tower
 from tests.models.engines import add, greedy, run
-from tests.models.test_model_file import ROOT, child_environment
 from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_mmproj import TEXTS, tower_tensors, write_mmproj, write_text
-from tests.models.vision.compiled_models import NUM_OUTPUT, TEXT_ONLY, check, make_model
+from tests.models.vision.compiled_models import NUM_OUTPUT, check, check_text_alone, make_model
 from tests.models.vision.prompts import Prompt, VisionModel, noise
 from tests.nightly import nightly
 
@@ -175,12 +172,4 @@ def test_text_alone_does_not_import_transformers(
 ) -> None:
     _, path, _ = written("idefics3", tmp_path, monkeypatch)
     engine_of(path)  # describes the two files as one model, once
-    result = subprocess.run(
-        [sys.executable, "-c", TEXT_ONLY, str(path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=child_environment(),
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    check_text_alone(path)

@@ -1,8 +1,6 @@
 """Image-text models whose language model is compiled answer as plain transformers does."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +16,11 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.runtime.build import build_engine
 from stonechat_models.vision import tower
 from tests.models.engines import add, greedy, run
-from tests.models.test_model_file import ROOT, child_environment
 from tests.models.vision.compiled_models import (
     NUM_OUTPUT,
-    TEXT_ONLY,
     TEXT_PARTS,
     check,
+    check_text_alone,
     make_model,
 )
 from tests.models.vision.prompts import noise
@@ -102,15 +99,7 @@ def test_text_alone_does_not_import_transformers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_model(tmp_path / "model", "smolvlm", monkeypatch)
-    result = subprocess.run(
-        [sys.executable, "-c", TEXT_ONLY, str(tmp_path / "model")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=child_environment(),
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    check_text_alone(tmp_path / "model")
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
