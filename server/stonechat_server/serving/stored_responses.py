@@ -105,17 +105,19 @@ class ResponseStore:
         return sum(map(len, self._kept.values()))
 
     def begin(self, response: StoredResponse) -> bool:
-        """Keep a response that has no answer yet. False: there is no room for it.
+        """Keep a response that has no answer yet.
 
-        What it continues has just been found.
+        False: there is no room for it, or what it continues has been dropped since it was found.
         """
+        kept, previous = self._kept[response.owner], response.previous
+        if previous is not None and previous not in kept:
+            return False
         if sum(turn.num_bytes for turn in response.turns()) > self._max_bytes:
             return False
-        kept = self._kept[response.owner]
         kept[response] = None
         self._num_bytes[response.owner] += response.num_bytes
-        if response.previous is not None:
-            response.previous.num_next += 1
+        if previous is not None:
+            previous.num_next += 1
         self._use(response)
         self._make_room()
         return response in kept

@@ -164,6 +164,16 @@ def test_old_ones_are_dropped() -> None:
     assert store.num_bytes == 2 * SIZE
 
 
+def test_what_continues_a_response_that_was_dropped_since_is_not_stored() -> None:
+    store = new_store(max_age=100.0)
+    clock: Clock = store._clock  # type: ignore[assignment]
+    first = add(store, "a")
+    clock.now += 200
+    assert store.find("o", "a") is None
+    assert not store.begin(StoredResponse("o", b"[1]", first))
+    assert (store.num_responses, store.num_bytes) == (0, 0)
+
+
 @pytest.mark.parametrize("bounds", [(0, 1, 1.0), (1, 0, 1.0), (1, 1, 0.0)])
 def test_a_bound_of_zero_switches_it_off(bounds: tuple[int, int, float]) -> None:
     assert not ResponseStore(*bounds).is_on
