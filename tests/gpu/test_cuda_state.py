@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
 from tests.gpu.built import build
@@ -45,7 +46,9 @@ def check(engine, family, dtype):
 @pytest.mark.parametrize("family", ["qwen3_5_text", "lfm2", "falcon_h1", "mamba2"])
 def test_recurrent_states(family, dtype, device, tmp_path):
     engine, progress = build_family(tmp_path, family, dtype=dtype)
-    assert isinstance(engine.model, RecurrentModel), progress
+    assert isinstance(engine.model, GraphedModel), progress
+    assert isinstance(engine.model.model, RecurrentModel), progress
+    assert {shape.seqs for shape in engine.model._graphs} == {1, 2, 4}, progress
     check(engine, family, dtype)
     if engine.model.info.exact_chunks:  # the second time with a snapshot of the state
         assert check(engine, family, dtype)[-1].num_cached_tokens > 0

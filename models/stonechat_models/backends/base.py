@@ -127,6 +127,8 @@ class ForwardBatch:
     state_slots: Sequence[int] = ()
     """Where each sequence's recurrent state is; -1 for a model without such a state. A sequence
     whose tokens begin at position 0 begins with an empty state."""
+    state_index: "torch.Tensor | None" = None
+    """int64[N]: `state_slots`. None: they are on the host only."""
     num_rows_list: Sequence[int] = ()
     """How many of each sequence's tokens need logits: its last ones. Only models that keep a state,
     and steps with adapters, need it."""
@@ -146,6 +148,7 @@ class ForwardBatch:
             context_lens=self.context_lens.to(device),
             block_table=self.block_table.to(device),
             logits_index=self.logits_index.to(device),
+            state_index=None if self.state_index is None else self.state_index.to(device),
             images=None if self.images is None else self.images.to(device),
         )
 
@@ -186,6 +189,7 @@ class ForwardBatch:
             query_start_list=query_start,
             context_lens_list=[self.context_lens_list[i] for i in indices],
             state_slots=[self.state_slots[i] for i in indices],
+            state_index=None if self.state_index is None else self.state_index[rows],
             num_rows_list=[1] * len(indices),
             adapters=[self.adapters[i] for i in indices] if self.adapters else (),
             images=None if self.images is None else self.images.select(token_rows),

@@ -154,10 +154,8 @@ class FormPlanner:
         device is used."""
         if self.device.type != "cuda" or self._empty_model is None:
             return None
-        model = self._empty_model
-        return why_no_graphs(
-            self.config, self.attention, keeps_state=model.keeps_state or model.runs_plainly
-        )
+        runs_plainly = self._empty_model.runs_plainly
+        return why_no_graphs(self.config, self.attention, runs_plainly=runs_plainly)
 
     @property
     def may_take_images(self) -> bool:

@@ -102,8 +102,9 @@ def build_batch(
     query_start_list, context_lens_list = [0, *packed.ends], lengths.tolist()
     table = _padded_table(items, context_lens_list, block_size)
     slots = table[indices, positions // block_size] * np.int64(block_size) + positions % block_size
+    state_slots = [item.sequence.state_slot for item in items]
     tensors = _to_device(
-        [packed.token_ids, positions, slots, rows, packed.places, packed.sources],
+        [packed.token_ids, positions, slots, rows, packed.places, packed.sources, state_slots],
         [query_start_list, lengths, table.ravel()],
         device,
     )
@@ -120,13 +121,14 @@ def build_batch(
         token_ids=token_ids,
         positions=tensors[1],
         slot_mapping=tensors[2],
-        query_start=tensors[6],
-        context_lens=tensors[7],
-        block_table=tensors[8].view(table.shape),
+        query_start=tensors[7],
+        context_lens=tensors[8],
+        block_table=tensors[9].view(table.shape),
         logits_index=tensors[3],
         query_start_list=query_start_list,
         context_lens_list=context_lens_list,
-        state_slots=[item.sequence.state_slot for item in items],
+        state_slots=state_slots,
+        state_index=tensors[6],
         num_rows_list=num_rows,
         adapters=adapters if max(adapters) >= 0 else (),
     )

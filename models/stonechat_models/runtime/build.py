@@ -200,7 +200,7 @@ def assemble_engine(
     is_native, is_shared = info.backend == "native", config.tensor_parallel > 1
     sampler = _sampler_of(model, device, progress)
     graphs = not is_native and not why_no_graphs(
-        config, info.attention_backend, keeps_state=info.keeps_state
+        config, info.attention_backend, runs_plainly=info.backend == "plain"
     )
     free = _free_beside_steps(model, sampler, config, device, graphs=graphs)
     num_blocks = _size_caches(model, draft, config, device, free, progress)
@@ -326,14 +326,14 @@ def _why_no_triton(device: "torch.device") -> str | None:
     return why_no_triton(device)
 
 
-def why_no_graphs(config: EngineConfig, attention: str, *, keeps_state: bool) -> str | None:
+def why_no_graphs(config: EngineConfig, attention: str, *, runs_plainly: bool) -> str | None:
     """Why steps run without CUDA graphs, or None. `attention`: the name of the backend."""
     from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS
 
     if config.eager:
         return "the settings say so"
-    if keeps_state:
-        return "the model keeps more of a sequence than keys and values"
+    if runs_plainly:
+        return "the model runs one sequence at a time, with a cache of its own"
     if config.device_map is not None:
         return "a device map spreads the model"
     if config.tensor_parallel > 1:

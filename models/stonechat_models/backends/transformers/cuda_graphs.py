@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from stonechat_models.backends.base import (
     CausalModel,
     ForwardBatch,
     ImageModel,
+    StatefulModel,
 )
 from stonechat_models.backends.transformers.parity_steps import (
     last_tokens,
@@ -31,7 +32,11 @@ from stonechat_models.backends.transformers.static_buffers import (
     StepShape,
     captured_shapes,
 )
-from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
+from stonechat_models.backends.transformers.verify import (
+    TOLERANCE,
+    logits_error,
+    relative_error,
+)
 from stonechat_models.model_info import ModelInfo
 from stonechat_models.types import ImageInput
 from stonechat_models.vision.features import ImageFeatures
@@ -55,7 +60,8 @@ class Capturer(Protocol):
 class GraphedModel:
     """A model whose steps replay CUDA graphs. Steps that fit in no graph run without one.
 
-    The model's KV cache must be allocated, with one more block than `info.num_blocks`.
+    The model's KV cache must be allocated, with one more block than `info.num_blocks`, and one more
+    recurrent state than `info.num_state_slots`. If it keeps states, only decode steps have graphs.
     """
 
     def __init__(self, model: CausalModel, device: torch.device) -> None:
@@ -63,12 +69,19 @@ class GraphedModel:
         self.model = model
         self.info: ModelInfo = info
         self._device = device
-        shapes = captured_shapes(info.attention_backend, info.max_num_seqs, info.max_batch_tokens)
+        shapes = captured_shapes(
+            info.attention_backend,
+            info.max_num_seqs,
+            info.max_batch_tokens,
+            keeps_state=info.keeps_state,
+        )
         self._decode_shapes = [shape for shape in shapes if shape.is_decode]
         self._mixed_shapes = [shape for shape in shapes if not shape.is_decode]
         width = -(-info.max_model_len // info.block_size)
         padding_slot = info.num_blocks * info.block_size
-        self._buffers = StaticBuffers.allocate(shapes, width, padding_slot, info.vocab_size, device)
+        self._buffers = StaticBuffers.allocate(
+            shapes, width, padding_slot, info.vocab_size, device, info.num_state_slots
+        )
         self._graphs: dict[StepShape, Forward] = {}
         self._fill: Fill = StaticBuffers.fill
 
@@ -82,8 +95,14 @@ class GraphedModel:
     def copy_blocks(self, pairs: list[tuple[int, int]]) -> None:
         self.model.copy_blocks(pairs)
 
+    def copy_states(self, pairs: list[tuple[int, int]]) -> None:
+        cast(StatefulModel, self.model).copy_states(pairs)
+
+    def free_states(self, slots: list[int]) -> None:
+        cast(StatefulModel, self.model).free_states(slots)
+
     def capture(self, capturer: Capturer, progress: Callable[[str], None]) -> None:
-        """Capture and check a graph for every shape. Overwrites the KV cache.
+        """Capture and check a graph for every shape. Overwrites the KV cache and all states.
 
         The largest shape comes first, since it sizes the memory that all graphs share. If a graph
         of mixed steps cannot be captured or returns other logits, these run without graphs. If that
@@ -100,6 +119,8 @@ class GraphedModel:
             return
         if reason_of_mixed is not None:
             progress(f"running steps with prompts without CUDA graphs: {reason_of_mixed}")
+        if self.info.keeps_state:  # it computes prompts one by one, and what decodes in one call
+            cast(Any, self.model).replay = self.forward
         seconds = time.perf_counter() - started
         progress(f"captured {len(self._graphs)} CUDA graphs in {seconds:.1f} s, and checked them")
 
@@ -166,6 +187,7 @@ class GraphedModel:
         tolerance = TOLERANCE["logits"].get(getattr(torch, self.info.dtype), 0.25)
         sequences = parity_sequences(self.info).to(self._device)
         self.model.forward(sequences)
+        begin = _Beginning(self.model, sequences.num_seqs)
         padding_differences = []
         previous_size = 0
         for shape in shapes:
@@ -177,14 +199,20 @@ class GraphedModel:
             num_rows = len(batch.logits_index)
             view = self._buffers.view(shape, self.info.block_size)
             self._fill(self._buffers, batch, shape)
+            begin.restore(num_rows)
             actual = self._graphs[shape]()[:num_rows].clone()
+            states = begin.present()
+            begin.restore(num_rows)
             expected = self.model.forward(view)[:num_rows]
+            begin.refuse_other(states, tolerance)
             difference = float(logits_error(expected, actual).max())
+            begin.restore(num_rows)
             if difference > tolerance and difference > 2 * self._noise(view, expected):
                 raise RuntimeError(
                     f"the graph for {shape} gives logits that are off by {difference:.2g} "
                     f"standard deviations; rounding explains {tolerance:g} at most"
                 )
+            begin.restore(num_rows)
             padding_differences.append(logits_error(self.model.forward(batch), actual))
         typical = float(torch.cat(padding_differences).median()) if shapes else 0.0
         if not typical <= tolerance:
@@ -216,6 +244,8 @@ class GraphedModel:
         if batch.adapters or batch.images is not None:
             return None
         is_decode = batch.num_tokens == batch.num_seqs == len(batch.logits_index)
+        if self.info.keeps_state and min(batch.context_lens_list) == 1:
+            return None  # a sequence that begins has no state yet
         shapes = self._decode_shapes if is_decode else self._mixed_shapes
         return next((s for s in shapes if s.fits(batch) and s in self._graphs), None)
 
@@ -229,6 +259,38 @@ class GraphedModel:
         self, token_ids: Sequence[int], images: Sequence[ImageInput]
     ) -> tuple[npt.NDArray[np.int64], int]:
         return cast(ImageModel, self.model).image_positions(token_ids, images)
+
+
+class _Beginning:
+    """The recurrent states with which the steps of a check begin: row i has that in slot i.
+
+    They are the present states of the first `num_states` slots, again and again.
+    """
+
+    def __init__(self, model: CausalModel, num_states: int) -> None:
+        self._model: Any = model
+        self._num_states = num_states
+        self._states = self.present()
+
+    def present(self) -> list[torch.Tensor]:
+        """Copies of the states in these slots as they are now; none for a model without states."""
+        if not self._model.info.keeps_state:
+            return []
+        states: list[torch.Tensor] = self._model.read_states(self._num_states)
+        return states
+
+    def restore(self, num_rows: int) -> None:
+        """Give the rows of a step these states. A step changes them."""
+        if self._states:
+            self._model.write_states(self._states, num_rows)
+
+    def refuse_other(self, states: list[torch.Tensor], tolerance: float) -> None:
+        """Raise `RuntimeError` if the step before has left other states than `states`."""
+        for expected, actual in zip(self.present(), states, strict=True):
+            largest = float(expected.abs().max()) or 1.0
+            error = float(relative_error(expected.float(), actual.float(), largest).max())
+            if error > tolerance:
+                raise RuntimeError(f"a graph leaves recurrent states that are off by {error:.2g}")
 
 
 def _first_line(error: Exception) -> str:

@@ -152,7 +152,10 @@ def step_memory(
         needed = _peak(lambda: _run_step(model, sampler, on_device, states), device)
         if graphs:
             shapes = captured_shapes(
-                info.attention_backend, info.max_num_seqs, info.max_batch_tokens
+                info.attention_backend,
+                info.max_num_seqs,
+                info.max_batch_tokens,
+                keeps_state=info.keeps_state,
             )
             buffers = StaticBuffers.allocate(
                 shapes,
@@ -160,6 +163,7 @@ def step_memory(
                 num_blocks * block_size,
                 info.vocab_size,
                 device,
+                model.info.num_state_slots,
             )
             needed += _graph_memory(model, device, shapes, buffers, block_size)
             del buffers
@@ -172,6 +176,7 @@ def step_memory(
     torch.cuda.empty_cache()
     if info.keeps_state:  # a step that decodes for all: its states before and after, its logits
         needed += info.max_num_seqs * (2 * model.info.state_bytes + 8 * info.vocab_size)
+        needed += model.info.state_bytes  # that of padding
     return needed
 
 

@@ -25,6 +25,7 @@ def fill_kernel(
     context_lens,  # int32[N]
     block_table,  # int32[N, width]
     rows,  # int64[R]
+    states,  # int64[N]
     to_token_ids,
     to_positions,
     to_slots,
@@ -32,6 +33,7 @@ def fill_kernel(
     to_context_lens,
     to_block_table,
     to_rows,
+    to_states,
     num_tokens,
     num_seqs,
     num_rows,
@@ -42,6 +44,7 @@ def fill_kernel(
     all_seqs,
     all_rows,
     padding_slot,
+    padding_state,
     IS_MIXED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -57,6 +60,8 @@ def fill_kernel(
     tl.store(to_slots + at, tl.where(is_used, slot, padding_slot), mask=is_token)
     context_len = tl.load(context_lens + at, mask=at < num_seqs, other=0)
     tl.store(to_context_lens + at, context_len, mask=at < all_seqs)
+    state = tl.load(states + at, mask=at < num_seqs, other=0)
+    tl.store(to_states + at, tl.where(at < num_seqs, state, padding_state), mask=at < all_seqs)
     if IS_MIXED:
         is_start = at <= num_seqs
         start = tl.load(query_start + at, mask=is_start, other=0)
@@ -75,6 +80,7 @@ def fill_kernel(
 
 def fill_in_one_launch(buffers: StaticBuffers, batch: ForwardBatch, shape: StepShape) -> None:
     """As `StaticBuffers.fill`."""
+    assert batch.state_index is not None
     longest = max(shape.tokens, shape.view_seqs + 1, shape.rows)
     with torch.cuda.device_of(buffers.token_ids):
         fill_kernel[(max(-(-longest // BLOCK), batch.num_seqs),)](
@@ -85,6 +91,7 @@ def fill_in_one_launch(buffers: StaticBuffers, batch: ForwardBatch, shape: StepS
             batch.context_lens,
             batch.block_table,
             batch.logits_index,
+            batch.state_index,
             *buffers.inputs(),
             batch.num_tokens,
             batch.num_seqs,
@@ -96,6 +103,7 @@ def fill_in_one_launch(buffers: StaticBuffers, batch: ForwardBatch, shape: StepS
             shape.view_seqs,
             shape.rows,
             buffers.padding_slot,
+            buffers.padding_state,
             IS_MIXED=not shape.is_decode,
             BLOCK=BLOCK,
         )

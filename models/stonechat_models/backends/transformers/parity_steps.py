@@ -15,8 +15,10 @@ LENGTHS = (3, 50, 19, 7)
 
 
 def parity_sequences(info: ModelInfo) -> ForwardBatch:
-    """A prefill of a few sequences of random tokens that fit in the KV cache; on the CPU."""
+    """A prefill of a few sequences of random tokens that fit in the caches; on the CPU."""
     num_seqs = min(len(LENGTHS), info.num_blocks)
+    if info.keeps_state:
+        num_seqs = min(num_seqs, info.max_num_seqs)
     longest = min(info.max_model_len, info.num_blocks // num_seqs * info.block_size)
     lengths = [min(length, longest) for length in LENGTHS[:num_seqs]]
     return random_batch([(n, n) for n in lengths], info.block_size, vocab_size=info.vocab_size)
@@ -25,7 +27,8 @@ def parity_sequences(info: ModelInfo) -> ForwardBatch:
 def last_tokens(batch: ForwardBatch, num_seqs: int) -> ForwardBatch:
     """A decode step of `num_seqs` rows that computes the last tokens of `batch` again.
 
-    Row i is sequence i of `batch`. If there are more rows than sequences, the sequences repeat.
+    Row i is sequence i of `batch`, with the state in slot i. If there are more rows than sequences,
+    the sequences repeat.
     """
     return _again(batch, [(i % batch.num_seqs, 1, 1) for i in range(num_seqs)])
 
@@ -75,4 +78,7 @@ def _again(batch: ForwardBatch, items: Sequence[tuple[int, int, int]]) -> Forwar
         logits_index=torch.tensor(logits_index, device=device),
         query_start_list=query_start,
         context_lens_list=[batch.context_lens_list[i] for i in sequences],
+        state_slots=range(len(items)),
+        state_index=torch.arange(len(items), device=device),
+        num_rows_list=[num_rows for _, _, num_rows in items],
     )

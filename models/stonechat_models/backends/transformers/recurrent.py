@@ -3,11 +3,12 @@
 Attention layers use the paged KV cache, as in `TransformersModel`. The other layers get their state
 through transformers' cache interface, from a pool with one slot per sequence. Such a state cannot
 be packed, so a step consists of several calls: one for all sequences that decode, [N, 1] tokens,
-and one for each prompt or part of a prompt, [1, T] tokens.
+and one for each prompt or part of a prompt, [1, T] tokens. A step that only decodes reads no number
+on the host, so it can be captured as a CUDA graph.
 """
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -88,22 +89,26 @@ class StateShape:
 
 
 class StatePool:
-    """The recurrent states of all slots: per state a tensor [num_slots, ...]."""
+    """The recurrent states of all slots: per state a tensor [num_slots + 1, ...].
+
+    The last slot is for padding rows of a CUDA graph.
+    """
 
     def __init__(self, shapes: Sequence[StateShape], num_slots: int) -> None:
         self._shapes = shapes
         try:
             self._tensors = [
-                torch.zeros((num_slots, *s.shape), dtype=s.dtype, device=s.device) for s in shapes
+                torch.zeros((num_slots + 1, *s.shape), dtype=s.dtype, device=s.device)
+                for s in shapes
             ]
         except (RuntimeError, MemoryError) as error:
-            needed = sum(s.num_bytes for s in shapes) * num_slots
+            needed = sum(s.num_bytes for s in shapes) * (num_slots + 1)
             raise ModelLoadError(
                 f"no memory for {num_slots} recurrent states, {size_text(needed)}: {error}"
             ) from error
 
-    def load(self, cache: Cache, slots: Sequence[int]) -> None:
-        """Give the layers of `cache` copies of the states in `slots`."""
+    def load(self, cache: Cache, slots: torch.Tensor) -> None:
+        """Give the layers of `cache` copies of the states in `slots`, int64[N]."""
         rows = self._rows(slots)
         for shape, tensor in zip(self._shapes, self._tensors, strict=True):
             layer: Any = cache.layers[shape.layer]
@@ -115,23 +120,32 @@ class StatePool:
             if shape.kind == "conv_states":
                 layer.conv_kernel_size[shape.index] = state.shape[-1]
 
-    def store(self, cache: Cache, slots: Sequence[int]) -> None:
+    def store(self, cache: Cache, slots: torch.Tensor) -> None:
         """Keep the states of the layers of `cache` in `slots`."""
         rows = self._rows(slots)
         for shape, tensor in zip(self._shapes, self._tensors, strict=True):
             state = getattr(cache.layers[shape.layer], shape.kind)[shape.index]
             tensor.index_copy_(0, rows[tensor.device], state)
 
-    def _rows(self, slots: Sequence[int]) -> dict[torch.device, torch.Tensor]:
-        """The slots, int64[N], on each device that has states: one copy for all layers."""
+    def _rows(self, slots: torch.Tensor) -> dict[torch.device, torch.Tensor]:
+        """The slots on each device that has states."""
         devices = {tensor.device for tensor in self._tensors}
-        return {device: to_device(list(slots), device, torch.int64) for device in devices}
+        return {device: slots.to(device) for device in devices}
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy states, (source, destination), one after the other."""
         for tensor in self._tensors:
             for source, destination in pairs:
                 tensor[destination] = tensor[source]
+
+    def read(self, num_slots: int) -> list[torch.Tensor]:
+        """Return copies of the states in the first slots."""
+        return [tensor[:num_slots].clone() for tensor in self._tensors]
+
+    def write(self, states: Sequence[torch.Tensor], num_slots: int) -> None:
+        """Write states to the first slots. If there are more slots than states, these repeat."""
+        for tensor, copies in zip(self._tensors, states, strict=True):
+            tensor[:num_slots] = copies[torch.arange(num_slots, device=copies.device) % len(copies)]
 
 
 def new_cache(module: torch.nn.Module, num_tokens: int) -> Cache:
@@ -178,10 +192,23 @@ class RecurrentModel(TransformersModel):
         info = replace(info, keeps_state=True, state_bytes=sum(s.num_bytes for s in self._shapes))
         super().__init__(module, info, backend, probe=probe, kv_dtype=kv_dtype)
         self._states: StatePool | None = None
+        self.replay: Callable[[ForwardBatch], torch.Tensor] | None = None
+        """How the sequences of a step that decode are computed while others have prompts: by a CUDA
+        graph. None: there is none."""
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         super().allocate_kv_cache(num_blocks, block_size)
         self._states = StatePool(self._shapes, self.info.num_state_slots)
+
+    def read_states(self, num_slots: int) -> list[torch.Tensor]:
+        """Return copies of the states in the first slots."""
+        assert self._states is not None
+        return self._states.read(num_slots)
+
+    def write_states(self, states: Sequence[torch.Tensor], num_slots: int) -> None:
+        """Write states to the first slots. If there are more slots than states, these repeat."""
+        assert self._states is not None
+        self._states.write(states, num_slots)
 
     def copy_states(self, pairs: list[tuple[int, int]]) -> None:
         assert self._states is not None
@@ -190,33 +217,51 @@ class RecurrentModel(TransformersModel):
     def free_states(self, slots: list[int]) -> None:
         """The pool keeps its size."""
 
-    @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        with as_current_device(self.device):
-            rows = [self._run(batch, *part) for part in _parts(batch)]
-            return _in_order(batch, rows).float()
+        return self._forward(batch, self.replay)
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with HeadTap(self.module) as tap:
-            logits = self.forward(batch)
+            logits = self._forward(batch, None)
         parts = enumerate(_parts(batch))
         return logits, _in_order(batch, [tap.call(k)[:, -n:] for k, (_, n) in parts])
 
-    def _run(self, batch: ForwardBatch, indices: list[int], num_rows: int) -> torch.Tensor:
-        """Run these sequences of the step, and keep their states.
+    @torch.inference_mode()
+    def _forward(
+        self, batch: ForwardBatch, replay: Callable[[ForwardBatch], torch.Tensor] | None
+    ) -> torch.Tensor:
+        with as_current_device(self.device):
+            if _decodes_all(batch):
+                logits = self._run(batch, 1)[:, 0]
+            else:
+                calls = []
+                for indices, num_rows in _parts(batch):
+                    part = batch.select(indices)
+                    if replay is not None and _decodes_all(part):
+                        calls.append(replay(part).unsqueeze(1))
+                    else:
+                        calls.append(self._run(part, num_rows))
+                logits = _in_order(batch, calls)
+            # On CUDA the sampler's kernels convert them, which spares a copy of all logits.
+            return logits if self._is_on_cuda else logits.float()
+
+    def _run(self, part: ForwardBatch, num_rows: int) -> torch.Tensor:
+        """Run the sequences of one call, and keep their states.
 
         Returns the logits [N, R, V] of each one's last `num_rows` tokens.
         """
         assert self._states is not None
         assert self._cache is not None
-        part = batch.select(indices)
         length = part.num_tokens // part.num_seqs
         start = part.context_lens_list[0] - length
         cache = new_cache(self.module, start)
         if self.adapter_rows is not None:  # the part has one sequence, or a token of each
             self.adapter_rows.set(part, head_reads_all=True)
+        slots = part.state_index
+        if slots is None:
+            slots = to_device(list(part.state_slots), self.device, torch.int64)
         if start:
-            self._states.load(cache, part.state_slots)
+            self._states.load(cache, slots)
         images, positions = part.images, part.positions.view(-1, length)
         if images is not None and images.rope_positions is not None:
             positions = images.rope_positions.view(3, -1, length)
@@ -230,8 +275,14 @@ class RecurrentModel(TransformersModel):
                 PagedContext(part, self._cache, self.backend),
                 num_rows,
             )
-        self._states.store(cache, part.state_slots)
+        self._states.store(cache, slots)
         return logits[:, -num_rows:]
+
+
+def _decodes_all(batch: ForwardBatch) -> bool:
+    """Whether each sequence of a step has one token, which is not its first, and one row."""
+    is_decode = batch.num_tokens == batch.num_seqs == len(batch.logits_index)
+    return is_decode and min(batch.context_lens_list) > 1
 
 
 def _parts(batch: ForwardBatch) -> list[tuple[list[int], int]]:

@@ -1,9 +1,9 @@
 """The inputs of steps that replay CUDA graphs: which shapes are captured, and their memory.
 
 A captured step always has the same shape, so smaller steps are padded. In a decode step, padding
-rows are sequences of one token without a context. In a mixed step, the padding tokens are one more
-sequence without a context, and the sequences after it have no tokens. Padding sees no keys and
-writes to a cache slot that is never read.
+rows are sequences of one token without a context, all with one recurrent state. In a mixed step,
+the padding tokens are one more sequence without a context, and the sequences after it have no
+tokens. Padding sees no keys and writes to a cache slot that is never read.
 """
 
 from collections.abc import Sequence
@@ -78,14 +78,15 @@ def buckets(max_num_seqs: int) -> list[int]:
 
 
 def captured_shapes(
-    attention_backend: str, max_num_seqs: int, max_batch_tokens: int
+    attention_backend: str, max_num_seqs: int, max_batch_tokens: int, *, keeps_state: bool = False
 ) -> list[StepShape]:
     """The shapes of decode steps, then those of mixed steps, each from the smallest on.
 
-    Mixed steps need an attention backend that reads their lengths on the device.
+    Mixed steps need an attention backend that reads their lengths on the device, and a model whose
+    layers do not compute each prompt alone (`keeps_state`).
     """
     shapes = [StepShape.decode(size) for size in buckets(max_num_seqs)]
-    if attention_backend == "triton":
+    if attention_backend == "triton" and not keeps_state:
         shapes += mixed_shapes(max_num_seqs, max_batch_tokens)
     return shapes
 
@@ -120,6 +121,7 @@ class StaticBuffers:
     context_lens: torch.Tensor
     block_table: torch.Tensor
     logits_index: torch.Tensor
+    state_index: torch.Tensor
     counts: torch.Tensor
     """int32: 0, 1, 2, … where the sequences of a decode step start."""
     rows: torch.Tensor
@@ -127,6 +129,7 @@ class StaticBuffers:
     logits: torch.Tensor
     """[rows, vocabulary]: the output of all graphs, at first float32."""
     padding_slot: int
+    padding_state: int
 
     @classmethod
     def allocate(
@@ -136,8 +139,12 @@ class StaticBuffers:
         padding_slot: int,
         vocab_size: int,
         device: torch.device,
+        padding_state: int = 0,
     ) -> "StaticBuffers":
-        """`table_width`: blocks of the longest context. `padding_slot`: where padding writes."""
+        """`table_width`: blocks of the longest context. `padding_slot`: where padding writes keys.
+
+        `padding_state`: the slot of its recurrent state.
+        """
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -153,10 +160,12 @@ class StaticBuffers:
             context_lens=zeros(num_seqs, dtype=torch.int32),
             block_table=zeros(num_seqs, table_width, dtype=torch.int32),
             logits_index=zeros(num_rows),
+            state_index=zeros(num_seqs),
             counts=torch.arange(num_seqs + 1, dtype=torch.int32, device=device),
             rows=torch.arange(num_seqs, device=device),
             logits=torch.empty(num_rows, vocab_size, device=device),
             padding_slot=padding_slot,
+            padding_state=padding_state,
         )
 
     def view(self, shape: StepShape, block_size: int) -> ForwardBatch:
@@ -178,6 +187,8 @@ class StaticBuffers:
             logits_index=logits_index[: shape.rows],
             query_start_list=shape.query_start_list(),
             context_lens_list=[self.block_table.shape[1] * block_size] * num_seqs,
+            state_index=self.state_index[:num_seqs],
+            num_rows_list=[1] * num_seqs if shape.is_decode else (),
         )
 
     def clear(self, shape: StepShape) -> None:
@@ -192,6 +203,8 @@ class StaticBuffers:
         self.positions[:num_tokens].copy_(batch.positions, non_blocking=True)
         self.slot_mapping[:num_tokens].copy_(batch.slot_mapping, non_blocking=True)
         self.context_lens[:num_seqs].copy_(batch.context_lens, non_blocking=True)
+        if batch.state_index is not None:
+            self.state_index[:num_seqs].copy_(batch.state_index, non_blocking=True)
         width = batch.block_table.shape[1]
         self.block_table[:num_seqs, :width].copy_(batch.block_table, non_blocking=True)
         if not shape.is_decode:
@@ -206,6 +219,7 @@ class StaticBuffers:
             self.positions[num_tokens : shape.tokens].zero_()
             self.slot_mapping[num_tokens : shape.tokens].fill_(self.padding_slot)
         self.context_lens[num_seqs : shape.view_seqs].zero_()
+        self.state_index[num_seqs : shape.view_seqs].fill_(self.padding_state)
         if not shape.is_decode:
             self.query_start[num_seqs + 1 : shape.view_seqs + 1].fill_(shape.tokens)
             self.logits_index[num_rows : shape.rows].zero_()
@@ -220,6 +234,7 @@ class StaticBuffers:
             self.context_lens,
             self.block_table,
             self.logits_index,
+            self.state_index,
         ]
 
     @property

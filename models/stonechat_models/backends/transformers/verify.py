@@ -61,6 +61,7 @@ def random_batch(
         query_start_list=query_start,
         context_lens_list=context_lens,
         state_slots=range(len(lengths)),
+        state_index=torch.arange(len(lengths)),
         num_rows_list=[1] * len(lengths),
     )
 

@@ -183,7 +183,7 @@ def test_memory_of_graphs_is_included(memory):
     num_bytes = measured(model, graphs=True)
     assert step_sizes == [50, 7]  # the largest prefill, and the largest decode step
     logits = 4 * VOCAB_SIZE * 7
-    buffers = 7 * (3 * 8 + 4 + 32 * 4 + 2 * 8) + 2 * 8 * 4
+    buffers = 7 * (3 * 8 + 4 + 32 * 4 + 3 * 8) + 2 * 8 * 4
     assert num_bytes == 3500 + 3500 + logits + buffers + 4 * GRAPH_BYTES
 
 
@@ -196,7 +196,7 @@ def test_memory_of_graphs_of_mixed_steps_is_included(memory):
     )
     num_bytes = measured(model, graphs=True)
     assert shapes == [(50, 50), (50, 50)]  # the largest prefill, and the largest graph
-    buffers = 50 * 3 * 8 + 8 * (4 + 32 * 4 + 8) + 2 * 9 * 4 + 50 * 8
+    buffers = 50 * 3 * 8 + 8 * (4 + 32 * 4 + 2 * 8) + 2 * 9 * 4 + 50 * 8
     assert num_bytes == 3500 + 3500 + 4 * VOCAB_SIZE * 50 + buffers + 6 * GRAPH_BYTES
 
 

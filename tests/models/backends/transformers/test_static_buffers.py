@@ -20,7 +20,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def allocate(*shapes):
-    return StaticBuffers.allocate(shapes, table_width=9, padding_slot=99, vocab_size=5, device=CPU)
+    return StaticBuffers.allocate(
+        shapes, table_width=9, padding_slot=99, vocab_size=5, device=CPU, padding_state=7
+    )
 
 
 def test_buckets():
@@ -52,6 +54,7 @@ def test_shapes_by_attention_backend():
     decode = [StepShape(n, n, n, is_decode=True) for n in (1, 2, 4)]
     assert captured_shapes("flashinfer", 4, 100) == decode
     assert captured_shapes("triton", 4, 100) == decode + mixed_shapes(4, 100)
+    assert captured_shapes("triton", 4, 100, keeps_state=True) == decode
 
 
 def test_the_host_is_told_of_single_tokens_and_of_prompts():
@@ -65,7 +68,7 @@ def test_the_host_is_told_of_single_tokens_and_of_prompts():
     assert StepShape.decode(3).query_start_list() == [0, 1, 2, 3]
 
 
-def test_rows_that_a_decode_step_does_not_fill_write_to_the_padding_slot():
+def test_rows_that_a_decode_step_does_not_fill_have_the_padding_slot_and_state():
     buffers = allocate(StepShape.decode(4))
     full, single = (largest_batch(n, n, 8, 2) for n in (4, 1))
     buffers.fill(full, StepShape.decode(4))
@@ -74,6 +77,7 @@ def test_rows_that_a_decode_step_does_not_fill_write_to_the_padding_slot():
     view = buffers.view(StepShape.decode(2), block_size=2)
     assert view.slot_mapping.tolist() == [0, 99]
     assert view.context_lens.tolist() == [1, 0]
+    assert view.state_index.tolist() == [0, 7]
     assert view.query_start.tolist() == [0, 1, 2]
     assert view.logits_index.tolist() == [0, 1]
     assert view.token_ids.data_ptr() == buffers.token_ids.data_ptr()
@@ -117,7 +121,7 @@ def test_buffers_that_were_never_filled_are_all_padding():
 def test_bytes():
     shape = StepShape(16, 4, 5)
     tokens, seqs, rows = 16, 5, 5
-    expected = 3 * 8 * tokens + 4 * (2 * (seqs + 1) + seqs + seqs * 9) + 8 * (seqs + rows)
+    expected = 3 * 8 * tokens + 4 * (2 * (seqs + 1) + seqs + seqs * 9) + 8 * (2 * seqs + rows)
     assert allocate(shape).num_bytes == expected + 4 * rows * 5
 
 
@@ -138,12 +142,13 @@ STEPS = {
 def test_one_launch_fills_the_buffers_as_single_copies_do(shape):
     fill_kernel = pytest.importorskip("stonechat_models.backends.transformers.fill_kernel")
     slow, fast = (
-        StaticBuffers.allocate([shape], 200, 12345, vocab_size=5, device=DEVICE) for _ in range(2)
+        StaticBuffers.allocate([shape], 200, 12345, 5, DEVICE, padding_state=77) for _ in range(2)
     )
     for batch in STEPS[shape]:
         slow.fill(batch.to(DEVICE), shape)
         fill_kernel.fill_in_one_launch(fast, batch.to(DEVICE), shape)
-        for name in ("token_ids", "positions", "slot_mapping", "context_lens", "block_table"):
+        names = ("token_ids", "positions", "slot_mapping", "context_lens", "block_table")
+        for name in (*names, "state_index"):
             assert torch.equal(getattr(slow, name), getattr(fast, name)), name
         if not shape.is_decode:
             assert torch.equal(slow.query_start, fast.query_start)
