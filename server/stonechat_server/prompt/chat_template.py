@@ -18,6 +18,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from stonechat_server.errors import invalid
+from stonechat_server.prompt import call_repairs
 from stonechat_server.prompt import message_repairs as repairs
 from stonechat_server.prompt.environment import (
     GenerationTag,
@@ -140,7 +141,7 @@ class ChatTemplate:
                 message = with_reasoning_names(message)
             if message["role"] == "system":
                 has_system, has_later_system = True, has_later_system or bool(shown)
-            has_calls = has_calls or "tool_calls" in message
+            has_calls = has_calls or "tool_calls" in message or message["role"] == "tool"
             shown.append(message)
         if added_text:
             shown = self._with_added_text(shown, added_text)
@@ -148,16 +149,26 @@ class ChatTemplate:
             shown = repairs.without_system(shown)
         elif has_later_system and not self._trials.takes_later_system:
             shown = shown[:1] + repairs.without_system(shown[1:])
+        elif has_system and len(shown) == 1 and not self._trials.takes_lone_system:
+            shown = repairs.without_system(shown)
         return self._with_shown_calls(shown) if has_calls else shown
 
     def _with_shown_calls(self, messages: list[TemplateMessage]) -> list[TemplateMessage]:
-        if self._trials.arguments == "text":
-            messages = repairs.with_text_arguments(messages)
-        if not self._trials.takes_several_calls:
-            messages = repairs.with_single_calls(messages)
-        if self._trials.call_content is None:
-            messages = repairs.with_null_content(messages)
-        return messages
+        """Rewrite calls and results so that the template shows all of them, and the text beside."""
+        trials = self._trials
+        if trials.arguments == "text":
+            messages = call_repairs.with_text_arguments(messages)
+        if trials.text_beside_calls == "apart":
+            messages = call_repairs.with_text_apart(messages)
+        elif trials.text_beside_earlier_calls == "apart":
+            messages = call_repairs.with_text_apart(messages, end=_last_user(messages))
+        if not trials.takes_reasoning_beside_text:
+            messages = call_repairs.with_joined_reasoning(messages)
+        if not trials.shows_several_calls:
+            messages = call_repairs.with_single_calls(messages)
+        if trials.call_content is None:
+            messages = call_repairs.with_null_content(messages)
+        return messages if trials.takes_lone_results else call_repairs.with_told_results(messages)
 
     def _with_added_text(self, messages: list[TemplateMessage], text: str) -> list[TemplateMessage]:
         """Append `text` to the system message at the beginning, or add such a message.
@@ -178,13 +189,14 @@ class ChatTemplate:
     ) -> str:
         """Render once more, with what the template may miss. Raises `APIError` 400 if it fails."""
         repaired = [{**message, "content": message.get("content", "")} for message in messages]
-        if repairs.has_broken_arguments(repaired):
+        if call_repairs.has_broken_arguments(repaired):
             if self._trials.arguments != "text":
-                repaired = repairs.with_object_arguments(repaired)
+                repaired = call_repairs.with_object_arguments(repaired)
         elif self._trials.arguments == "unknown":
-            repaired = repairs.with_text_arguments(repaired)
+            repaired = call_repairs.with_text_arguments(repaired)
         if isinstance(error, TemplateRefusalError):
-            repaired = repairs.after_refusal(repaired)
+            joins_calls = self._trials.text_beside_calls != "apart"
+            repaired = repairs.after_refusal(repaired, joins_calls=joins_calls)
         options = replace(options, tools=[_with_all_keys(tool) for tool in options.tools])
         try:
             return self._render_once(repaired, options, absent=[])
@@ -305,6 +317,11 @@ def _read(override: str) -> str:
     if "{{" in override or "{%" in override:
         return override
     return Path(override).read_text(encoding="utf-8")
+
+
+def _last_user(messages: Sequence[TemplateMessage]) -> int:
+    """The position of the user's latest message; 0 without one."""
+    return max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
 
 
 def _with_all_keys(tool: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,16 +2,11 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-from stonechat_server.prompt.environment import to_json
-from stonechat_server.prompt.reasoning_names import NAMES
 
 TemplateMessage = dict[str, Any]
 
-TEXT_KEY = "arguments"
-"""The key under which arguments that are no object are shown to a template that needs one."""
 _STRICT_ID = re.compile(r"[a-zA-Z0-9]{9}")
 
 
@@ -52,102 +47,58 @@ def without_system(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]
     return [*merged, {"role": "user", "content": join_contents(*held)}] if held else merged
 
 
-def with_text_arguments(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """Write the arguments of all calls as JSON text."""
-    return [_with_arguments(message, _as_text) for message in messages]
-
-
-def with_object_arguments(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """Make the arguments of all calls objects: text that is none goes under `TEXT_KEY`."""
-    return [_with_arguments(message, _as_object) for message in messages]
-
-
-def has_broken_arguments(messages: Sequence[TemplateMessage]) -> bool:
-    """Whether a call's arguments are no object."""
-    return any(
-        isinstance(function := call.get("function"), dict)
-        and not isinstance(function.get("arguments"), dict)
-        for message in messages
-        for call in message.get("tool_calls") or ()
-    )
-
-
-def with_null_content(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """Make the content of messages that have only calls null."""
-    return [
-        {**message, "content": None}
-        if message.get("tool_calls") and not message.get("content")
-        else message
-        for message in messages
-    ]
-
-
-def with_single_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """Give each call a message of its own, followed by its results."""
-    split: list[TemplateMessage] = []
-    position = 0
-    while position < len(messages):
-        message = messages[position]
-        position += 1
-        calls = message.get("tool_calls") or ()
-        if len(calls) < 2:
-            split.append(message)
-            continue
-        results = []
-        while position < len(messages) and messages[position]["role"] == "tool":
-            results.append(messages[position])
-            position += 1
-        ids = [call.get("id") for call in calls]
-        for number, call in enumerate(calls):
-            first = message if number == 0 else {"role": "assistant", "content": ""}
-            split.append({**first, "tool_calls": [call]})
-            split += [result for result in results if result.get("tool_call_id") == ids[number]]
-        split += [result for result in results if result.get("tool_call_id") not in ids]
-    return split
-
-
-def after_refusal(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """Change what templates refuse: ids, order of roles, and reasoning beside content and calls.
+def after_refusal(
+    messages: Sequence[TemplateMessage], *, joins_calls: bool
+) -> list[TemplateMessage]:
+    """Change what templates refuse: ids, and the order of roles.
 
     Ids become nine letters and digits, in calls and results alike. Messages of one role in a row
-    are joined. An answer without anything gets a space. So does an answer that is missing between a
-    result and the user, and a user's turn before an answer that comes first. Messages that have
-    content and calls lose their reasoning.
+    are joined; so are answers with only calls and results between them, at the place of the last.
+    An answer goes into calls directly behind it only if `joins_calls`. An answer without anything
+    gets a space. So does an answer that is missing between a call or its result and the user, and a
+    user's turn before an answer that comes first.
     """
-    changed = [_with_strict_ids(_without_double_reasoning(message)) for message in messages]
     joined: list[TemplateMessage] = []
-    for message in changed:
-        if joined and _are_joinable(joined[-1], message):
-            content = join_contents(joined[-1].get("content"), message.get("content"))
-            joined[-1] = {**message, "content": content}
-            continue
+    for message in map(_with_strict_ids, messages):
+        position = _partner(joined, message, joins_calls)
+        if position is not None:
+            content = join_contents(joined.pop(position).get("content"), message.get("content"))
+            message = {**message, "content": content}
         if missing := _missing_turn(joined, message["role"]):
             joined.append({"role": missing, "content": " "})
-        is_empty = message["role"] == "assistant" and not _has_something(message)
+        is_empty = _is_answer(message) and not message.get("content")
         joined.append({**message, "content": " "} if is_empty else message)
     return joined
+
+
+def _partner(
+    before: Sequence[TemplateMessage], message: TemplateMessage, joins_calls: bool
+) -> int | None:
+    """The position of an earlier message that `message` must be one with, if there is any."""
+    if message["role"] == "user":
+        return len(before) - 1 if before and before[-1]["role"] == "user" else None
+    if message["role"] != "assistant":
+        return None
+    last = len(before) - 1
+    if message.get("tool_calls"):
+        return last if joins_calls and before and _is_answer(before[last]) else None
+    while last >= 0 and (before[last].get("tool_calls") or before[last]["role"] == "tool"):
+        last -= 1
+    return last if last >= 0 and _is_answer(before[last]) else None
 
 
 def _missing_turn(before: Sequence[TemplateMessage], role: str) -> str | None:
     """The role whose turn some templates demand between `before` and a message of `role`."""
     if role == "assistant" and all(message["role"] == "system" for message in before):
         return "user"
-    return "assistant" if role == "user" and before and before[-1]["role"] == "tool" else None
+    if role == "user" and before and (before[-1]["role"] == "tool" or "tool_calls" in before[-1]):
+        return "assistant"
+    return None
 
 
-def _are_joinable(first: TemplateMessage, second: TemplateMessage) -> bool:
-    same_role = first["role"] == second["role"] in ("user", "assistant")
-    return same_role and "tool_calls" not in first
-
-
-def _has_something(message: TemplateMessage) -> bool:
-    return bool(message.get("content") or message.get("tool_calls"))
-
-
-def _without_double_reasoning(message: TemplateMessage) -> TemplateMessage:
-    if message.get("tool_calls") and message.get("content"):
-        return {key: value for key, value in message.items() if key not in NAMES}
-    return message
+def _is_answer(message: TemplateMessage) -> bool:
+    """Whether it is an assistant's message without calls."""
+    return message["role"] == "assistant" and not message.get("tool_calls")
 
 
 def _with_strict_ids(message: TemplateMessage) -> TemplateMessage:
@@ -175,31 +126,3 @@ def join_contents(*contents: Any, separator: str = "\n\n") -> Any:
             parts.append({"type": "text", "text": separator})
         parts += [{"type": "text", "text": content}] if isinstance(content, str) else content
     return parts
-
-
-def _with_arguments(
-    message: TemplateMessage, convert: Callable[[object], object]
-) -> TemplateMessage:
-    calls = message.get("tool_calls")
-    if not calls:
-        return message
-    return {**message, "tool_calls": [_with_converted(call, convert) for call in calls]}
-
-
-def _with_converted(call: dict[str, Any], convert: Callable[[object], object]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict):
-        return call
-    return {**call, "function": {**function, "arguments": convert(function.get("arguments"))}}
-
-
-def _as_text(arguments: object) -> str:
-    if isinstance(arguments, str):
-        return arguments
-    return to_json({} if arguments is None else arguments)
-
-
-def _as_object(arguments: object) -> dict[str, Any]:
-    if isinstance(arguments, dict):
-        return arguments
-    return {} if arguments in (None, "") else {TEXT_KEY: arguments}

@@ -1,20 +1,26 @@
-"""Finds out by small renders how a chat template treats system messages and calls."""
+"""Finds out by small renders how a chat template treats system messages, calls and results."""
 
+import json
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Literal
 
 from stonechat_server.prompt.message_repairs import TemplateMessage
+from stonechat_server.prompt.reasoning_names import NAMES
 
 Render = Callable[[Sequence[TemplateMessage], Sequence[dict[str, Any]]], str]
 """Renders messages and tools, and raises anything."""
 
-MARK, LATER_MARK = "stonechat-trial", "stonechat-later"
+MARK, LATER_MARK, TEXT_MARK = "stonechat-trial", "stonechat-later", "stonechat-text"
+Beside = Literal["kept", "apart", "lost"]
+"""What becomes of a text beside calls: it is in the prompt; it is there as a message of its own
+before the calls; or neither."""
 USER = {"role": "user", "content": "Hi"}
 SYSTEM = {"role": "system", "content": MARK}
 CALLED = "trial_call"
-OBJECT = {MARK: "x"}
-TEXT = f'{{"{MARK}": "x"}}'
+ANSWER = {"role": "assistant", "content": "Ok"}
+OBJECT, LATER_OBJECT = {"value": MARK}, {"value": LATER_MARK}
+TEXT, LATER_TEXT = json.dumps(OBJECT), json.dumps(LATER_OBJECT)
 TOOL = {
     "type": "function",
     "function": {
@@ -22,7 +28,7 @@ TOOL = {
         "description": "",
         "parameters": {
             "type": "object",
-            "properties": {MARK: {"type": "string", "description": "a text"}},
+            "properties": {"value": {"type": "string", "description": "a text"}},
         },
     },
 }
@@ -82,12 +88,60 @@ class TemplateTrials:
         return "unknown" if as_text is None else "text"
 
     @cached_property
-    def takes_several_calls(self) -> bool:
-        """Whether a message may have more than one call."""
-        arguments = TEXT if self.arguments == "text" else OBJECT
-        one = _calls(arguments, content=self.call_content)
-        two = _calls(arguments, arguments, content=self.call_content)
-        return self._try(one, [TOOL]) is None or self._try(two, [TOOL]) is not None
+    def shows_several_calls(self) -> bool:
+        """Whether a message may have more than one call, and all of them are in the prompt."""
+        one = self._try(self._call_turn(), [TOOL])
+        two = self._try(self._call_turn(num_calls=2), [TOOL])
+        return one is None or (two is not None and (MARK not in one or LATER_MARK in two))
+
+    @cached_property
+    def text_beside_calls(self) -> Beside:
+        """What becomes of the text beside calls."""
+        return self._beside(())
+
+    @cached_property
+    def text_beside_earlier_calls(self) -> Beside:
+        """What becomes of the text beside calls before the user's latest message."""
+        return self._beside((ANSWER, USER))
+
+    def _beside(self, later: Sequence[TemplateMessage]) -> Beside:
+        user, call, result = self._call_turn(content=TEXT_MARK)
+        text, empty = {"role": "assistant", "content": TEXT_MARK}, self.call_content
+        ways: list[tuple[Beside, list[TemplateMessage]]] = [
+            ("kept", [user, call, result]),
+            ("apart", [user, text, {**call, "content": empty}, result]),
+        ]
+        for way, messages in ways:
+            prompt = self._try([*messages, *later], [TOOL]) or ""
+            if MARK in prompt and TEXT_MARK in prompt:
+                return way
+        return "lost"
+
+    @cached_property
+    def takes_reasoning_beside_text(self) -> bool:
+        """Whether a message with calls may have both text and reasoning."""
+        user, call, result = self._call_turn(content=TEXT_MARK)
+        reasoned = {**call, **dict.fromkeys(NAMES, MARK)}
+        return self._try([user, reasoned, result], [TOOL]) is not None
+
+    @cached_property
+    def takes_lone_results(self) -> bool:
+        """Whether results that follow no call are in the prompt."""
+        result = {"role": "tool", "tool_call_id": "trial0000"}
+        marked = [{**result, "content": mark} for mark in (MARK, LATER_MARK)]
+        prompt = self._try([USER, marked[0], ANSWER, marked[1]], [TOOL]) or ""
+        return MARK in prompt and LATER_MARK in prompt
+
+    @cached_property
+    def takes_lone_system(self) -> bool:
+        """Whether a system message that is the only message is in the prompt."""
+        return all(MARK in (self._try([SYSTEM], tools) or "") for tools in ([], [TOOL]))
+
+    def _call_turn(self, content: str | None = None, num_calls: int = 1) -> list[TemplateMessage]:
+        """Calls, whose arguments are as the template takes them, and their results."""
+        arguments = (TEXT, LATER_TEXT) if self.arguments == "text" else (OBJECT, LATER_OBJECT)
+        content = self.call_content if content is None else content
+        return _calls(*arguments[:num_calls], content=content)
 
     @cached_property
     def _with_and_without_system(self) -> tuple[str | None, str | None]:

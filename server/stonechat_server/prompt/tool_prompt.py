@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from stonechat_server.parsers import custom_calls
+from stonechat_server.prompt.call_repairs import with_told_results
 from stonechat_server.prompt.call_text import write_function_call
-from stonechat_server.prompt.message_repairs import TemplateMessage, join_contents
+from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.template_messages import to_arguments
 from stonechat_server.schema.tools import CustomTool, FunctionTool, GrammarFormat, Tool
 from stonechat_server.tool_formats.layout import ToolFormat
@@ -147,28 +148,7 @@ def without_tool_messages(
     messages: Sequence[TemplateMessage], format: ToolFormat
 ) -> list[TemplateMessage]:
     """Write calls and results as text, for templates that render neither."""
-    rendered: list[TemplateMessage] = []
-    is_after_result = False
-    for message in messages:
-        is_result = message["role"] == "tool"
-        if not is_result:
-            rendered.append(_write_calls(message, format))
-        elif is_after_result:
-            content = join_contents(rendered[-1]["content"], _write_result(message), separator="\n")
-            rendered[-1] = {**rendered[-1], "content": content}
-        else:
-            rendered.append({"role": "user", "content": _write_result(message)})
-        is_after_result = is_result
-    return rendered
-
-
-def _write_result(message: TemplateMessage) -> Any:
-    """A result as text; one with images as a list of items."""
-    name, content = message.get("name"), message.get("content", "")
-    opening = f'<tool_response name="{name}">' if name else "<tool_response>"
-    if isinstance(content, list):
-        return join_contents(opening, content, "</tool_response>", separator="\n")
-    return f"{opening}\n{content}\n</tool_response>"
+    return with_told_results(without_calls(messages, format))
 
 
 def _write_calls(message: TemplateMessage, format: ToolFormat | None) -> TemplateMessage:

@@ -117,7 +117,9 @@ def from_the_wire(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def renders(family: str, chat: str) -> bool:
-    """Whether the template renders calls, or the chat has none: else the server writes them."""
+    """Whether the template renders the whole chat: else the server rewrites what it leaves out."""
+    if (family, chat) == ("single_calls", "call with text"):
+        return False
     has_results = any(message["role"] == "tool" for message in CHATS[chat][0])
     return "tool_calls" in FAMILIES[family] or not has_results
 

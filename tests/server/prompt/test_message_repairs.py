@@ -145,8 +145,7 @@ def test_a_name_with_a_text_keeps_it() -> None:
 def test_reasoning_goes_where_the_template_refuses_it() -> None:
     both = answer(content="I look.", reasoning_content="hm", tool_calls=[call({"a": 1})])
     prompt = render(THINKING_ONLY, USER, both, result())
-    assert "analysis<|message|>I look.<|end|>" in prompt
-    assert "hm" not in prompt
+    assert "analysis<|message|>hm\n\nI look.<|end|>" in prompt
     assert "analysis<|message|>hm<|end|>" in render(
         THINKING_ONLY, USER, {**both, "content": ""}, result()
     )

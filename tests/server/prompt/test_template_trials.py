@@ -18,6 +18,12 @@ from tests.server.prompt.family_templates import (
     TAGGED_ARGUMENTS,
     THINKING_ONLY,
 )
+from tests.server.prompt.test_histories import (
+    ALTERNATING,
+    CALLS_OR_TEXT,
+    FIRST_CALL,
+    LOOKS_AHEAD,
+)
 
 DROPS_SYSTEM = (
     "{% for m in messages if m.role != 'system' %}[{{ m.role }}]{{ m.content }}{% endfor %}"
@@ -94,7 +100,7 @@ def test_later_system_messages(source: str, takes: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "arguments", "takes_several"),
+    ("source", "arguments", "shows_several"),
     [
         (CHATML_REASONING, "object", True),
         (TAGGED_ARGUMENTS, "object", True),
@@ -106,9 +112,30 @@ def test_later_system_messages(source: str, takes: bool) -> None:
         (NO_SYSTEM, "unknown", True),
     ],
 )
-def test_calls(source: str, arguments: str, takes_several: bool) -> None:
+def test_calls(source: str, arguments: str, shows_several: bool) -> None:
     found = trials(source)
-    assert (found.arguments, found.takes_several_calls) == (arguments, takes_several)
+    assert (found.arguments, found.shows_several_calls) == (arguments, shows_several)
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "earlier_text", "lone_results"),
+    [
+        (CHATML_REASONING, "kept", "kept", True),
+        (SINGLE_CALLS, "apart", "apart", True),
+        (NO_SYSTEM, "lost", "lost", False),
+        (BROKEN, "lost", "lost", False),
+        (FIRST_CALL, "kept", "apart", False),
+        (CALLS_OR_TEXT, "apart", "apart", True),
+        (ALTERNATING, "apart", "lost", True),
+        (LOOKS_AHEAD, "kept", "kept", False),
+    ],
+)
+def test_what_stands_around_calls(
+    source: str, text: str, earlier_text: str, lone_results: bool
+) -> None:
+    found = trials(source)
+    assert (found.text_beside_calls, found.text_beside_earlier_calls) == (text, earlier_text)
+    assert found.takes_lone_results == lone_results
 
 
 def test_a_template_may_show_calls_only_where_content_is_null() -> None:
