@@ -12,17 +12,18 @@ from stonechat_models.errors import (
     EngineDeadError,
     EngineError,
     GrammarError,
-    InvalidImageError,
+    InvalidMediaError,
     InvalidParamsError,
     ModelLoadError,
     PromptTooLongError,
     StepError,
     TooManyChecksError,
-    TooManyImagesError,
+    TooManyMediaError,
     UnsupportedModelError,
 )
 from stonechat_models.model_info import (
     AdapterInfo,
+    AudioInfo,
     EmbeddingInfo,
     EngineStats,
     ImageInfo,
@@ -40,9 +41,10 @@ from stonechat_models.types import (
     FinishReason,
     GenerateRequest,
     GrammarSpec,
-    ImageInput,
-    ImageTensor,
     LogprobEntry,
+    MediaInput,
+    MediaTensor,
+    Modality,
     ReasoningSpec,
     RequestOutput,
     RequestTimings,
@@ -71,10 +73,10 @@ if TYPE_CHECKING:
     from stonechat_models.grammar.relaxation import relax_schema
     from stonechat_models.grammar.source import check_grammar
     from stonechat_models.hardware.cpus import usable_cpus
+    from stonechat_models.media.processor import MediaProcessor
+    from stonechat_models.media.records import AudioOptions, ImageOptions, PreparedMedia
     from stonechat_models.runtime.async_engine import AsyncEngine
     from stonechat_models.text.tokenizer import Tokenizer
-    from stonechat_models.vision.processor import ImageProcessor
-    from stonechat_models.vision.records import ImageOptions, PreparedImage
 
 __all__ = [
     "GRAMMAR_FAILED",
@@ -83,6 +85,8 @@ __all__ = [
     "MAX_TOP_LOGPROBS",
     "AdapterInfo",
     "AsyncEngine",
+    "AudioInfo",
+    "AudioOptions",
     "CompletionDelta",
     "CostlyGrammarError",
     "EmbeddingInfo",
@@ -99,18 +103,19 @@ __all__ = [
     "GrammarError",
     "GrammarSpec",
     "ImageInfo",
-    "ImageInput",
     "ImageOptions",
-    "ImageProcessor",
-    "ImageTensor",
-    "InvalidImageError",
+    "InvalidMediaError",
     "InvalidParamsError",
     "LogprobEntry",
     "Machine",
+    "MediaInput",
+    "MediaProcessor",
+    "MediaTensor",
+    "Modality",
     "ModelInfo",
     "ModelLoadError",
     "ModelSurvey",
-    "PreparedImage",
+    "PreparedMedia",
     "PromptTooLongError",
     "ReasoningSpec",
     "RequestOutput",
@@ -124,7 +129,7 @@ __all__ = [
     "StoredModel",
     "Tokenizer",
     "TooManyChecksError",
-    "TooManyImagesError",
+    "TooManyMediaError",
     "TopLogprob",
     "UnsupportedModelError",
     "__version__",
@@ -148,6 +153,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AudioOptions": "media.records",
     "AsyncEngine": "runtime.async_engine",
     "Gpu": "diagnostics.machine",
     "GpuSupport": "diagnostics.gpu_support",
@@ -157,9 +163,9 @@ _LAZY = {
     "StoredModel": "checkpoint.store",
     "Tokenizer": "text.tokenizer",
     "GrammarChecker": "grammar.checker",
-    "ImageOptions": "vision.records",
-    "ImageProcessor": "vision.processor",
-    "PreparedImage": "vision.records",
+    "ImageOptions": "media.records",
+    "MediaProcessor": "media.processor",
+    "PreparedMedia": "media.records",
     "alias_model": "checkpoint.alias_target",
     "check_grammar": "grammar.source",
     "fetch_model": "checkpoint.resolve",

@@ -45,8 +45,8 @@ class EngineConfig:
     kv_cache_dtype: KvCacheDtype = "auto"
     """auto: the dtype of the activations, on the compiled path bfloat16; int8: with a scale for
     each token and head, only there; fp8: float8_e4m3fn, with values clamped to ±448, not there."""
-    image_cache_bytes: int = 256 << 20
-    """Encoded images that are kept for later requests, on the model's device."""
+    media_cache_bytes: int = 256 << 20
+    """Encoded images and clips that are kept for later requests, on the model's device."""
     block_size: int = 16
     max_batch_tokens: int | None = None
     max_num_seqs: int | None = None

@@ -33,23 +33,23 @@ class TooManyChecksError(EngineError):
     """Too many grammars are being checked. Try again later."""
 
 
-class InvalidImageError(EngineError):
-    """An image of a request cannot be used. `index` counts the request's images from 0.
+class InvalidMediaError(EngineError):
+    """An image or audio clip cannot be used. `index` counts those that were handed over, from 0.
 
-    `reason` reads behind "the image ": "is not a PNG, JPEG, WebP or GIF". `kind` is `format` for
-    another kind of file, `empty`, `broken`, `too_large` (pixels, memory or time), or `unfit` for
-    what the model's own processor refuses.
+    `reason` reads behind "the image " or "the audio ": "is not a PNG, JPEG, WebP or GIF". `kind` is
+    `format` for another kind of file, `empty`, `broken`, `too_large` (pixels, memory or time),
+    `too_long` (seconds), or `unfit` for what the model's own processor refuses.
     """
 
     def __init__(self, index: int, kind: str, reason: str) -> None:
-        super().__init__(f"image {index + 1} of the request {reason}")
+        super().__init__(f"file {index + 1} of the request {reason}")
         self.index = index
         self.kind = kind
         self.reason = reason
 
 
-class TooManyImagesError(EngineError):
-    """Too many images are being prepared. Try again later."""
+class TooManyMediaError(EngineError):
+    """Too many images and audio clips are being prepared. Try again later."""
 
 
 class PromptTooLongError(EngineError):

@@ -85,6 +85,16 @@ class ImageInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AudioInfo:
+    """How the prompts of a model hold audio clips."""
+
+    token_id: int
+    """The placeholder token. It may be beyond the model's vocabulary."""
+    encoding_bytes: int = 0
+    """What the audio tower needs beside its weights for a long clip, on CUDA; else 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What was loaded and how it runs: for the start banner, `/v1/models` and the fingerprint."""
 
@@ -134,8 +144,19 @@ class ModelInfo:
     images: ImageInfo | None = None
     """How prompts hold images; None if the model takes none."""
     image_refusal: str = ""
-    """Why a model that could take images takes none here. Empty: it takes images, or is a model of
-    text alone."""
+    """Why a model that could take images takes none here. Empty: it takes images, or cannot
+    by its nature."""
+    audio: AudioInfo | None = None
+    """How prompts hold audio clips; None if the model takes none."""
+    audio_refusal: str = ""
+    """Why a model that could take audio takes none here. Empty: it takes audio, or cannot by its
+    nature."""
+
+    @property
+    def media_token_ids(self) -> dict[str, int]:
+        """The placeholder tokens of what the model takes beside text."""
+        infos = {"image": self.images, "audio": self.audio}
+        return {modality: info.token_id for modality, info in infos.items() if info is not None}
 
     @property
     def kv_capacity_tokens(self) -> int:
@@ -178,6 +199,12 @@ class EngineStats:
     """Images of requests that were encoded already."""
     image_encode_seconds: float = 0.0
     """Seconds of the vision tower."""
+    num_encoded_audio: int = 0
+    """Audio clips that the audio tower has encoded."""
+    num_audio_cache_hits: int = 0
+    """Audio clips of requests that were encoded already."""
+    audio_encode_seconds: float = 0.0
+    """Seconds of the audio tower."""
     last_step_seconds: float = 0.0
 
 

@@ -169,8 +169,11 @@ class EmbeddingParams:
     """The first tokens of the prompt that do not count in the pooling."""
 
 
-class ImageTensor(msgspec.Struct, frozen=True):
-    """An array that the model's image processor made: little-endian, in C order."""
+Modality = Literal["image", "audio"]
+
+
+class MediaTensor(msgspec.Struct, frozen=True):
+    """An array that the model's processor made: little-endian, in C order."""
 
     dtype: str
     """A name of numpy, such as `float32`."""
@@ -178,20 +181,22 @@ class ImageTensor(msgspec.Struct, frozen=True):
     data: bytes
 
 
-class ImageInput(msgspec.Struct, frozen=True):
-    """An image of a prompt, as the model's vision tower takes it."""
+class MediaInput(msgspec.Struct, frozen=True):
+    """An image or an audio clip of a prompt, as the model's tower for it takes it."""
 
     content_hash: bytes
-    """16 bytes. Two images of one model with the same hash have the same tensors."""
+    """16 bytes. What has the same hash has the same tensors, for one model."""
     places: tuple[tuple[int, int], ...]
-    """Where the image's placeholder tokens are in the prompt: runs (start, length) in order. The
-    tower gives one embedding for each of these tokens."""
-    tensors: Mapping[str, ImageTensor]
-    """The arguments of the model's `get_image_features` by name, for this image alone."""
+    """Where its placeholder tokens are in the prompt: runs (start, length) in order. The tower
+    gives one embedding for each of these tokens."""
+    tensors: Mapping[str, MediaTensor]
+    """The arguments of the model's `get_image_features` or `get_audio_features` by name, for this
+    image or clip alone."""
+    modality: Modality = "image"
 
     @property
     def num_tokens(self) -> int:
-        """How many tokens of the prompt the image's embeddings take the place of."""
+        """How many tokens of the prompt its embeddings take the place of."""
         return sum(length for _, length in self.places)
 
 
@@ -214,8 +219,8 @@ class GenerateRequest:
     adapter: str = ""
     """The name of the LoRA adapter that computes it beside the model, one of
     `ModelInfo.adapters`. Empty: the model alone."""
-    images: tuple[ImageInput, ...] = ()
-    """The images of the prompt, in order. Their placeholder tokens do not overlap."""
+    media: tuple[MediaInput, ...] = ()
+    """The images and audio clips of the prompt. Their placeholder tokens do not overlap."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):

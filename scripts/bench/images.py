@@ -21,9 +21,10 @@ import torch
 from stonechat_models import (
     EngineConfig,
     GenerateRequest,
-    ImageInput,
-    ImageProcessor,
-    PreparedImage,
+    ImageOptions,
+    MediaInput,
+    MediaProcessor,
+    PreparedMedia,
     SamplingParams,
 )
 from stonechat_models.engine.engine import Engine
@@ -43,7 +44,7 @@ def main() -> None:
         folder = arguments.model or make_model(Path(scratch) / "model")
         engine, tokenizer = build(folder, arguments)
         assert engine.model.info.images is not None, engine.model.info.image_refusal
-        processor = ImageProcessor(folder, engine.model.info.images.token_id)
+        processor = MediaProcessor(folder, engine.model.info.media_token_ids)
         try:
             measure(engine, tokenizer, processor, arguments)
         finally:
@@ -79,12 +80,12 @@ def build(folder: Path, arguments: argparse.Namespace) -> tuple[Engine, Tokenize
 def measure(
     engine: Engine,
     tokenizer: Tokenizer,
-    processor: ImageProcessor,
+    processor: MediaProcessor,
     arguments: argparse.Namespace,
 ) -> None:
     """Print the median of each figure. The kinds of requests take turns."""
     width, height = (int(number) for number in arguments.size.split("x"))
-    prepared: list[PreparedImage] = []
+    prepared: list[PreparedMedia] = []
     times: dict[str, list[float]] = {}
 
     def timed(name: str, run: Callable[[], object]) -> None:
@@ -92,7 +93,7 @@ def measure(
         run()
         times.setdefault(name, []).append(time.perf_counter() - started)
 
-    processor.prepare([png(width, height, "first")]).result()  # starts its process
+    processor.prepare([png(width, height, "first")], ImageOptions()).result()  # starts its process
     first_token(engine, tokenizer, "Hello. ", None)
     for number in range(arguments.rounds):
         data = png(width, height, str(number))
@@ -122,17 +123,17 @@ def measure(
         print(f"{name:30s} {1000 * statistics.median(values):8.1f} ms to the first token")
 
 
-def add_prepared(prepared: list[PreparedImage], processor: ImageProcessor, data: bytes) -> None:
-    prepared += processor.prepare([data]).result()
+def add_prepared(prepared: list[PreparedMedia], processor: MediaProcessor, data: bytes) -> None:
+    prepared += processor.prepare([data], ImageOptions()).result()
 
 
 def first_token(
-    engine: Engine, tokenizer: Tokenizer, before: str, image: PreparedImage | None, after: str = ""
+    engine: Engine, tokenizer: Tokenizer, before: str, image: PreparedMedia | None, after: str = ""
 ) -> None:
     """Run a request up to its first token."""
     place = "" if image is None else image.text
     token_ids = tokenizer.encode(f"User: {before}{place}{TEXT}{after}\nAssistant:")
-    images: tuple[ImageInput, ...] = ()
+    images: tuple[MediaInput, ...] = ()
     if image is not None:
         info = engine.model.info.images
         assert info is not None, "the model takes no images"
@@ -142,7 +143,7 @@ def first_token(
         images = (image.placed(runs(places)),)
     params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
     engine.add(
-        GenerateRequest(request_id="a", prompt_token_ids=token_ids, params=params, images=images)
+        GenerateRequest(request_id="a", prompt_token_ids=token_ids, params=params, media=images)
     )
     while engine.has_work:
         engine.step()

@@ -5,11 +5,12 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from stonechat_models import (
+    AudioOptions,
     EngineStats,
     GenerateRequest,
     ImageOptions,
     ModelInfo,
-    PreparedImage,
+    PreparedMedia,
     RequestOutput,
 )
 
@@ -68,13 +69,13 @@ class TokenizerLike(Protocol):
     def token_text(self, token_id: int) -> str: ...
 
 
-class ImageProcessorLike(Protocol):
-    """Prepares image files for the model."""
+class MediaProcessorLike(Protocol):
+    """Prepares image and audio files for the model."""
 
     def prepare(
-        self, images: Sequence[bytes], options: ImageOptions | None = None
-    ) -> "Future[list[PreparedImage]]":
-        """Prepare each file. Raises `TooManyImagesError`, and the result `InvalidImageError`."""
+        self, files: Sequence[bytes], options: ImageOptions | AudioOptions
+    ) -> "Future[list[PreparedMedia]]":
+        """Prepare each file. Raises `TooManyMediaError`, and the result `InvalidMediaError`."""
 
 
 class EngineLike(Protocol):
@@ -87,8 +88,8 @@ class EngineLike(Protocol):
     def tokenizer(self) -> TokenizerLike: ...
 
     @property
-    def image_processor(self) -> ImageProcessorLike | None:
-        """None for a model that takes no images."""
+    def media_processor(self) -> MediaProcessorLike | None:
+        """None for a model that takes text alone."""
 
     @property
     def is_alive(self) -> bool: ...

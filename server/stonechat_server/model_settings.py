@@ -232,7 +232,7 @@ class ModelSettings(BaseSettings):
         values["lora"] = tuple(self.lora)
         return EngineConfig(
             kv_cache_bytes=values.pop("kv_cache_size"),
-            image_cache_bytes=values.pop("image_cache_size"),
+            media_cache_bytes=values.pop("image_cache_size"),
             **values,
         )
 

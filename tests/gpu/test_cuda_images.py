@@ -16,13 +16,13 @@ from stonechat_models.backends.transformers.attention.choose import choose_atten
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
-from stonechat_models.backends.transformers.image_check import image_case, with_images
+from stonechat_models.backends.transformers.media_check import media_case, with_media
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
 from stonechat_models.runtime.build import assemble_engine
-from stonechat_models.types import ImageInput, ImageTensor
+from stonechat_models.types import MediaInput, MediaTensor
 from tests.gpu.built import build as build_folder
 from tests.models.engines import add, greedy, model_info, run
 from tests.models.vision_models import save_vision_model, vision_config
@@ -72,10 +72,10 @@ def prompt_of(family, image_token, seeds):
     for seed in seeds:
         place = (len(token_ids), FAMILIES[family].num_tokens)
         tensors = {
-            name: ImageTensor(value.dtype.name, value.shape, value.tobytes())
+            name: MediaTensor(value.dtype.name, value.shape, value.tobytes())
             for name, value in tensors_of(family, seed).items()
         }
-        images.append(ImageInput(bytes([seed]) * 16, (place,), tensors))
+        images.append(MediaInput(bytes([seed]) * 16, (place,), tensors))
         token_ids += [image_token] * place[1] + [50 + seed, 60]
     return token_ids, tuple(images)
 
@@ -102,12 +102,12 @@ def build(module, device, dtype, max_batch_tokens):
     info = model_info(
         device=str(device), dtype=str(dtype).removeprefix("torch."), vocab_size=vocab_size
     )
-    images = image_case(module)
+    images = media_case(module)
     probe = check_packing(module, device, vocab_size)
     replaced = fuse_modules(module)
     assert replaced["FusedRMSNorm"]
     model = TransformersModel(module, info, choose_attention("auto", device), probe=probe)
-    model.info = with_images(model, images)
+    model.info = with_media(model, images)
     assert model.info.images is not None, model.info.image_refusal
     model.set_attention(choose_attention("triton", device, model.attention_parity_check))
     tabulate_rotary(module, MAX_MODEL_LEN)
@@ -169,7 +169,7 @@ def test_prompts_with_images_beside_text(family, device, dtype):
 
     def noted(batch):
         shape = shape_of(batch)
-        steps.append((batch.images is not None, shape is not None))
+        steps.append((batch.media is not None, shape is not None))
         return shape
 
     engine.model._shape_of = noted
@@ -182,7 +182,7 @@ def test_prompts_with_images_beside_text(family, device, dtype):
     for names in (["image", "text"], [name for name in cases if name not in ("image", "text")]):
         for name in names:
             token_ids, images = prompts[name]
-            add(engine, name, token_ids, greedy(NUM_OUTPUT, ignore_eos=True), images=images)
+            add(engine, name, token_ids, greedy(NUM_OUTPUT, ignore_eos=True), media=images)
         results |= run(engine)
     assert {(has_images, in_graph) for has_images, in_graph in steps} == {
         (True, False),

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
-from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.kinds import plain_model, stateful_model
 from stonechat_models.backends.transformers.lora.serve import serve_adapters
+from stonechat_models.backends.transformers.media_check import media_case, with_media
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
@@ -66,19 +66,19 @@ def make_engine(
     draft_module=None,
     num_draft_tokens=4,
     adapters=(),
-    images=False,
-    image_cache_bytes=1 << 20,
+    media=False,
+    media_cache_bytes=1 << 20,
     **limits,
 ):
     info = model_info(**limits)
-    case = image_case(module) if images else ""
+    case = media_case(module) if media else ""
     backend = backend or BatchedBackend()
     model = stateful_engine_model(module, info, backend) or TransformersModel(
         module, info, backend, row_multiple, probe, kv_dtype
     )
     if adapters:
         model.info = replace(model.info, adapters=serve_adapters(model, adapters, torch.float32))
-    model.info = with_images(model, case)
+    model.info = with_media(model, case)
     model.allocate_kv_cache(num_blocks, info.block_size)
     engine_class = OverlappedEngine if overlap else Engine
     sampler, draft_model = Sampler(info.vocab_size, CPU), None
@@ -104,7 +104,7 @@ def make_engine(
         prompt_lookup=prompt_lookup,
         clock=clock,
         draft_model=draft_model,
-        image_cache_bytes=image_cache_bytes,
+        media_cache_bytes=media_cache_bytes,
     )
 
 
@@ -146,7 +146,7 @@ def add(
     constraints=(),
     prediction=(),
     adapter="",
-    images=(),
+    media=(),
     priority=0,
 ):
     engine.add(
@@ -156,7 +156,7 @@ def add(
             params=params,
             prediction_token_ids=prediction,
             adapter=adapter,
-            images=images,
+            media=media,
             priority=priority,
         ),
         constraints,

@@ -15,7 +15,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from tests.models.converted_gguf import write_converted
-from tests.models.vision.prompts import VisionModel
+from tests.models.media.prompts import VisionModel
 from tests.models.vision_models import ALL_FAMILIES, vision_tokenizer
 
 Tensors = Iterator[tuple[str, torch.Tensor]]

@@ -20,7 +20,7 @@ UNUSED = (
     *("admission/rate_limits",),
     *("engine/forking", "text/stop_strings", "text/stop_scope", "text/stop_filter"),
     *("sampling/logprobs", "sampling/prompt_logprobs", "engine/prompt_rows"),
-    *("text/logprob_entries", "grammar/", "vision/", "images/"),
+    *("text/logprob_entries", "grammar/", "media/", "images/"),
     *("engine/speculation/draft", "engine/speculation/step_costs", "sampling/host_edits"),
 )
 

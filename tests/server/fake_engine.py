@@ -22,7 +22,7 @@ from stonechat_models import (
     TopLogprob,
 )
 from stonechat_models.engine.prompt_lookup import TextFollower
-from stonechat_server.engine_protocol import ImageProcessorLike
+from stonechat_server.engine_protocol import MediaProcessorLike
 
 CHATML = """\
 {%- for message in messages -%}
@@ -127,7 +127,7 @@ class FakeEngine:
     script: Script = field(default_factory=lambda: text_script("Hello", " wörld", " 👋"))
     model: ModelInfo = field(default_factory=model_info)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
-    image_processor: ImageProcessorLike | None = None
+    media_processor: MediaProcessorLike | None = None
     is_alive: bool = True
     failure: BaseException | None = None
     requests: list[GenerateRequest] = field(default_factory=list)

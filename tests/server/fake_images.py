@@ -10,9 +10,9 @@ from typing import Any
 from stonechat_models import (
     ImageInfo,
     ImageOptions,
-    ImageTensor,
-    InvalidImageError,
-    PreparedImage,
+    InvalidMediaError,
+    MediaTensor,
+    PreparedMedia,
 )
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, Script, model_info
 
@@ -30,7 +30,7 @@ def png(name: str = "a", num_tokens: int = 2) -> bytes:
 
 
 @dataclass
-class FakeImageProcessor:
+class FakeMediaProcessor:
     """An image's text is `[`, its placeholder tokens, and `]`.
 
     A file `png(name="broken")` is one that cannot be decoded. With `holds`, nothing is ever done.
@@ -38,52 +38,53 @@ class FakeImageProcessor:
 
     holds: bool = False
     calls: list[tuple[list[bytes], ImageOptions]] = field(default_factory=list)
-    futures: list["Future[list[PreparedImage]]"] = field(default_factory=list)
+    futures: list["Future[list[PreparedMedia]]"] = field(default_factory=list)
 
     def prepare(
-        self, images: Sequence[bytes], options: ImageOptions
-    ) -> "Future[list[PreparedImage]]":
-        self.calls.append((list(images), options))
-        future: Future[list[PreparedImage]] = Future()
+        self, files: Sequence[bytes], options: ImageOptions
+    ) -> "Future[list[PreparedMedia]]":
+        self.calls.append((list(files), options))
+        future: Future[list[PreparedMedia]] = Future()
         self.futures.append(future)
         if self.holds:
             return future
-        for index, file in enumerate(images):
+        for index, file in enumerate(files):
             if b"broken" in file:
-                future.set_exception(InvalidImageError(index, "broken", "is broken: no pixels"))
+                future.set_exception(InvalidMediaError(index, "broken", "is broken: no pixels"))
                 return future
-        future.set_result([prepared(file, options) for file in images])
+        future.set_result([prepared(file, options) for file in files])
         return future
 
 
-class Eyes(FakeImageProcessor):
+class Eyes(FakeMediaProcessor):
     """Takes any PNG file, for eight tokens."""
 
     def prepare(
-        self, images: Sequence[bytes], options: ImageOptions
-    ) -> "Future[list[PreparedImage]]":
-        assert all(image.startswith(PNG) for image in images)
-        return super().prepare([PNG + b"8 " + image for image in images], options)
+        self, files: Sequence[bytes], options: ImageOptions
+    ) -> "Future[list[PreparedMedia]]":
+        assert all(image.startswith(PNG) for image in files)
+        return super().prepare([PNG + b"8 " + image for image in files], options)
 
 
 def seeing_engine(script: Script) -> FakeEngine:
     """An engine for real PNG files."""
     engine = FakeEngine(script, model_info(images=IMAGES), ByteTokenizer(chat_template=TEMPLATE))
-    engine.image_processor = Eyes()
+    engine.media_processor = Eyes()
     return engine
 
 
-def prepared(file: bytes, options: ImageOptions) -> PreparedImage:
+def prepared(file: bytes, options: ImageOptions) -> PreparedMedia:
     num_tokens = int(file[len(PNG) :].split()[0])
     content_hash = hashlib.blake2b(file + options.detail.encode(), digest_size=16).digest()
-    return PreparedImage(
+    return PreparedMedia(
+        modality="image",
         content_hash=content_hash,
         placeholder=PLACEHOLDER,
         text="[" + num_tokens * TOKEN + "]",
         num_tokens=num_tokens,
         width=4,
         height=4,
-        tensors={"pixel_values": ImageTensor("float32", (1,), b"\0\0\0\0")},
+        tensors={"pixel_values": MediaTensor("float32", (1,), b"\0\0\0\0")},
     )
 
 

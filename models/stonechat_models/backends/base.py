@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stonechat_models.media.features import MediaFeatures
 from stonechat_models.model_info import ModelInfo
-from stonechat_models.types import ImageInput
-from stonechat_models.vision.features import ImageFeatures
+from stonechat_models.types import MediaInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,16 +20,16 @@ Array = Any
 
 
 @dataclass(slots=True)
-class StepImages:
-    """What images change in a step: the embeddings of some tokens, and more.
+class StepMedia:
+    """What images and audio clips change in a step: the embeddings of some tokens, and more.
 
     Arrays are on the model's device (tensors of PyTorch), or on the host (arrays of numpy) for
     models that take a `HostBatch`.
     """
 
     rows: Array
-    """int64[I]: the packed tokens that are placeholders of images, in ascending order. Their token
-    ids do not count, and may be beyond the vocabulary."""
+    """int64[I]: the packed tokens that are placeholders, in ascending order. Their token ids do not
+    count, and may be beyond the vocabulary."""
     embeddings: Array
     """[I, H]: what stands in the place of their token embeddings. float32 on the host."""
     layer_embeddings: Sequence[Array] = ()
@@ -45,13 +45,13 @@ class StepImages:
     layers of a model may not use it. None: all tokens attend to those before them and to
     themselves."""
 
-    def to(self, device: "torch.device") -> "StepImages":
+    def to(self, device: "torch.device") -> "StepMedia":
         """Return the same with its tensors on `device`."""
 
         def moved(tensor: Array | None) -> Array | None:
             return None if tensor is None else tensor.to(device)
 
-        return StepImages(
+        return StepMedia(
             rows=self.rows.to(device),
             embeddings=self.embeddings.to(device),
             layer_embeddings=[x.to(device) for x in self.layer_embeddings],
@@ -59,14 +59,14 @@ class StepImages:
             visible_ends=moved(self.visible_ends),
         )
 
-    def select(self, tokens: "torch.Tensor") -> "StepImages":
+    def select(self, tokens: "torch.Tensor") -> "StepMedia":
         """Return what the tokens int64[S] of the step have, in ascending order (PyTorch only)."""
         import torch
 
         index = torch.searchsorted(self.rows, tokens).clamp(max=len(self.rows) - 1)
         is_placeholder = self.rows[index] == tokens
         index = index[is_placeholder]
-        return StepImages(
+        return StepMedia(
             rows=is_placeholder.nonzero()[:, 0],
             embeddings=self.embeddings[index],
             layer_embeddings=[layer[index] for layer in self.layer_embeddings],
@@ -94,8 +94,8 @@ class HostBatch:
     logits_index: "array[int]"
     state_slots: "array[int]"
     """int64[N], or empty for a model without such a state."""
-    images: StepImages | None = None
-    """None: no token of the step belongs to an image, and all rotary positions are `positions`."""
+    media: StepMedia | None = None
+    """None: no token of the step is a placeholder, and all rotary positions are `positions`."""
 
 
 @dataclass(slots=True)
@@ -134,8 +134,8 @@ class ForwardBatch:
     and steps with adapters, need it."""
     adapters: Sequence[int] = ()
     """The adapter of each sequence, -1 for none. Empty if no sequence has one."""
-    images: StepImages | None = None
-    """None: no token of the step belongs to an image, and all rotary positions are `positions`."""
+    media: StepMedia | None = None
+    """None: no token of the step is a placeholder, and all rotary positions are `positions`."""
 
     def to(self, device: "torch.device") -> "ForwardBatch":
         """Return the same batch with its tensors on `device`."""
@@ -149,7 +149,7 @@ class ForwardBatch:
             block_table=self.block_table.to(device),
             logits_index=self.logits_index.to(device),
             state_index=None if self.state_index is None else self.state_index.to(device),
-            images=None if self.images is None else self.images.to(device),
+            media=None if self.media is None else self.media.to(device),
         )
 
     def on_host(self) -> HostBatch:
@@ -192,19 +192,19 @@ class ForwardBatch:
             state_index=None if self.state_index is None else self.state_index[rows],
             num_rows_list=[1] * len(indices),
             adapters=[self.adapters[i] for i in indices] if self.adapters else (),
-            images=None if self.images is None else self.images.select(token_rows),
+            media=None if self.media is None else self.media.select(token_rows),
         )
 
     @property
     def visible_ends(self) -> "torch.Tensor | None":
-        """See `StepImages`."""
-        return None if self.images is None else self.images.visible_ends
+        """See `StepMedia`."""
+        return None if self.media is None else self.media.visible_ends
 
     def without_visible_ends(self) -> "ForwardBatch":
         """Return the same step for a layer in which no token attends to later ones."""
-        if self.images is None:
+        if self.media is None:
             return self
-        return replace(self, images=replace(self.images, visible_ends=None))
+        return replace(self, media=replace(self.media, visible_ends=None))
 
     @property
     def num_seqs(self) -> int:
@@ -246,14 +246,15 @@ class CausalModel(Protocol):
         hidden states of the same tokens. Only for models with `info.embedding`."""
 
 
-class ImageModel(CausalModel, Protocol):
-    """A model that takes images (`info.images`)."""
+class MediaModel(CausalModel, Protocol):
+    """A model that takes images or audio (`info.images`, `info.audio`)."""
 
-    def encode_image(self, image: ImageInput) -> ImageFeatures:
-        """Run the vision tower. Raises what the model's code raises if the tensors do not fit."""
+    def encode_media(self, medium: MediaInput) -> MediaFeatures:
+        """Run the tower for an image or a clip. Raises what the model's code raises if the
+        tensors do not fit."""
 
-    def image_positions(
-        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    def media_positions(
+        self, token_ids: Sequence[int], media: Sequence[MediaInput]
     ) -> "tuple[npt.NDArray[np.int64], int]":
         """Return the rotary positions int64[3, P] of a prompt in time, height and width, and what
         the position of each later token is above its index. Only with `has_grid_positions`."""

@@ -33,6 +33,7 @@ from stonechat_models.diagnostics.stored_weights import stored_footprint
 from stonechat_models.diagnostics.survey import ServingForm
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
+from stonechat_models.media.hf_processor import pillow_refusal
 from stonechat_models.runtime.build import is_embedder, native_refusal, why_no_graphs
 from stonechat_models.runtime.cache_sizes import size_kv_cache, size_states
 from stonechat_models.runtime.ranks.refusals import (
@@ -40,7 +41,6 @@ from stonechat_models.runtime.ranks.refusals import (
     refuse_settings,
     refuse_uneven,
 )
-from stonechat_models.vision.hf_processor import pillow_refusal
 
 if TYPE_CHECKING:
     from stonechat_models.backends.quantization.cpu_linear import LinearTeam
@@ -173,7 +173,7 @@ class FormPlanner:
             return OTHER_TOWER
         if self.native_refusal is None or self._empty_model is None:
             return ""
-        from stonechat_models.backends.transformers.image_check import RUNS_PLAINLY, code_refusal
+        from stonechat_models.backends.transformers.media_check import RUNS_PLAINLY, code_refusal
 
         if self._empty_model.runs_plainly:
             return RUNS_PLAINLY

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from stonechat_models.backends.base import CausalModel, StatefulModel
 from stonechat_models.engine.batch import place_of
 from stonechat_models.engine.embeddings import finish_embedding
-from stonechat_models.engine.image_steps import ENCODING_FAILED, ImageSteps
+from stonechat_models.engine.media_steps import ENCODING_FAILED, Encodings, MediaSteps
 from stonechat_models.engine.prompt_lookup import PAST_KEYS
 from stonechat_models.engine.scheduler import Scheduler
 from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
@@ -64,10 +64,10 @@ class Engine:
         prefix_caching: bool = True,
         prompt_lookup: PromptLookup = "off",
         draft_model: DraftModel | None = None,
-        image_cache_bytes: int = 0,
+        media_cache_bytes: int = 0,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`image_cache_bytes`: how many bytes of encoded images are kept for later requests.
+        """`media_cache_bytes`: how many bytes of encoded images and clips are kept for later.
         `clock` returns seconds. Draft tokens that are tried by themselves go by it.
         """
         info = model.info
@@ -75,10 +75,10 @@ class Engine:
         self.sampler = sampler
         self.eos_token_ids = eos_token_ids
         self.place = place_of(device)
-        self.images = None
-        """None: the model takes no images."""
-        if info.images is not None:
-            self.images = ImageSteps(model, info.images, self.place, image_cache_bytes)
+        self.media = None
+        """None: the model takes text alone."""
+        if info.media_token_ids:
+            self.media = MediaSteps(model, self.place, media_cache_bytes)
         self.speculation = Speculation(info, prompt_lookup, draft_model)
         self.scheduler = _new_scheduler(info, self.speculation, prefix_caching=prefix_caching)
         self.num_steps = self.num_failed_steps = self.num_consecutive_failed_steps = 0
@@ -90,7 +90,7 @@ class Engine:
         self._adapters = {adapter.name: i for i, adapter in enumerate(info.adapters)}
         self._clock = clock
         self._launch = partial(
-            InFlightStep, place=self.place, block_size=info.block_size, images=self.images
+            InFlightStep, place=self.place, block_size=info.block_size, media=self.media
         )
         """Launches the forward pass of some items."""
         self._scheduled: list[Scheduled] = []
@@ -118,9 +118,9 @@ class Engine:
         group = SequenceGroup(request)
         if request.adapter:
             group.adapter = self._adapters[request.adapter]
-        if request.images:
-            assert self.images is not None, "images are checked before"
-            group.images = self.images.of_request(request.images)
+        if request.media:
+            assert self.media is not None, "media are checked before"
+            group.media = self.media.of_request(request.media)
         if request.params.prompt_logprobs is not None:
             group.prompt_logprobs = []
         group.add_sequences(constraints, self.model.info.max_model_len, self.eos_token_ids)
@@ -164,7 +164,10 @@ class Engine:
         return outputs
 
     def stats(self) -> EngineStats:
-        scheduler, speculation, images = self.scheduler, self.speculation, self.images
+        scheduler, speculation = self.scheduler, self.speculation
+        images = audio = Encodings()
+        if self.media is not None:
+            images, audio = self.media.encodings("image"), self.media.encodings("audio")
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -181,9 +184,12 @@ class Engine:
             num_accepted_model_draft_tokens=speculation.num_model_accepted,
             num_preemptions=scheduler.num_preemptions,
             num_failed_steps=self.num_failed_steps,
-            num_encoded_images=0 if images is None else images.num_encoded,
-            num_image_cache_hits=0 if images is None else images.num_hits,
-            image_encode_seconds=0.0 if images is None else images.encode_seconds,
+            num_encoded_images=images.num_encoded,
+            num_image_cache_hits=images.num_hits,
+            image_encode_seconds=images.seconds,
+            num_encoded_audio=audio.num_encoded,
+            num_audio_cache_hits=audio.num_hits,
+            audio_encode_seconds=audio.seconds,
             last_step_seconds=self.last_step_seconds,
         )
 
@@ -202,8 +208,8 @@ class Engine:
         if self.speculation.model is not None:
             self.speculation.draft(output.scheduled, output.block_copies)
         self._scheduled = output.scheduled
-        has_images = self.images is not None and self.images.num_live > 0
-        return self._ready(output.scheduled) if has_images else output.scheduled
+        has_media = self.media is not None and self.media.num_live > 0
+        return self._ready(output.scheduled) if has_media else output.scheduled
 
     def _run(self, items: list[Scheduled]) -> list[TokenOutput]:
         try:
@@ -236,14 +242,14 @@ class Engine:
         return outputs
 
     def _ready(self, items: list[Scheduled]) -> list[Scheduled]:
-        """Return the items that still count, once the features of their images are there.
+        """Return the items that still count, once the features of their media are there.
 
-        Requests whose images cannot be encoded end.
+        Requests whose media cannot be encoded end.
         """
         items = [item for item in items if not item.is_dropped]
-        if self.images is None or not self.images.num_live:
+        if self.media is None or not self.media.num_live:
             return items
-        failed, waiting = self.images.prepare(items)
+        failed, waiting = self.media.prepare(items)
         for item in waiting:
             self.scheduler.cancel(item)
         for group in failed:
@@ -387,8 +393,8 @@ class Engine:
         group = sequence.group
         if not group.sequences:
             del self._requests[group.request.request_id]
-            if group.images is not None and self.images is not None:
-                self.images.num_live -= 1
+            if group.media is not None and self.media is not None:
+                self.media.num_live -= 1
 
 
 def _new_scheduler(info: ModelInfo, speculation: Speculation, *, prefix_caching: bool) -> Scheduler:

@@ -9,13 +9,13 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.types import ImageInput
+from stonechat_models.types import MediaInput
 
 Runs = Sequence[tuple[int, int]]
 """Start and end of each run, in order. There is at least one token between two runs."""
 
 
-def image_runs(images: Iterable[ImageInput]) -> list[tuple[int, int]]:
+def image_runs(images: Iterable[MediaInput]) -> list[tuple[int, int]]:
     """Return the runs of a prompt with these images. Images that touch are one run."""
     runs: list[tuple[int, int]] = []
     places = sorted(place for image in images for place in image.places if place[1])
@@ -46,7 +46,7 @@ def chunk_end(runs: Runs, start: int, end: int) -> int:
 def visible_ends(runs: Runs, start: int, end: int) -> npt.NDArray[np.int32]:
     """Return int32[end - start]: up to which position each token from `start` on sees.
 
-    See `StepImages.visible_ends`. No run reaches over `end`.
+    See `StepMedia.visible_ends`. No run reaches over `end`.
     """
     ends = np.arange(start + 1, end + 1, dtype=np.int32)
     for run_start, run_end in runs:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.base import Array, ForwardBatch, HostBatch, StepImages
+from stonechat_models.backends.base import Array, ForwardBatch, HostBatch, StepMedia
 from stonechat_models.engine.sequence import Scheduled
 
 Moment = Any
@@ -112,7 +112,7 @@ class OnHost:
         return np.concatenate(arrays)
 
     def set_rope_positions(self, batch: HostBatch, positions: npt.NDArray[np.int64]) -> None:
-        batch.images = StepImages(
+        batch.media = StepMedia(
             rows=np.empty(0, dtype=np.int64),
             embeddings=np.empty((0, 0), dtype=np.float32),
             rope_positions=self.array(positions),

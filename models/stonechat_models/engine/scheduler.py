@@ -263,10 +263,10 @@ class Scheduler:
             output.block_copies.append(self.forking.fork(sequence))
         else:
             cached_ids = self.prefix_cache.find(sequence)
-            if group.images is not None and group.images.runs:
+            if group.media is not None and group.media.runs:
                 most = budget if group.prompt_logprobs is None else self.prompt_rows.num_left
                 start = len(cached_ids) * self.block_size
-                if not group.images.num_whole(start, min(budget, most)):
+                if not group.media.num_whole(start, min(budget, most)):
                     return 0
             num_new_blocks = self._num_blocks(len(sequence.token_ids)) - len(cached_ids)
             if not self._has_room(num_new_blocks + self.pool.num_free_among(cached_ids)):
@@ -292,9 +292,9 @@ class Scheduler:
             budget = min(budget, self.prompt_rows.max_tokens(sequence, known))
             if budget == 0:
                 return 0
-        images = sequence.group.images
-        if images is not None and images.runs:
-            budget = images.num_whole(sequence.num_scheduled, min(budget, num_remaining))
+        media = sequence.group.media
+        if media is not None and media.runs:
+            budget = media.num_whole(sequence.num_scheduled, min(budget, num_remaining))
         if self.states is None:
             return num_remaining if num_remaining < budget else budget
         return self.states.num_tokens(sequence, budget)
@@ -341,8 +341,8 @@ class Scheduler:
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self._free(sequence)
-        if sequence.group.images is not None:
-            sequence.group.images.features.clear()
+        if sequence.group.media is not None:
+            sequence.group.media.features.clear()
         sequence.num_registered_blocks = 0
         self.num_preemptions += 1
         insort(self.waiting, sequence, key=BY_ORDER)

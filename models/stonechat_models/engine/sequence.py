@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.engine.prompt_images import PromptImages
 from stonechat_models.engine.prompt_lookup import Drafter, PositionIndex
+from stonechat_models.engine.prompt_media import PromptMedia
 from stonechat_models.sampling.state import RequestTensors, SamplingState, TokenConstraint
 from stonechat_models.types import FinishReason, GenerateRequest, TokenLogprobs
 
@@ -30,12 +30,12 @@ def root_hash(salt: str, adapter: str = "") -> bytes:
     return hashlib.blake2b(salt.encode(), digest_size=16, key=_ROOT, person=person).digest()
 
 
-def block_hash(parent: bytes, token_ids: abc.Sequence[int], images: bytes = b"") -> bytes:
+def block_hash(parent: bytes, token_ids: abc.Sequence[int], media: bytes = b"") -> bytes:
     """Return the hash of a full block after `parent`: 16 bytes, so no collision is expected.
 
-    `images`: what tells its tokens from others with the same ids.
+    `media`: what tells its tokens from others with the same ids.
     """
-    content = parent + array("q", token_ids).tobytes() + images
+    content = parent + array("q", token_ids).tobytes() + media
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
@@ -61,7 +61,7 @@ class SequenceGroup:
     """When the group was first part of a step."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """Those of the prompt that are known so far. None: not wanted, or handed out already."""
-    images: PromptImages | None = None
+    media: PromptMedia | None = None
 
     def add_sequences(
         self,
@@ -185,13 +185,13 @@ class Sequence:
 
     def hash_of_tokens(self, num_blocks: int, end: int, block_size: int) -> bytes:
         """Return the hash of the tokens up to `end`, chained to that of the first blocks."""
-        request, images, start = self.group.request, self.group.images, num_blocks * block_size
+        request, media, start = self.group.request, self.group.media, num_blocks * block_size
         parent = (
             self.hash_of_block(num_blocks - 1, block_size)
             if num_blocks
             else root_hash(request.cache_salt, request.adapter)
         )
-        content = images.content_of(start, end) if images is not None else b""
+        content = media.content_of(start, end) if media is not None else b""
         return block_hash(parent, self.token_ids[start:end], content)
 
 

@@ -6,7 +6,7 @@ Only the reading waits for the device.
 from itertools import islice
 
 from stonechat_models.backends.base import Array, CausalModel
-from stonechat_models.engine.image_steps import ImageSteps
+from stonechat_models.engine.media_steps import MediaSteps
 from stonechat_models.engine.placement import Placement
 from stonechat_models.engine.sequence import Scheduled
 from stonechat_models.sampling.state import (
@@ -29,7 +29,7 @@ class InFlightStep:
         *,
         place: Placement,
         block_size: int,
-        images: ImageSteps | None,
+        media: MediaSteps | None,
     ) -> None:
         """`after` is the previous step, sampled but not read. Items may depend on its tokens."""
         self.items = items
@@ -39,8 +39,8 @@ class InFlightStep:
                 _begin_state(item)
         sampling = None if after is None else after._sampling
         batch = place.batch(items, block_size, None if sampling is None else sampling.tokens)
-        if images is not None and images.num_live:
-            images.add_to(batch, items)
+        if media is not None and media.num_live:
+            media.add_to(batch, items)
         self._logits: Array | None
         """None once sampling starts: they are large, and the next step needs the memory."""
         self._hidden: Array | None = None

@@ -34,7 +34,7 @@ from stonechat_models.types import GenerateRequest, RequestOutput, TokenOutput
 if TYPE_CHECKING:  # these import torch, which a server with an engine process does not need
     from stonechat_models.engine.embedding_engine import EmbeddingEngine
     from stonechat_models.engine.engine import Engine
-    from stonechat_models.vision.processor import ImageProcessor
+    from stonechat_models.media.processor import MediaProcessor
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class AsyncEngine:
         """Reports that the event loop has not taken yet."""
         self._is_waking = False
         """True while a call of `_on_reports` waits in the event loop."""
-        self._image_processor: ImageProcessor | None = None
+        self._media_processor: MediaProcessor | None = None
 
     @classmethod
     def from_config(
@@ -158,14 +158,15 @@ class AsyncEngine:
         return self._runner.model
 
     @property
-    def image_processor(self) -> "ImageProcessor | None":
-        """What prepares the images of prompts; None for a model that takes none. `shutdown` closes
-        it."""
-        if self._image_processor is None and (images := self.model.images) is not None:
-            from stonechat_models.vision.processor import ImageProcessor
+    def media_processor(self) -> "MediaProcessor | None":
+        """What prepares the images and audio of prompts; None for a model that takes text alone.
+        `shutdown` closes it."""
+        token_ids = self.model.media_token_ids
+        if self._media_processor is None and token_ids:
+            from stonechat_models.media.processor import MediaProcessor
 
-            self._image_processor = ImageProcessor(self.tokenizer.path.parent, images.token_id)
-        return self._image_processor
+            self._media_processor = MediaProcessor(self.tokenizer.path.parent, token_ids)
+        return self._media_processor
 
     @property
     def is_alive(self) -> bool:
@@ -182,8 +183,8 @@ class AsyncEngine:
 
     async def shutdown(self) -> None:
         """Stop after the current step. Requests still running end with `EngineDeadError`."""
-        if self._image_processor is not None:
-            self._image_processor.close()
+        if self._media_processor is not None:
+            self._media_processor.close()
         self._runner.send(Stop())
         await asyncio.to_thread(self._runner.join, 30.0)
         self._fail_streams("the engine was shut down")
@@ -250,10 +251,10 @@ class AsyncEngine:
         elif num_prompt_tokens + (request.params.max_tokens != 0) > self.model.max_model_len:
             raise PromptTooLongError(num_prompt_tokens, self.model.max_model_len)
         text: Sequence[int] = request.prompt_token_ids
-        if request.images:
-            from stonechat_models.engine.prompt_images import check_images, text_tokens
+        if request.media:
+            from stonechat_models.engine.prompt_media import check_media, text_tokens
 
-            check_images(request, self.model)
+            check_media(request, self.model)
             text = text_tokens(request)
         if request.params.prompt_logprobs is not None:
             self._check_prompt_logprobs(num_prompt_tokens)

@@ -223,7 +223,7 @@ def assemble_engine(
         prefix_caching=config.prefix_caching,
         prompt_lookup=choose_prompt_lookup(config, model.info.backend, overlap=overlap),
         draft_model=draft_model,
-        image_cache_bytes=config.image_cache_bytes,
+        media_cache_bytes=config.media_cache_bytes,
     )
 
 
@@ -244,8 +244,9 @@ def _free_beside_steps(
         from stonechat_models.backends.transformers.cuda_memory import step_memory
 
         num_bytes = step_memory(model, sampler, as_torch(device), graphs=graphs)
-        if info.images is not None:
-            num_bytes += config.image_cache_bytes + info.images.encoding_bytes
+        towers = [part.encoding_bytes for part in (info.images, info.audio) if part is not None]
+        if towers:
+            num_bytes += config.media_cache_bytes + max(towers)
     if config.tensor_parallel > 1:
         return cast("ParallelModel", model).least_free_memory() - num_bytes
     return free_memory(device) - num_bytes

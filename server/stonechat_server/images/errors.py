@@ -1,6 +1,6 @@
 """What can be wrong with the images of a request. The codes are those that OpenAI publishes."""
 
-from stonechat_models import InvalidImageError, size_text
+from stonechat_models import InvalidMediaError, size_text
 from stonechat_server.errors import APIError, invalid
 
 CODES = {
@@ -9,7 +9,7 @@ CODES = {
     "broken": "image_parse_error",
     "too_large": "image_too_large",
 }
-"""The code of the error for each kind of `InvalidImageError`."""
+"""The code of the error for each kind of `InvalidMediaError`."""
 
 
 class ImageError(Exception):
@@ -45,9 +45,9 @@ def too_large(limit: int) -> ImageError:
 # --- the answers ---
 
 
-def refused(path: str, error: ImageError | InvalidImageError) -> APIError:
+def refused(path: str, error: ImageError | InvalidMediaError) -> APIError:
     """400: the image at `path` cannot be read, or not be prepared."""
-    if isinstance(error, InvalidImageError):
+    if isinstance(error, InvalidMediaError):
         code = CODES.get(error.kind, "invalid_image")
         return invalid(path, f"'{path}': the image {error.reason}.", code)
     what = "URL" if isinstance(error, UrlError) else "image"

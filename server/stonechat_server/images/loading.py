@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from stonechat_models import ImageOptions, InvalidImageError, TooManyImagesError
+from stonechat_models import ImageOptions, InvalidMediaError, TooManyMediaError
 from stonechat_server.background import call_soon, end_all
 from stonechat_server.errors import APIError, unsupported
 from stonechat_server.images.budget import Budget, Share, busy
@@ -23,8 +23,8 @@ from stonechat_server.images.fetch import Client, Fetcher
 from stonechat_server.images.references import ImageReference
 
 if TYPE_CHECKING:
-    from stonechat_models import PreparedImage
-    from stonechat_server.engine_protocol import EngineLike, ImageProcessorLike
+    from stonechat_models import PreparedMedia
+    from stonechat_server.engine_protocol import EngineLike, MediaProcessorLike
     from stonechat_server.settings import Settings
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Observe(Protocol):
 
 def check_takes_images(references: Sequence[ImageReference], engine: "EngineLike") -> None:
     """Raise `APIError` 400, which names the first image, if the model takes none."""
-    if references and engine.image_processor is None:
+    if references and engine.media_processor is None:
         reason = engine.model.image_refusal
         message = f"This model takes no images here: {reason}" if reason else TEXT_ONLY
         raise unsupported(references[0].path, message)
@@ -98,7 +98,7 @@ class ImageLoader:
         check_takes_images(references, engine)
         if len(references) > self._max_images:
             raise too_many(len(references), self._max_images)
-        processor = engine.image_processor
+        processor = engine.media_processor
         assert processor is not None
         if self._num_requests >= MAX_LOADING:
             raise busy()
@@ -162,7 +162,7 @@ class ImageLoader:
         self,
         references: Sequence[ImageReference],
         contents: list[bytes],
-        processor: "ImageProcessorLike",
+        processor: "MediaProcessorLike",
         files: Share,
     ) -> None:
         """Run the model's processor, which has processes of its own, on each image alone.
@@ -188,16 +188,16 @@ class ImageLoader:
         self,
         reference: ImageReference,
         content: bytes,
-        processor: "ImageProcessorLike",
+        processor: "MediaProcessorLike",
         files: Share,
-    ) -> "PreparedImage":
+    ) -> "PreparedMedia":
         """Prepare a file. It counts until the processor is done, also if nobody waits for it."""
         options = ImageOptions(detail=reference.detail, max_pixels=self._max_pixels)
         loop = asyncio.get_running_loop()
         files.hand_over(len(content))
         release = partial(call_soon, loop, partial(self.files.give_back, len(content)))
 
-        def submit() -> "Future[list[PreparedImage]]":
+        def submit() -> "Future[list[PreparedMedia]]":
             try:
                 future = processor.prepare([content], options)
             except BaseException:
@@ -211,9 +211,9 @@ class ImageLoader:
         run = loop.run_in_executor
         try:
             return (await asyncio.wrap_future(await asyncio.shield(run(None, submit))))[0]
-        except TooManyImagesError as error:
+        except TooManyMediaError as error:
             raise busy() from error
-        except InvalidImageError as error:
+        except InvalidMediaError as error:
             raise refused(reference.path, error) from error
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.schema.messages import SourcePart
 
 if TYPE_CHECKING:
-    from stonechat_models import ImageInput, PreparedImage
+    from stonechat_models import MediaInput, PreparedMedia
     from stonechat_server.prompt.special_tokens import SpecialTokenGuard
     from stonechat_server.schema.messages import Message
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class ImageItem(dict[str, Any]):
     """An image in the content of a template's message: `{"type": "image"}`, and which it is."""
 
-    def __init__(self, image: "PreparedImage") -> None:
+    def __init__(self, image: "PreparedMedia") -> None:
         super().__init__(type="image")
         self.image = image
 
@@ -30,7 +30,7 @@ class PromptImages:
     """The images of one prompt. `guard` marks what clients write, also placeholders."""
 
     guard: "SpecialTokenGuard"
-    images: "list[PreparedImage]" = field(default_factory=list)
+    images: "list[PreparedMedia]" = field(default_factory=list)
     """Those of the latest rendering, in their order."""
 
     def fill(self, prompt: str, messages: Sequence[TemplateMessage]) -> str:
@@ -58,7 +58,7 @@ class PromptImages:
             )
         return "".join(filled)
 
-    def inputs(self, token_ids: Sequence[int], token_id: int) -> "tuple[ImageInput, ...]":
+    def inputs(self, token_ids: Sequence[int], token_id: int) -> "tuple[MediaInput, ...]":
         """The images for the engine. Raises `ImagePlacesError` if placeholder tokens are missing.
 
         `token_id` is the placeholder token. Each image takes as many as it needs, in order.
@@ -85,7 +85,7 @@ def placeholder_of(messages: "Sequence[Message]") -> str:
     return ""
 
 
-def images_in(messages: Sequence[TemplateMessage]) -> "list[PreparedImage]":
+def images_in(messages: Sequence[TemplateMessage]) -> "list[PreparedMedia]":
     """The images in messages, in their order."""
     return [
         item.image

@@ -14,7 +14,7 @@ from stonechat_models import (
     EngineDeadError,
     EngineStats,
     GenerateRequest,
-    ImageProcessor,
+    MediaProcessor,
     ModelInfo,
     RequestOutput,
     RequestTimings,
@@ -76,7 +76,7 @@ class ReplicatedEngine:
     is_alive: bool = field(default=True, init=False)
     clock: Callable[[], float] = time.monotonic
     _counts: _Counts = field(default_factory=_Counts, init=False)
-    _image_processor: ImageProcessor | None = field(default=None, init=False)
+    _media_processor: MediaProcessor | None = field(default=None, init=False)
     _replica_of: dict[str, str] = field(default_factory=dict, init=False)
     """The replica of each request that runs; empty until a replica has accepted it."""
 
@@ -86,16 +86,16 @@ class ReplicatedEngine:
     async def shutdown(self) -> None:
         """Send no more requests. The replicas go on: other ingresses use them too."""
         self.is_alive = False
-        if self._image_processor is not None:
-            self._image_processor.close()
+        if self._media_processor is not None:
+            self._media_processor.close()
 
     @property
-    def image_processor(self) -> ImageProcessor | None:
+    def media_processor(self) -> MediaProcessor | None:
         """What prepares the images of prompts, in this ingress; None if the model takes none."""
-        if self._image_processor is None and self.model.images is not None:
+        if self._media_processor is None and (token_ids := self.model.media_token_ids):
             folder = self.tokenizer.path.parent
-            self._image_processor = ImageProcessor(folder, self.model.images.token_id)
-        return self._image_processor
+            self._media_processor = MediaProcessor(folder, token_ids)
+        return self._media_processor
 
     def stats(self) -> EngineStats:
         """The requests and tokens of this ingress. Other figures are those of the replicas."""
@@ -121,7 +121,7 @@ class ReplicatedEngine:
         """
         if not self.is_alive:
             raise EngineDeadError("the server is shutting down")
-        first_image = request.images[0].content_hash.hex() if request.images else ""
+        first_image = request.media[0].content_hash.hex() if request.media else ""
         salt = f"{request.adapter}\n{request.cache_salt}{first_image}"
         hashes = prompt_hashes(request.prompt_token_ids, salt)
         stream = self.replicas.generate(encode(request), hashes)

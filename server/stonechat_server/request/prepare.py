@@ -6,7 +6,7 @@ Tools, formats and reasoning plug in here. A plain request does not enter their 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stonechat_models import EmbeddingParams, ImageInput, SamplingParams
+from stonechat_models import EmbeddingParams, MediaInput, SamplingParams
 from stonechat_server.errors import invalid
 from stonechat_server.parsers.deltas import ParserFactory
 from stonechat_server.prompt.chat_template import TEMPLATE_ERROR, RenderOptions
@@ -46,7 +46,7 @@ class RenderedPrompt:
     """The text without marks."""
     token_ids: list[int]
     spec: AnswerSpec
-    images: tuple[ImageInput, ...] = ()
+    images: tuple[MediaInput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class PreparedRequest:
     unenforced: tuple[str, ...] = ()
     """Paths in the request of what is not enforced of the schemas of tools."""
     prediction_token_ids: tuple[int, ...] = ()
-    images: tuple[ImageInput, ...] = ()
+    images: tuple[MediaInput, ...] = ()
     embedding: EmbeddingParams | None = None
     """Set: the engine makes an embedding of the prompt, and generates nothing."""
 
@@ -154,7 +154,7 @@ def _placeholders(request: ChatCompletionRequest, engine: "EngineLike") -> froze
 
 def _placed(
     images: PromptImages, token_ids: list[int], engine: "EngineLike"
-) -> tuple[ImageInput, ...]:
+) -> tuple[MediaInput, ...]:
     assert engine.model.images is not None
     try:
         return images.inputs(token_ids, engine.model.images.token_id)

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, PrivateAttr
 from stonechat_server.schema.base import ListOf, WireModel
 
 if TYPE_CHECKING:
-    from stonechat_models import PreparedImage
+    from stonechat_models import PreparedMedia
 
 
 class TextPart(WireModel):
@@ -56,11 +56,11 @@ class SourcePart(WireModel):
     _image: Any = PrivateAttr(None)
 
     @property
-    def image(self) -> "PreparedImage | None":
+    def image(self) -> "PreparedMedia | None":
         """The image, from when it is loaded until its request ends."""
         return self._image  # type: ignore[no-any-return]
 
-    def set_image(self, image: "PreparedImage | None") -> None:
+    def set_image(self, image: "PreparedMedia | None") -> None:
         """Keep the image that the part refers to, or no longer."""
         self._image = image
 

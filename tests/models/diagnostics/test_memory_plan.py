@@ -420,6 +420,6 @@ def test_models_that_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert survey(folder, tensor_parallel=2).image_refusal == "several devices share the model"
     blind = save_vision_model(tmp_path / "paligemma", "paligemma")
     assert "attend to later ones" in survey(blind).image_refusal
-    monkeypatch.setattr("stonechat_models.vision.hf_processor.find_spec", lambda name: None)
+    monkeypatch.setattr("stonechat_models.media.hf_processor.find_spec", lambda name: None)
     assert "pip install 'stonechat[vision]'" in survey(folder).image_refusal
     assert not survey(save(tmp_path / "text", tiny_config("llama"))).may_take_images

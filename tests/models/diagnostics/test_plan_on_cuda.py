@@ -15,12 +15,12 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics import serving_forms
 from stonechat_models.diagnostics.memory_plan import ModelSurvey, survey_model
 from stonechat_models.diagnostics.survey import ServingForm
+from tests.models.media.compiled_models import make_model
 from tests.models.packed_writers import CASES, is_linear, save_packed
 from tests.models.tiny_gguf import write_tiny_gguf
 from tests.models.tiny_mmproj import tower_tensors, write_mmproj, write_text
 from tests.models.tiny_models import save_tiny_model
 from tests.models.tiny_tokenizers import save_byte_level
-from tests.models.vision.compiled_models import make_model
 
 FREE, TOTAL = 7 << 20, 8 << 20
 KV_BYTES = 2 * 2 * 2 * 16 * 2

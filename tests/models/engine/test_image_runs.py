@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from stonechat_models.engine.image_runs import chunk_end, image_runs, longest_run, visible_ends
-from stonechat_models.types import ImageInput
+from stonechat_models.types import MediaInput
 
 
 def image(*places):
-    return ImageInput(b"", places, {})
+    return MediaInput(b"", places, {})
 
 
 def test_images_that_touch_are_one_run():

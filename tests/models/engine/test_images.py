@@ -9,11 +9,11 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, LlamaForCausalLM
 
 from stonechat_models.engine.batch import place_of
-from stonechat_models.engine.prompt_images import PromptImages, check_images, text_tokens
+from stonechat_models.engine.prompt_media import PromptMedia, check_media, text_tokens
 from stonechat_models.errors import InvalidParamsError
+from stonechat_models.media.features import FeatureStore, MediaFeatures
 from stonechat_models.model_info import ImageInfo
-from stonechat_models.types import GenerateRequest, ImageInput, ImageTensor, SamplingParams
-from stonechat_models.vision.features import FeatureStore, ImageFeatures
+from stonechat_models.types import GenerateRequest, MediaInput, MediaTensor, SamplingParams
 from tests.models.engines import add, greedy, make_engine, model_info, run
 from tests.models.tiny_loras import tiny_lora
 from tests.models.tiny_models import COMMON
@@ -61,10 +61,10 @@ def pixels(seed):
     return torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-def image(seed, start) -> ImageInput:
+def image(seed, start) -> MediaInput:
     data = pixels(seed).numpy()
-    tensor = ImageTensor("float32", data.shape, data.tobytes())
-    return ImageInput(bytes([seed]) * 16, ((start, NUM_TOKENS),), {"pixel_values": tensor})
+    tensor = MediaTensor("float32", data.shape, data.tobytes())
+    return MediaInput(bytes([seed]) * 16, ((start, NUM_TOKENS),), {"pixel_values": tensor})
 
 
 def prompt_of(*seeds, num_text=5, first=3, between=None):
@@ -111,7 +111,7 @@ SETTINGS = {
     "whole": {},
     "chunks that end in images": {"max_batch_tokens": 3},
     "overlapped": {"overlap": True},
-    "without a cache": {"image_cache_bytes": 0, "max_batch_tokens": 7},
+    "without a cache": {"media_cache_bytes": 0, "max_batch_tokens": 7},
     "padded": {"row_multiple": 8},
     "prompt lookup": {"prompt_lookup": "on"},
 }
@@ -120,26 +120,26 @@ PROMPTS = {"one": (1,), "none": (), "two": (2, 1), "eight": (3, 4, 5, 6, 7, 8, 1
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 def test_requests_with_and_without_images_equal_plain_transformers(module, settings):
-    engine = make_engine(module, images=True, **settings)
+    engine = make_engine(module, media=True, **settings)
     prompts = {name: prompt_of(*seeds, num_text=2) for name, seeds in PROMPTS.items()}
     for name, (token_ids, images) in prompts.items():
-        add(engine, name, token_ids, greedy(NUM_OUTPUT), images=images)
+        add(engine, name, token_ids, greedy(NUM_OUTPUT), media=images)
     results = run(engine)
     for name, (token_ids, _) in prompts.items():
         check(module, results[name, 0], token_ids, PROMPTS[name])
-    assert engine.images.num_live == 0
+    assert engine.media.num_live == 0
 
 
 def test_text_beside_a_draft_model_is_drafted_and_images_are_not(module):
     draft = module.model.language_model, module.lm_head
     draft_module = LlamaForCausalLM(module.config.text_config).eval()
     draft_module.model, draft_module.lm_head = copy.deepcopy(draft)
-    engine = make_engine(module, images=True, draft_module=draft_module)
+    engine = make_engine(module, media=True, draft_module=draft_module)
     token_ids, images = prompt_of(1)
-    add(engine, "image", token_ids, greedy(24), images=images)
+    add(engine, "image", token_ids, greedy(24), media=images)
     check(module, run(engine)["image", 0], token_ids, (1,))
     assert engine.stats().num_model_drafted_tokens == 0
-    add(engine, "image", token_ids, greedy(24), images=images)
+    add(engine, "image", token_ids, greedy(24), media=images)
     add(engine, "text", [3, 4, 5, 6], greedy(24))
     results = run(engine)
     check(module, results["image", 0], token_ids, (1,))
@@ -151,10 +151,10 @@ def test_adapters_change_the_language_model_and_not_the_images(module, tmp_path)
     decoder = "model.language_model.layers"
     layers = [f"{decoder}.0.self_attn.q_proj", f"{decoder}.1.mlp.up_proj"]
     lora = tiny_lora(tmp_path / "lora", module, layers)
-    engine = make_engine(copy.deepcopy(module), images=True, adapters=[lora.adapter])
+    engine = make_engine(copy.deepcopy(module), media=True, adapters=[lora.adapter])
     token_ids, images = prompt_of(1, 2)
-    add(engine, "base", token_ids, greedy(NUM_OUTPUT), images=images)
-    add(engine, "lora", token_ids, greedy(NUM_OUTPUT), images=images, adapter="lora")
+    add(engine, "base", token_ids, greedy(NUM_OUTPUT), media=images)
+    add(engine, "lora", token_ids, greedy(NUM_OUTPUT), media=images, adapter="lora")
     results = run(engine)
     check(module, results["base", 0], token_ids, (1, 2))
     check(lora.merged, results["lora", 0], token_ids, (1, 2))
@@ -164,11 +164,11 @@ def test_adapters_change_the_language_model_and_not_the_images(module, tmp_path)
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_others_wait_for_the_images_of_one_request_at_a_time(module, overlap):
-    engine = make_engine(module, images=True, overlap=overlap, max_batch_tokens=128)
+    engine = make_engine(module, media=True, overlap=overlap, max_batch_tokens=128)
     prompts = {str(seed): (seed, *prompt_of(seed, first=seed)) for seed in (3, 4, 5)}
     prompts["again"] = (5, *prompt_of(5, first=9))
     for name, (_, token_ids, images) in prompts.items():
-        add(engine, name, token_ids, greedy(NUM_OUTPUT), images=images)
+        add(engine, name, token_ids, greedy(NUM_OUTPUT), media=images)
     add(engine, "text", [3, 4, 5], greedy(NUM_OUTPUT))
     counts, results = [], {}
     while engine.has_work:
@@ -184,8 +184,8 @@ def test_others_wait_for_the_images_of_one_request_at_a_time(module, overlap):
 
 
 def test_steps_of_text_alone_never_come_to_images(module):
-    engine = make_engine(module, images=True)
-    engine.images.prepare = engine.images.add_to = None
+    engine = make_engine(module, media=True)
+    engine.media.prepare = engine.media.add_to = None
     add(engine, "text", [3, 4, 5], greedy(NUM_OUTPUT))
     check(module, run(engine)["text", 0], [3, 4, 5], ())
 
@@ -216,11 +216,11 @@ def test_the_times_of_a_device_are_those_of_its_events(monkeypatch):
 
 
 def test_preempted_requests_are_computed_again_with_their_images(module):
-    engine = make_engine(module, images=True, num_blocks=16, prefix_caching=False)
+    engine = make_engine(module, media=True, num_blocks=16, prefix_caching=False)
     seeds = {"a": (1, 2), "b": (3,), "c": (2,), "d": ()}
     prompts = {name: prompt_of(*seeds[name], first=3 + i) for i, name in enumerate(seeds)}
     for name, (token_ids, images) in prompts.items():
-        add(engine, name, token_ids, greedy(16), images=images)
+        add(engine, name, token_ids, greedy(16), media=images)
     results = run(engine)
     assert engine.stats().num_preemptions > 0
     for name, (token_ids, _) in prompts.items():
@@ -229,14 +229,14 @@ def test_preempted_requests_are_computed_again_with_their_images(module):
 
 @pytest.mark.parametrize("max_batch_tokens", [64, 3])
 def test_an_image_is_encoded_once_for_all_choices_and_later_requests(module, max_batch_tokens):
-    engine = make_engine(module, images=True, max_batch_tokens=max_batch_tokens)
+    engine = make_engine(module, media=True, max_batch_tokens=max_batch_tokens)
     token_ids, images = prompt_of(1, 2)
-    add(engine, "first", token_ids, greedy(NUM_OUTPUT, n=3), images=images)
+    add(engine, "first", token_ids, greedy(NUM_OUTPUT, n=3), media=images)
     results = run(engine)
     for i in range(3):
         check(module, results["first", i], token_ids, (1, 2))
     other_ids, other_images = prompt_of(2, first=40)
-    add(engine, "other", other_ids, greedy(NUM_OUTPUT), images=other_images)
+    add(engine, "other", other_ids, greedy(NUM_OUTPUT), media=other_images)
     check(module, run(engine)["other", 0], other_ids, (2,))
     stats = engine.stats()
     assert (stats.num_encoded_images, stats.num_image_cache_hits) == (2, 1)
@@ -244,14 +244,14 @@ def test_an_image_is_encoded_once_for_all_choices_and_later_requests(module, max
 
 
 def test_the_prefix_cache_tells_images_apart_and_may_end_inside_one(module):
-    engine = make_engine(module, images=True)
+    engine = make_engine(module, media=True)
     first_ids, first_images = prompt_of(1, 2, num_text=6)  # images at 6 and 16, blocks of 4
-    add(engine, "first", first_ids, greedy(NUM_OUTPUT), images=first_images)
+    add(engine, "first", first_ids, greedy(NUM_OUTPUT), media=first_images)
     run(engine)
     for seeds, num_cached in {(1, 2): 24, (1, 3): 16, (2, 1): 4}.items():
         token_ids, images = prompt_of(*seeds, num_text=6)
         assert token_ids == first_ids
-        add(engine, "next", token_ids, greedy(NUM_OUTPUT), images=images)
+        add(engine, "next", token_ids, greedy(NUM_OUTPUT), media=images)
         result = run(engine)["next", 0]
         assert result.num_cached_tokens == num_cached
         check(module, result, token_ids, seeds)
@@ -261,29 +261,29 @@ def test_the_prefix_cache_tells_images_apart_and_may_end_inside_one(module):
 
 
 def test_a_request_whose_image_cannot_be_encoded_ends_alone(module):
-    engine = make_engine(module, images=True)
+    engine = make_engine(module, media=True)
     good_ids, good_images = prompt_of(1)
     token_ids, (image,) = prompt_of(9)
-    shape = ImageTensor("float32", (1, 3, 4, 8), image.tensors["pixel_values"].data[: 4 * 96])
+    shape = MediaTensor("float32", (1, 3, 4, 8), image.tensors["pixel_values"].data[: 4 * 96])
     broken = (replace_tensors(image, {"pixel_values": shape}),)
-    add(engine, "good", good_ids, greedy(NUM_OUTPUT), images=good_images)
-    add(engine, "broken", token_ids, greedy(NUM_OUTPUT, n=2), images=broken)
+    add(engine, "good", good_ids, greedy(NUM_OUTPUT), media=good_images)
+    add(engine, "broken", token_ids, greedy(NUM_OUTPUT, n=2), media=broken)
     results = run(engine)
     check(module, results["good", 0], good_ids, (1,))
     for i in range(2):
         assert results["broken", i].finish_reason == "error"
-        assert results["broken", i].error == "an image of this request cannot be encoded"
+        assert results["broken", i].error == "an image or audio of this request cannot be encoded"
     assert engine.stats().num_failed_steps == 0
-    assert engine.images.num_live == 0
-    add(engine, "good", good_ids, greedy(NUM_OUTPUT), images=good_images)
+    assert engine.media.num_live == 0
+    add(engine, "good", good_ids, greedy(NUM_OUTPUT), media=good_images)
     check(module, run(engine)["good", 0], good_ids, (1,))
 
 
 def test_features_are_held_only_while_a_sequence_needs_them(module):
-    engine = make_engine(module, images=True, image_cache_bytes=0, max_batch_tokens=5)
+    engine = make_engine(module, media=True, media_cache_bytes=0, max_batch_tokens=5)
     token_ids, images = prompt_of(1, 2, 3)
-    add(engine, "a", token_ids, greedy(NUM_OUTPUT), images=images)
-    held = engine._requests["a"].images.features
+    add(engine, "a", token_ids, greedy(NUM_OUTPUT), media=images)
+    held = engine._requests["a"].media.features
     counts, results = [], []
     while engine.has_work:
         results += [token_id for output in engine.step() for token_id in output.token_ids]
@@ -295,11 +295,11 @@ def test_features_are_held_only_while_a_sequence_needs_them(module):
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_choices_share_an_image_that_ends_the_prompt(module, overlap):
-    engine = make_engine(module, images=True, image_cache_bytes=0, overlap=overlap)
+    engine = make_engine(module, media=True, media_cache_bytes=0, overlap=overlap)
     token_ids = [3, 4, 5, *[IMAGE_ID] * NUM_TOKENS]
     params = greedy(NUM_OUTPUT, n=3, ignore_eos=True)
-    add(engine, "a", token_ids, params, images=(image(1, 3),))
-    held = engine._requests["a"].images.features
+    add(engine, "a", token_ids, params, media=(image(1, 3),))
+    held = engine._requests["a"].media.features
     results = run(engine)
     for i in range(3):
         check(module, results["a", i], token_ids, (1,))
@@ -308,14 +308,14 @@ def test_choices_share_an_image_that_ends_the_prompt(module, overlap):
 
 
 def test_preempted_requests_hold_no_features(module):
-    engine = make_engine(module, images=True, num_blocks=10, max_batch_tokens=6)
+    engine = make_engine(module, media=True, num_blocks=10, max_batch_tokens=6)
     prompts = {"worse": prompt_of(1), "better": prompt_of(2, num_text=9)}
     params = greedy(NUM_OUTPUT)
-    add(engine, "worse", prompts["worse"][0], params, images=prompts["worse"][1], priority=1)
-    held = engine._requests["worse"].images.features
+    add(engine, "worse", prompts["worse"][0], params, media=prompts["worse"][1], priority=1)
+    held = engine._requests["worse"].media.features
     assert not engine.step()
     assert held
-    add(engine, "better", prompts["better"][0], params, images=prompts["better"][1])
+    add(engine, "better", prompts["better"][0], params, media=prompts["better"][1])
     engine.step()
     assert engine.stats().num_preemptions == 1
     assert not held
@@ -325,16 +325,16 @@ def test_preempted_requests_hold_no_features(module):
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_step_that_runs_again_has_its_images_encoded_again(module, overlap):
-    engine = make_engine(module, images=True, image_cache_bytes=0, overlap=overlap)
+    engine = make_engine(module, media=True, media_cache_bytes=0, overlap=overlap)
     token_ids, images = prompt_of(1)
-    add(engine, "a", token_ids, greedy(NUM_OUTPUT), images=images)
+    add(engine, "a", token_ids, greedy(NUM_OUTPUT), media=images)
     add(engine, "b", [3, 4, 5], greedy(NUM_OUTPUT))
     forward = engine.model.forward
-    engine.images.add_to = in_step(engine, engine.images.add_to)
+    engine.media.add_to = in_step(engine, engine.media.add_to)
 
     def fail(batch):
         engine.model.forward = forward
-        engine._requests["a"].images.features.clear()  # as a later step does that is in flight
+        engine._requests["a"].media.features.clear()  # as a later step does that is in flight
         raise RuntimeError("once")
 
     engine.model.forward = fail
@@ -357,25 +357,25 @@ def in_step(engine, add_to):
 
 @pytest.mark.parametrize("num_tokens", [3, 6])
 def test_features_of_another_length_end_the_request(module, num_tokens):
-    engine = make_engine(module, images=True)
+    engine = make_engine(module, media=True)
     token_ids, images = prompt_of(1)
-    add(engine, "a", token_ids, greedy(2), images=images)
+    add(engine, "a", token_ids, greedy(2), media=images)
     run(engine)
     token_ids = [*range(30, 35), *[IMAGE_ID] * num_tokens, 50]
-    other = ImageInput(images[0].content_hash, ((5, num_tokens),), images[0].tensors)
-    add(engine, "b", token_ids, greedy(2), images=(other,))
-    assert run(engine)["b", 0].error == "an image of this request cannot be encoded"
+    other = MediaInput(images[0].content_hash, ((5, num_tokens),), images[0].tensors)
+    add(engine, "b", token_ids, greedy(2), media=(other,))
+    assert run(engine)["b", 0].error == "an image or audio of this request cannot be encoded"
     assert engine.stats().num_failed_steps == 0
 
 
 def replace_tensors(image, tensors):
-    return ImageInput(image.content_hash, image.places, tensors)
+    return MediaInput(image.content_hash, image.places, tensors)
 
 
 def test_log_probabilities_of_a_prompt_with_an_image(module):
-    engine = make_engine(module, images=True, max_batch_tokens=5)
+    engine = make_engine(module, media=True, max_batch_tokens=5)
     token_ids, images = prompt_of(1)
-    add(engine, "a", token_ids, greedy(1, prompt_logprobs=0), images=images)
+    add(engine, "a", token_ids, greedy(1, prompt_logprobs=0), media=images)
     entries = run(engine)["a", 0].prompt_logprobs
     module.set_attn_implementation("eager")
     with torch.inference_mode():
@@ -395,7 +395,7 @@ BIDIRECTIONAL = {
 
 @pytest.mark.parametrize("settings", BIDIRECTIONAL.values(), ids=BIDIRECTIONAL)
 def test_images_that_attend_in_both_directions_are_computed_whole(gemma, settings):
-    engine = make_engine(gemma, images=True, **settings)
+    engine = make_engine(gemma, media=True, **settings)
     assert engine.model.info.images.bidirectional
     cases = {"one": (1,), "text": (), "two": (2, 1), "touching": (3, 1), "three": (1, 2, 3)}
     prompts = {
@@ -404,7 +404,7 @@ def test_images_that_attend_in_both_directions_are_computed_whole(gemma, setting
     }
     num_output = 14 if "num_blocks" in settings else NUM_OUTPUT
     for name, (token_ids, images) in prompts.items():
-        add(engine, name, token_ids, greedy(num_output), images=images)
+        add(engine, name, token_ids, greedy(num_output), media=images)
     results = run(engine)
     for name, (token_ids, _) in prompts.items():
         check(gemma, results[name, 0], token_ids, cases[name])
@@ -412,18 +412,18 @@ def test_images_that_attend_in_both_directions_are_computed_whole(gemma, setting
 
 
 def test_a_run_of_images_is_cached_under_the_content_of_all(gemma):
-    engine = make_engine(gemma, images=True)
+    engine = make_engine(gemma, media=True)
     first_ids, first_images = prompt_of(1, 2, num_text=6, between=0)  # a run from 6 to 14
-    add(engine, "first", first_ids, greedy(NUM_OUTPUT), images=first_images)
+    add(engine, "first", first_ids, greedy(NUM_OUTPUT), media=first_images)
     run(engine)
     for seeds, num_cached in {(1, 2): 16, (1, 3): 4}.items():
         token_ids, images = prompt_of(*seeds, num_text=6, between=0)
-        add(engine, "next", token_ids, greedy(NUM_OUTPUT), images=images)
+        add(engine, "next", token_ids, greedy(NUM_OUTPUT), media=images)
         result = run(engine)["next", 0]
         assert result.num_cached_tokens == num_cached
         check(gemma, result, token_ids, seeds)
     cut_ids, cut_images = first_ids[:15], first_images  # a cached block ends inside the run
-    add(engine, "cut", cut_ids, greedy(NUM_OUTPUT), images=cut_images)
+    add(engine, "cut", cut_ids, greedy(NUM_OUTPUT), media=cut_images)
     result = run(engine)["cut", 0]
     assert result.num_cached_tokens == 12
     check(gemma, result, cut_ids, (1, 2))
@@ -432,13 +432,13 @@ def test_a_run_of_images_is_cached_under_the_content_of_all(gemma):
 def test_an_image_that_fits_in_no_step_is_refused():
     request = _request(*prompt_of(1, 2, between=0))
     info = replace(_takes_images(), images=ImageInfo(token_id=IMAGE_ID, bidirectional=True))
-    check_images(request, replace(info, max_batch_tokens=12, max_num_seqs=4))
+    check_media(request, replace(info, max_batch_tokens=12, max_num_seqs=4))
     with pytest.raises(InvalidParamsError, match="needs --max-batch-tokens 13"):
-        check_images(request, replace(info, max_batch_tokens=12, max_num_seqs=5))
+        check_media(request, replace(info, max_batch_tokens=12, max_num_seqs=5))
     with_logprobs = replace(request, params=SamplingParams(prompt_logprobs=0))
-    check_images(with_logprobs, info)
+    check_media(with_logprobs, info)
     with pytest.raises(InvalidParamsError, match="images of at most 6 tokens, not 8"):
-        check_images(with_logprobs, replace(info, vocab_size=10_000_000))
+        check_media(with_logprobs, replace(info, vocab_size=10_000_000))
 
 
 @pytest.mark.parametrize(
@@ -454,43 +454,43 @@ def test_an_image_that_fits_in_no_step_is_refused():
 )
 def test_images_in_wrong_places_are_refused(places, reason):
     token_ids, (image,) = prompt_of(1)
-    images = (ImageInput(image.content_hash, places, image.tensors),)
+    images = (MediaInput(image.content_hash, places, image.tensors),)
     with pytest.raises(InvalidParamsError, match=reason):
-        check_images(_request(token_ids, images), _takes_images())
+        check_media(_request(token_ids, images), _takes_images())
 
 
 def test_grids_that_touch_are_refused():
     info = replace(_takes_images(), images=ImageInfo(token_id=IMAGE_ID, has_grid_positions=True))
-    check_images(_request(*prompt_of(1, 2, between=1)), info)
+    check_media(_request(*prompt_of(1, 2, between=1)), info)
     with pytest.raises(InvalidParamsError, match="without the text"):
-        check_images(_request(*prompt_of(1, 2, between=0)), info)
+        check_media(_request(*prompt_of(1, 2, between=0)), info)
 
 
 def test_a_placeholder_in_a_text_keeps_its_embedding_beside_images(module):
     text = [3, IMAGE_ID, 5, IMAGE_ID, 7]
-    engine = make_engine(module, images=True)
+    engine = make_engine(module, media=True)
     token_ids, _ = prompt_of(1)
-    add(engine, "image", [IMAGE_ID, *token_ids], greedy(NUM_OUTPUT), images=(image(1, 6),))
+    add(engine, "image", [IMAGE_ID, *token_ids], greedy(NUM_OUTPUT), media=(image(1, 6),))
     add(engine, "text", text, greedy(NUM_OUTPUT))
     results = run(engine)
     check(module, results["text", 0], text, ())
-    add(engine, "alone", [IMAGE_ID, *token_ids], greedy(NUM_OUTPUT), images=(image(1, 6),))
+    add(engine, "alone", [IMAGE_ID, *token_ids], greedy(NUM_OUTPUT), media=(image(1, 6),))
     alone = run(engine)["alone", 0]
     assert alone.token_ids == results["image", 0].token_ids
 
 
 def test_a_model_without_images_refuses_them_with_its_reason():
     request = _request(*prompt_of(1))
-    check_images(request, _takes_images())
-    with pytest.raises(InvalidParamsError, match="tiny takes no images: it is a model of text"):
-        check_images(request, model_info())
+    check_media(request, _takes_images())
+    with pytest.raises(InvalidParamsError, match="tiny takes no images: it is not a model for"):
+        check_media(request, model_info())
     with pytest.raises(InvalidParamsError, match="tiny takes no images: the reason"):
-        check_images(request, model_info(image_refusal="the reason"))
+        check_media(request, model_info(image_refusal="the reason"))
 
 
 def _request(token_ids, images):
     return GenerateRequest(
-        request_id="a", prompt_token_ids=token_ids, params=SamplingParams(), images=images
+        request_id="a", prompt_token_ids=token_ids, params=SamplingParams(), media=images
     )
 
 
@@ -505,7 +505,7 @@ def test_the_text_of_a_prompt_is_what_is_in_no_image():
 
 
 def test_places_may_be_several_runs_of_one_image():
-    images = PromptImages([ImageInput(b"a", ((2, 3), (7, 2)), {}), ImageInput(b"b", ((5, 1),), {})])
+    images = PromptMedia([MediaInput(b"a", ((2, 3), (7, 2)), {}), MediaInput(b"b", ((5, 1),), {})])
     assert [tuple(p) for p in images.places_in(0, 99)] == [(2, 3, 0, 0), (5, 1, 1, 0), (7, 2, 0, 3)]
     assert [tuple(p) for p in images.places_in(4, 8)] == [(4, 1, 0, 2), (5, 1, 1, 0), (7, 1, 0, 3)]
     assert [tuple(p) for p in images.places_in(6, 7)] == []
@@ -516,7 +516,7 @@ def test_places_may_be_several_runs_of_one_image():
 
 def test_the_store_drops_what_was_used_longest_ago_but_finds_what_is_held():
     store = FeatureStore(2 * 16)
-    held = {name: ImageFeatures(torch.zeros(1, 4)) for name in (b"a", b"b", b"c")}
+    held = {name: MediaFeatures(torch.zeros(1, 4)) for name in (b"a", b"b", b"c")}
     store.insert(b"a", held[b"a"])
     store.insert(b"b", held[b"b"])
     assert store.find(b"a") is held[b"a"]
@@ -526,6 +526,6 @@ def test_the_store_drops_what_was_used_longest_ago_but_finds_what_is_held():
     held.clear()
     assert store.find(b"a") is None
     assert store.find(b"b") is not None
-    store.insert(b"large", ImageFeatures(torch.zeros(9, 4)))
+    store.insert(b"large", MediaFeatures(torch.zeros(9, 4)))
     assert store.find(b"large") is None
     assert store.num_bytes == 32

@@ -14,8 +14,8 @@ from stonechat_models import (
     GenerateRequest,
     GrammarSpec,
     ImageInfo,
-    ImageInput,
-    ImageTensor,
+    MediaInput,
+    MediaTensor,
     ReasoningSpec,
     SamplingParams,
     StopRules,
@@ -50,9 +50,9 @@ PARAMS = SamplingParams(
     grammar=GrammarSpec("regex", "[0-9]"),
     reasoning=ReasoningSpec("<think>", "</think>", True, 5),
 )
-IMAGE = ImageInput(b"\x00\xff" * 8, ((1, 2),), {"x": ImageTensor("float32", (1, 2), b"\x80" * 8)})
+IMAGE = MediaInput(b"\x00\xff" * 8, ((1, 2),), {"x": MediaTensor("float32", (1, 2), b"\x80" * 8)})
 REQUEST = GenerateRequest(
-    request_id="r", prompt_token_ids=[1, 2, 100_000], params=PARAMS, images=(IMAGE,)
+    request_id="r", prompt_token_ids=[1, 2, 100_000], params=PARAMS, media=(IMAGE,)
 )
 OUTPUT = TokenOutput(
     request_id="r",

@@ -75,7 +75,7 @@ def test_the_examples_with_images_are_accepted(document: Document) -> None:
             _, image = content["application/json"]["examples"].values()
             response = client.post(path, json=image["value"])
             assert response.status_code == 200, response.text
-            assert len(engine.requests[-1].images) == 1
+            assert len(engine.requests[-1].media) == 1
 
 
 def test_a_key_is_required_only_where_there_are_keys(

@@ -139,7 +139,7 @@ def test_prompts_with_images_are_those_of_a_server() -> None:
         return {
             (
                 bytes(request.prompt_token_ids),
-                tuple((image.content_hash, image.places) for image in request.images),
+                tuple((image.content_hash, image.places) for image in request.media),
             )
             for request in requests
         }

@@ -12,7 +12,7 @@ from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.memory import PROCESS_BYTES
 from stonechat_server.settings import Settings
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
-from tests.server.fake_images import TEMPLATE, FakeImageProcessor
+from tests.server.fake_images import TEMPLATE, FakeMediaProcessor
 from tests.virtual_time import run as run_in_virtual_time
 
 GIB = 1 << 30
@@ -103,7 +103,7 @@ class ScriptedLoader:
         )
         engine = FakeEngine(model=info)
         if info.images is not None:
-            engine.image_processor = FakeImageProcessor()
+            engine.media_processor = FakeMediaProcessor()
             engine.tokenizer = ByteTokenizer(chat_template=TEMPLATE)
         if previous is not None:
             engine.tokenizer = previous.tokenizer

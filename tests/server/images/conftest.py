@@ -3,21 +3,21 @@
 import pytest
 
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
-from tests.server.fake_images import IMAGES, TEMPLATE, FakeImageProcessor
+from tests.server.fake_images import IMAGES, TEMPLATE, FakeMediaProcessor
 from tests.server.storing import new_server, server
 
 __all__ = ["new_server", "server"]
 
 
 @pytest.fixture
-def processor() -> FakeImageProcessor:
-    return FakeImageProcessor()
+def processor() -> FakeMediaProcessor:
+    return FakeMediaProcessor()
 
 
 @pytest.fixture
-def engine(processor: FakeImageProcessor) -> FakeEngine:
+def engine(processor: FakeMediaProcessor) -> FakeEngine:
     return FakeEngine(
         model=model_info(images=IMAGES),
         tokenizer=ByteTokenizer(chat_template=TEMPLATE),
-        image_processor=processor,
+        media_processor=processor,
     )

@@ -19,7 +19,7 @@ from tests.openai_schema import validate
 from tests.server.batches_api.batch_files import create, line, results, wait_for
 from tests.server.bodies import URL, body, error_of
 from tests.server.fake_engine import FakeEngine
-from tests.server.fake_images import JPEG, SHOWN, FakeImageProcessor, data_url, image, png, user
+from tests.server.fake_images import JPEG, SHOWN, FakeMediaProcessor, data_url, image, png, user
 from tests.server.messages_api.answers import check_known
 from tests.server.storing import NewServer, upload
 
@@ -72,7 +72,7 @@ def test_responses(
     server: TestClient,
     openai_client: openai.OpenAI,
     engine: FakeEngine,
-    processor: FakeImageProcessor,
+    processor: FakeMediaProcessor,
 ) -> None:
     file = openai_client.files.create(file=("a.png", png("c", 4)), purpose="vision")
     items: Any = [
@@ -114,7 +114,7 @@ def test_images_of_earlier_turns_come_along(
     answer = openai_client.responses.create(
         model=MODEL, input="And?", previous_response_id=answer.id
     )
-    assert [image.num_tokens for image in engine.requests[-1].images] == [2, 4]
+    assert [image.num_tokens for image in engine.requests[-1].media] == [2, 4]
     assert f"Look: {SHOWN}" in engine.prompt
     listed = list(openai_client.responses.input_items.list(answer.id, order="asc", limit=2))
     assert [item.type for item in listed] == [
@@ -179,7 +179,7 @@ def test_images_of_messages_that_are_left_out_go_with_them(
     given = [{"role": "user", "content": [long, images[0]]}, {"role": "user", "content": images}]
     answer = server.post("/v1/responses", json={"input": given, "truncation": "auto"}).json()
     assert "x" not in engine.prompt
-    assert len(engine.requests[0].images) == 2
+    assert len(engine.requests[0].media) == 2
     assert answer["usage"]["input_tokens_details"]["image_tokens"] == 6
 
 
@@ -342,7 +342,7 @@ def test_batches_have_images_beyond_the_size_of_a_body(
     assert errors["b"]["response"]["body"]["error"]["param"] == "messages[0].content[1]"
     usage = output["a"]["response"]["body"]["usage"]
     assert usage["prompt_tokens_details"]["image_tokens"] == 2
-    assert len(engine.requests[0].images) == 1
+    assert len(engine.requests[0].media) == 1
 
 
 def test_a_server_without_files_says_so(engine: FakeEngine) -> None:

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_models import ImageOptions, PreparedImage, TooManyImagesError
+from stonechat_models import ImageOptions, PreparedMedia, TooManyMediaError
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.app import create_app
 from stonechat_server.errors import APIError
@@ -28,7 +28,7 @@ from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body
 from tests.server.catalog.scripted_models import in_loop, until
 from tests.server.fake_engine import FakeEngine
-from tests.server.fake_images import FakeImageProcessor, image, png, prepared, user
+from tests.server.fake_images import FakeMediaProcessor, image, png, prepared, user
 from tests.server.live import live_server, wait_until
 
 
@@ -74,12 +74,12 @@ async def no_file(file_id: str, max_bytes: int) -> bytes:
 
 @in_loop
 async def test_images_are_fetched_together_and_keep_their_order() -> None:
-    web, engine = SlowWeb(3), FakeEngine(image_processor=FakeImageProcessor())
+    web, engine = SlowWeb(3), FakeEngine(media_processor=FakeMediaProcessor())
     wanted = references("/1", "/2", "/3")
     await loader(web).load(wanted, engine, no_file, "m")
     assert sorted(web.begun) == ["/1", "/2", "/3"]
-    assert isinstance(engine.image_processor, FakeImageProcessor)
-    files = [file for call in engine.image_processor.calls for file in call[0]]
+    assert isinstance(engine.media_processor, FakeMediaProcessor)
+    files = [file for call in engine.media_processor.calls for file in call[0]]
     assert files == [png("/1"), png("/2"), png("/3")]
     expected = [prepared(file, ImageOptions()).content_hash for file in files]
     assert [r.part.image.content_hash for r in wanted] == expected
@@ -87,7 +87,7 @@ async def test_images_are_fetched_together_and_keep_their_order() -> None:
 
 @in_loop
 async def test_an_error_ends_the_other_fetches() -> None:
-    web, engine = SlowWeb(2), FakeEngine(image_processor=FakeImageProcessor())
+    web, engine = SlowWeb(2), FakeEngine(media_processor=FakeMediaProcessor())
     with pytest.raises(APIError) as error_info:
         await loader(web).load(references("/never", "/bad"), engine, no_file, "m")
     assert error_info.value.param == "messages[0].content[1]"
@@ -96,8 +96,8 @@ async def test_an_error_ends_the_other_fetches() -> None:
 
 @in_loop
 async def test_a_cancelled_load_ends_its_fetches_and_its_preparation() -> None:
-    web, processor = SlowWeb(1), FakeImageProcessor(holds=True)
-    engine, images = FakeEngine(image_processor=processor), loader(web)
+    web, processor = SlowWeb(1), FakeMediaProcessor(holds=True)
+    engine, images = FakeEngine(media_processor=processor), loader(web)
     fetching = asyncio.create_task(images.load(references("/never"), engine, no_file, "m"))
     preparing = asyncio.create_task(images.load(small(1), engine, no_file, "m"))
     await until(lambda: bool(web.begun and processor.futures))
@@ -114,8 +114,8 @@ async def test_a_cancelled_load_ends_its_fetches_and_its_preparation() -> None:
 @in_loop
 async def test_what_the_processor_still_has_counts() -> None:
     """Clients that come and leave do not fill the memory."""
-    processor = FakeImageProcessor(holds=True)
-    engine, images = FakeEngine(image_processor=processor), loader(max_images_size=1000)
+    processor = FakeMediaProcessor(holds=True)
+    engine, images = FakeEngine(media_processor=processor), loader(max_images_size=1000)
     for number in range(1, loading.HELD_REQUESTS + 1):
         task = asyncio.create_task(images.load(small(980), engine, no_file, "m"))
         await until(lambda number=number: len(processor.futures) == number)
@@ -132,8 +132,8 @@ async def test_what_the_processor_still_has_counts() -> None:
 
 @in_loop
 async def test_too_many_requests_are_refused() -> None:
-    processor = FakeImageProcessor(holds=True)
-    engine, images = FakeEngine(image_processor=processor), loader()
+    processor = FakeMediaProcessor(holds=True)
+    engine, images = FakeEngine(media_processor=processor), loader()
     tasks = [
         asyncio.create_task(images.load(small(1), engine, no_file, "m"))
         for _ in range(loading.MAX_LOADING)
@@ -149,8 +149,8 @@ async def test_too_many_requests_are_refused() -> None:
 
 @in_loop
 async def test_the_bytes_of_all_requests_are_bounded() -> None:
-    processor = FakeImageProcessor(holds=True)
-    engine, images = FakeEngine(image_processor=processor), loader(max_images_size=1000)
+    processor = FakeMediaProcessor(holds=True)
+    engine, images = FakeEngine(media_processor=processor), loader(max_images_size=1000)
     tasks = [
         asyncio.create_task(images.load(small(980), engine, no_file, "m"))
         for _ in range(loading.HELD_REQUESTS)
@@ -167,7 +167,7 @@ async def test_the_bytes_of_all_requests_are_bounded() -> None:
 @in_loop
 async def test_files_count_while_others_of_their_request_are_read() -> None:
     web = SlowWeb(1)
-    engine = FakeEngine(image_processor=FakeImageProcessor())
+    engine = FakeEngine(media_processor=FakeMediaProcessor())
     images = loader(web, max_images_size=1000)
     parts = [image(png("x" * 900)), image("https://a.example/never")]
     wanted = [
@@ -185,14 +185,14 @@ async def test_files_count_while_others_of_their_request_are_read() -> None:
     assert images.files.num_bytes == 0
 
 
-class SlowHash(FakeImageProcessor):
+class SlowHash(FakeMediaProcessor):
     """Takes files only when it may."""
 
     def __init__(self) -> None:
         super().__init__(holds=True)
         self.has_begun, self.may_go = Event(), Event()
 
-    def prepare(self, *arguments: Any) -> Future[list[PreparedImage]]:
+    def prepare(self, *arguments: Any) -> Future[list[PreparedMedia]]:
         self.has_begun.set()
         assert self.may_go.wait(60)
         return super().prepare(*arguments)
@@ -201,7 +201,7 @@ class SlowHash(FakeImageProcessor):
 @in_loop
 async def test_a_file_counts_although_nobody_waits_until_the_processor_has_it() -> None:
     processor = SlowHash()
-    engine, images = FakeEngine(image_processor=processor), loader()
+    engine, images = FakeEngine(media_processor=processor), loader()
     task = asyncio.create_task(images.load(small(900), engine, no_file, "m"))
     await until(processor.has_begun.is_set)
     task.cancel()
@@ -215,7 +215,7 @@ async def test_a_file_counts_although_nobody_waits_until_the_processor_has_it() 
 
 @in_loop
 async def test_prepared_images_count_until_their_request_ends() -> None:
-    engine, images = FakeEngine(image_processor=FakeImageProcessor()), loader(image_memory=11)
+    engine, images = FakeEngine(media_processor=FakeMediaProcessor()), loader(image_memory=11)
     first, second = small(1, 2), small(3)  # 4 bytes each
     await images.load(first, engine, no_file, "m")
     with pytest.raises(RefusedError) as error_info:
@@ -231,8 +231,8 @@ async def test_prepared_images_count_until_their_request_ends() -> None:
 
 @in_loop
 async def test_one_request_has_no_more_than_the_memory_either() -> None:
-    processor = FakeImageProcessor()
-    engine, images = FakeEngine(image_processor=processor), loader(image_memory=11)
+    processor = FakeMediaProcessor()
+    engine, images = FakeEngine(media_processor=processor), loader(image_memory=11)
     large = small(*range(32))
     with pytest.raises(APIError) as error_info:
         await images.load(large, engine, no_file, "m")
@@ -281,7 +281,7 @@ def test_a_request_that_has_ended_gives_its_memory_back(engine: FakeEngine, stre
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_refused_image_leaves_nothing_in_memory(
-    engine: FakeEngine, processor: FakeImageProcessor, stream: bool
+    engine: FakeEngine, processor: FakeMediaProcessor, stream: bool
 ) -> None:
     """No error keeps the frames that it went through, nor is kept by them."""
     app = create_app(Settings(max_image_size=1000), engine)
@@ -314,7 +314,7 @@ def test_a_request_that_gets_no_place_leaves_no_image_in_memory(
 @pytest.mark.parametrize("path", [URL, "/tokenize"])
 @pytest.mark.parametrize("of_client", [False, True])
 def test_the_deadline_covers_the_loading(
-    engine: FakeEngine, processor: FakeImageProcessor, path: str, of_client: bool
+    engine: FakeEngine, processor: FakeMediaProcessor, path: str, of_client: bool
 ) -> None:
     processor.holds = True
     app = create_app(Settings(request_timeout=9 if of_client else 0.05), engine)
@@ -326,7 +326,7 @@ def test_the_deadline_covers_the_loading(
 
 
 def test_a_request_whose_images_are_loaded_may_finish_in_a_drain(
-    engine: FakeEngine, processor: FakeImageProcessor
+    engine: FakeEngine, processor: FakeMediaProcessor
 ) -> None:
     processor.holds = True
     answers: list[httpx.Response] = []
@@ -348,20 +348,20 @@ def test_a_request_whose_images_are_loaded_may_finish_in_a_drain(
 
 
 class FullProcessor:
-    def prepare(self, *_: object) -> Future[list[PreparedImage]]:
-        raise TooManyImagesError("too many")
+    def prepare(self, *_: object) -> Future[list[PreparedMedia]]:
+        raise TooManyMediaError("too many")
 
 
 @in_loop
 async def test_a_processor_that_is_full_is_a_429() -> None:
     with pytest.raises(RefusedError) as error_info:
-        await loader().load(small(1), FakeEngine(image_processor=FullProcessor()), no_file, "m")
+        await loader().load(small(1), FakeEngine(media_processor=FullProcessor()), no_file, "m")
     assert error_info.value.status == 429
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/tokenize"])
 def test_a_client_that_leaves_ends_the_preparation(
-    engine: FakeEngine, processor: FakeImageProcessor, path: str
+    engine: FakeEngine, processor: FakeMediaProcessor, path: str
 ) -> None:
     processor.holds = True
     content = json.dumps(body(messages=[user(image(png()))], stream=True)).encode()

@@ -11,7 +11,7 @@ from PIL import Image
 from stonechat_models import AsyncEngine, EngineConfig
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
-from tests.models.vision.prompts import VisionModel, noise
+from tests.models.media.prompts import VisionModel, noise
 from tests.server.bodies import ask
 from tests.server.fake_images import data_url, image, user
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_models import ImageTensor
+from stonechat_models import MediaTensor
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
 from tests.openai_schema import validate
@@ -23,7 +23,7 @@ from tests.server.fake_images import (
     SHOWN,
     TEMPLATE,
     TOKEN,
-    FakeImageProcessor,
+    FakeMediaProcessor,
     data_url,
     image,
     png,
@@ -59,12 +59,12 @@ def test_images_stand_in_the_prompt_in_their_order(client: TestClient, engine: F
         + "<|im_start|>assistant\n"
     )
     ids = list(request.prompt_token_ids)
-    assert [image.num_tokens for image in request.images] == [2, 3, 2]
-    places = [i for image in request.images for s, n in image.places for i in range(s, s + n)]
+    assert [image.num_tokens for image in request.media] == [2, 3, 2]
+    places = [i for image in request.media for s, n in image.places for i in range(s, s + n)]
     assert places == [i for i, token_id in enumerate(ids) if token_id == IMAGES.token_id]
-    hashes = [image.content_hash for image in request.images]
+    hashes = [image.content_hash for image in request.media]
     assert hashes[0] == hashes[2] != hashes[1]
-    assert isinstance(request.images[0].tensors["pixel_values"], ImageTensor)
+    assert isinstance(request.media[0].tensors["pixel_values"], MediaTensor)
     usage = answer["usage"]
     assert usage["prompt_tokens"] == len(ids)
     assert usage["prompt_tokens_details"]["image_tokens"] == 7
@@ -78,7 +78,7 @@ def test_a_stream_has_the_same_usage(client: TestClient) -> None:
 
 
 def test_detail_and_bounds_reach_the_processor(
-    new_client: ClientFactory, processor: FakeImageProcessor
+    new_client: ClientFactory, processor: FakeMediaProcessor
 ) -> None:
     client = new_client(max_image_pixels=99)
     files = [png("a"), png("b"), png("c"), png("d")]
@@ -92,7 +92,7 @@ def test_detail_and_bounds_reach_the_processor(
 
 def test_the_url_may_stand_alone(client: TestClient, engine: FakeEngine) -> None:
     ask(client, messages=[user({"type": "image_url", "image_url": data_url(png())})])
-    assert len(engine.requests[0].images) == 1
+    assert len(engine.requests[0].media) == 1
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -105,7 +105,7 @@ def test_a_typed_placeholder_is_text(
     ask(client, messages=[user(typed, image(png()), PLACEHOLDER), user(image(png()))])
     expected = f"[{PLACEHOLDER}] and [{PLACEHOLDER}]{SHOWN}[{PLACEHOLDER}]"
     assert engine.prompt.startswith(turn(expected) + turn(SHOWN))
-    assert len(engine.requests[0].images) == 2
+    assert len(engine.requests[0].media) == 2
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_images_of_tools_stay_in_the_result(client: TestClient, engine: FakeEngi
         result = {"role": "tool", "tool_call_id": "c1", "content": [text("seen: "), form]}
         ask(client, messages=[*CALLED, result])
         assert f"seen: {SHOWN}" in engine.prompt
-        assert len(engine.requests[-1].images) == 1
+        assert len(engine.requests[-1].media) == 1
 
 
 def test_errors_of_images_of_tools_name_no_classes(client: TestClient) -> None:
@@ -278,7 +278,7 @@ def test_images_do_not_count_to_the_body(new_client: ClientFactory) -> None:
 
 
 def test_a_model_of_text_alone_says_so(new_client: ClientFactory, engine: FakeEngine) -> None:
-    engine.image_processor = None
+    engine.media_processor = None
     object.__setattr__(engine.model, "images", None)
     client = new_client()
     error = error_of(post(client, messages=[user("a", image(png()))]))

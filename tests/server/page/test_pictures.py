@@ -340,6 +340,6 @@ def test_a_model_reads_what_was_attached(browser: Browser, tmp_path: Path) -> No
         expect(tab.locator(".stats")).to_contain_text("(8 of images, 3 cached)")
         tab.click("#card summary")
         expect(tab.locator("#card-rows")).to_contain_text("text, image")
-    (image,) = engine.requests[-1].images
+    (image,) = engine.requests[-1].media
     assert image.num_tokens == 8
     assert "</v>What is it?" in engine.prompt

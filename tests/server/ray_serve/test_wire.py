@@ -14,10 +14,10 @@ from stonechat_models import (
     GrammarError,
     GrammarSpec,
     ImageInfo,
-    ImageInput,
-    ImageTensor,
     InvalidParamsError,
     LogprobEntry,
+    MediaInput,
+    MediaTensor,
     PromptTooLongError,
     ReasoningSpec,
     RequestOutput,
@@ -43,10 +43,10 @@ PARAMS = SamplingParams(
     grammar=GrammarSpec("regex", "[0-9]+"),
     reasoning=ReasoningSpec("<think>", "</think>", starts_open=True, budget=3),
 )
-IMAGE = ImageInput(
+IMAGE = MediaInput(
     b"\0" * 15 + b"\xff",
     ((3, 2), (9, 1)),
-    {"pixels": ImageTensor("float32", (1, 2), b"\0\xff" * 4)},
+    {"pixels": MediaTensor("float32", (1, 2), b"\0\xff" * 4)},
 )
 
 
@@ -60,7 +60,7 @@ def test_a_request_arrives_as_it_was() -> None:
         adapter="poems",
         prediction_token_ids=(4, 5),
         embedding=EmbeddingParams(dimensions=4, normalize=False),
-        images=(IMAGE,),
+        media=(IMAGE,),
     )
     assert wire.decode_request(wire.encode(request)) == request
 

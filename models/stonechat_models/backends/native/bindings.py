@@ -126,8 +126,8 @@ class LayerStruct(ctypes.Structure):
     )
 
 
-class ImagesStruct(ctypes.Structure):
-    """What images change in a step; see `StepImages` in `backends/base.py`."""
+class MediaStruct(ctypes.Structure):
+    """What media change in a step; see `StepMedia` in `backends/base.py`."""
 
     _fields_ = (
         *((name, c_int32) for name in ("count", "layers")),
@@ -137,14 +137,14 @@ class ImagesStruct(ctypes.Structure):
 
 
 class BatchStruct(ctypes.Structure):
-    """The tensors of one step. `images` is null for a step without images."""
+    """The tensors of one step. `media` is null for a step without images or audio."""
 
     _fields_ = (
         *((name, c_int32) for name in ("tokens", "sequences", "block_width", "outputs")),
         *((name, c_void_p) for name in ("token_ids", "positions", "slots")),
         *((name, c_void_p) for name in ("query_start", "block_table", "logits_index")),
         *((name, c_void_p) for name in ("state_slots", "logits", "hidden")),
-        ("images", POINTER(ImagesStruct)),
+        ("media", POINTER(MediaStruct)),
     )
 
 

@@ -29,11 +29,11 @@ from stonechat_models.backends.native.caches import (
 from stonechat_models.backends.native.packing import PackedWeights
 from stonechat_models.backends.native.sampler import NativeSampler
 from stonechat_models.backends.native.spec import ModelSpec
-from stonechat_models.backends.native.step_images import ImageArrays
+from stonechat_models.backends.native.step_media import MediaArrays
 from stonechat_models.backends.native.stores import open_store
 from stonechat_models.backends.native.support import checked_spec
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
-from stonechat_models.backends.native.vision_part import VisionPart, read_images
+from stonechat_models.backends.native.tower_part import TowerPart, read_images
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
@@ -41,9 +41,9 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import StepError, UnsupportedModelError
 from stonechat_models.hardware.device import usable_cores
 from stonechat_models.hardware.numa import interleave_memory, memory_nodes
+from stonechat_models.media.features import MediaFeatures
 from stonechat_models.model_info import ModelInfo
-from stonechat_models.types import ImageInput
-from stonechat_models.vision.features import ImageFeatures
+from stonechat_models.types import MediaInput
 
 
 class NativeModel:
@@ -70,7 +70,7 @@ class NativeModel:
         self._kv_format = kv_format
         self._kv_cache: KvCache | None = None
         self._states: StatePool | None = None
-        self._vision: VisionPart | None = None
+        self._vision: TowerPart | None = None
         self.info = replace(
             info,
             weight_bytes=self._weights.num_bytes,
@@ -125,7 +125,7 @@ class NativeModel:
             self.info = replace(self.info, image_refusal=str(error))
             return
         if images is not None:
-            self._vision = VisionPart(files, language_model, self.info.threads)
+            self._vision = TowerPart(files, language_model, self.info.threads)
             self.info = replace(self.info, images=images)
 
     def __del__(self) -> None:
@@ -162,15 +162,15 @@ class NativeModel:
     def free_states(self, slots: list[int]) -> None:
         """The pool keeps its size."""
 
-    def encode_image(self, image: ImageInput) -> ImageFeatures:
+    def encode_media(self, medium: MediaInput) -> MediaFeatures:
         assert self._vision is not None
-        return self._vision.encode(image)
+        return self._vision.encode(medium)
 
-    def image_positions(
-        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    def media_positions(
+        self, token_ids: Sequence[int], media: Sequence[MediaInput]
     ) -> tuple[npt.NDArray[np.int64], int]:
         assert self._vision is not None
-        return self._vision.positions(token_ids, images)
+        return self._vision.positions(token_ids, media)
 
     def forward_hidden(
         self, batch: HostBatch
@@ -201,10 +201,10 @@ class NativeModel:
             *(len(logits), *addresses, logits.ctypes.data),
             None if hidden is None else hidden.ctypes.data,
         )
-        images = batch.images
-        if images is not None:
-            arrays = ImageArrays.read(images, self._spec, len(batch.token_ids))
-            step.images = ctypes.pointer(arrays.struct())
+        media = batch.media
+        if media is not None:
+            arrays = MediaArrays.read(media, self._spec, len(batch.token_ids))
+            step.media = ctypes.pointer(arrays.struct())
         problem = self._library.forward(self._handle, ctypes.byref(step))
         if problem is not None:
             raise StepError(problem.decode())

@@ -23,7 +23,7 @@ from stonechat_models.backends.transformers.stored_groups import (
     read_groups,
 )
 from stonechat_models.backends.transformers.stored_size import refuse_oversized
-from stonechat_models.backends.transformers.vision_parts import vision_parts
+from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.headers import ModelHeaders
@@ -63,7 +63,7 @@ def kept_names(model: ModelHeaders, packing: Packing, empty: nn.Module) -> froze
     `packing` is that of `model`, and `empty` its module on the meta device.
     """
     if model.weight_format == "gguf":
-        vision = vision_parts(empty)  # it becomes floats
+        vision = tower_parts(empty)  # it becomes floats
         tower = tuple(f"{name}." for name, part in empty.named_modules() if part in vision)
         kept = (t.name for t in model.tensors if t.type_name in GGUF_TYPES)
         return frozenset(name for name in kept if not name.startswith(tower))

@@ -19,7 +19,7 @@ import torch
 from stonechat_models.backends.base import (
     CausalModel,
     ForwardBatch,
-    ImageModel,
+    MediaModel,
     StatefulModel,
 )
 from stonechat_models.backends.transformers.parity_steps import (
@@ -37,9 +37,9 @@ from stonechat_models.backends.transformers.verify import (
     logits_error,
     relative_error,
 )
+from stonechat_models.media.features import MediaFeatures
 from stonechat_models.model_info import ModelInfo
-from stonechat_models.types import ImageInput
-from stonechat_models.vision.features import ImageFeatures
+from stonechat_models.types import MediaInput
 
 logger = logging.getLogger(__name__)
 
@@ -240,8 +240,8 @@ class GraphedModel:
         return self._graphs[shape]()[: len(batch.logits_index)]
 
     def _shape_of(self, batch: ForwardBatch) -> StepShape | None:
-        """The smallest captured shape that a step fits in. Graphs compute no adapters or images."""
-        if batch.adapters or batch.images is not None:
+        """The smallest captured shape that a step fits in. Graphs compute no adapters or media."""
+        if batch.adapters or batch.media is not None:
             return None
         is_decode = batch.num_tokens == batch.num_seqs == len(batch.logits_index)
         if self.info.keeps_state and min(batch.context_lens_list) == 1:
@@ -252,13 +252,13 @@ class GraphedModel:
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return self.model.forward_hidden(batch)
 
-    def encode_image(self, image: ImageInput) -> ImageFeatures:
-        return cast(ImageModel, self.model).encode_image(image)
+    def encode_media(self, medium: MediaInput) -> MediaFeatures:
+        return cast(MediaModel, self.model).encode_media(medium)
 
-    def image_positions(
-        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    def media_positions(
+        self, token_ids: Sequence[int], media: Sequence[MediaInput]
     ) -> tuple[npt.NDArray[np.int64], int]:
-        return cast(ImageModel, self.model).image_positions(token_ids, images)
+        return cast(MediaModel, self.model).media_positions(token_ids, media)
 
 
 class _Beginning:

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import torch
 
-from stonechat_models.backends.base import CausalModel, ForwardBatch, ImageModel
+from stonechat_models.backends.base import CausalModel, ForwardBatch, MediaModel
 from stonechat_models.backends.transformers.cuda_graphs import Forward, GraphedModel
 from stonechat_models.backends.transformers.static_buffers import (
     StaticBuffers,
@@ -23,7 +23,7 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_info import ModelInfo, size_text
 from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
 from stonechat_models.sampling.state import SamplerLike, SamplingState
-from stonechat_models.types import MAX_TOP_LOGPROBS, ImageInput, SamplingParams
+from stonechat_models.types import MAX_TOP_LOGPROBS, MediaInput, SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -196,13 +196,13 @@ def _with_most_rows(batch: ForwardBatch, info: ModelInfo) -> ForwardBatch:
 
 
 @torch.inference_mode()
-def tower_memory(model: ImageModel, image: ImageInput, device: torch.device) -> int:
+def tower_memory(model: MediaModel, image: MediaInput, device: torch.device) -> int:
     """Bytes that encoding an image needs in addition to the weights, measured.
 
     Raises `UnsupportedModelError` if it does not fit.
     """
     try:
-        return _peak(lambda: model.encode_image(image), device)
+        return _peak(lambda: model.encode_media(image), device)
     except torch.OutOfMemoryError as error:
         free, _ = torch.cuda.mem_get_info(device)
         raise UnsupportedModelError(

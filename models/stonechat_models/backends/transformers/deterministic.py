@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stonechat_models.backends.transformers.vision_parts import vision_parts
+from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.errors import UnsupportedModelError
 
 ROWS = 32
@@ -64,7 +64,7 @@ def make_deterministic(module: nn.Module) -> None:
     Raises `UnsupportedModelError` if weights are multiplied outside linear layers, for example in
     the experts of a mixture: other rows could still change a row's bits there.
     """
-    vision = vision_parts(module)
+    vision = tower_parts(module)
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child not in vision:

@@ -20,8 +20,8 @@ from stonechat_models.backends.transformers.recurrent import (
     probe_states,
 )
 from stonechat_models.backends.transformers.split import splits_keys, splits_of
+from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.backends.transformers.verify import random_prompts
-from stonechat_models.backends.transformers.vision_parts import vision_parts
 from stonechat_models.checkpoint.headers import Footprint
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import EngineError, UnsupportedModelError
@@ -103,7 +103,7 @@ class EmptyModel:
         total = sum(sizes.values())
         tower = sum(
             weight.nbytes
-            for part in vision_parts(module)
+            for part in tower_parts(module)
             for weight in part.parameters(recurse=False)
         )
         experts = sum(size for name, size in sizes.items() if ".experts." in name)

@@ -16,15 +16,15 @@ from stonechat_models.backends.transformers.attention.backend import AttentionBa
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
 from stonechat_models.backends.transformers.attention.parity_check import ParityCheck
 from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
-from stonechat_models.backends.transformers.image_rows import give_own_attention, image_rows
 from stonechat_models.backends.transformers.kv_cache import KVCache
+from stonechat_models.backends.transformers.media_rows import give_own_attention, media_rows
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.hardware.device import as_current_device
+from stonechat_models.media.encode import encode_media
+from stonechat_models.media.features import MediaFeatures
+from stonechat_models.media.positions import grid_positions
 from stonechat_models.model_info import ModelInfo
-from stonechat_models.types import ImageInput
-from stonechat_models.vision.encode import encode_image
-from stonechat_models.vision.features import ImageFeatures
-from stonechat_models.vision.positions import grid_positions
+from stonechat_models.types import MediaInput
 
 
 class TransformersModel:
@@ -107,8 +107,8 @@ class TransformersModel:
         if self.adapter_rows is not None:
             head_reads_all = needs_all or not self._keeps_logits
             self.adapter_rows.set(batch, head_reads_all=head_reads_all)
-        images = batch.images
-        seen = nullcontext() if images is None else image_rows(self.module, images)
+        media = batch.media
+        seen = nullcontext() if media is None else media_rows(self.module, media)
         with as_current_device(self.device), seen:
             logits = packed_forward(
                 self.module,
@@ -131,21 +131,21 @@ class TransformersModel:
         return logits, hidden
 
     @torch.inference_mode()
-    def encode_image(self, image: ImageInput) -> ImageFeatures:
+    def encode_media(self, medium: MediaInput) -> MediaFeatures:
         give_own_attention(self.module)
         with as_current_device(self.device):
-            return encode_image(self.module, image, self.device, getattr(torch, self.info.dtype))
+            return encode_media(self.module, medium, self.device, getattr(torch, self.info.dtype))
 
-    def image_positions(
-        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+    def media_positions(
+        self, token_ids: Sequence[int], media: Sequence[MediaInput]
     ) -> tuple[npt.NDArray[np.int64], int]:
-        return grid_positions(self.module, token_ids, images)
+        return grid_positions(self.module, token_ids, media)
 
     def _padded(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids [T] and positions [T] or [3, T], padded to a multiple of `row_multiple`."""
         positions = batch.positions
-        if batch.images is not None and batch.images.rope_positions is not None:
-            positions = batch.images.rope_positions
+        if batch.media is not None and batch.media.rope_positions is not None:
+            positions = batch.media.rope_positions
         num_padding = -batch.num_tokens % self._row_multiple
         if not num_padding:
             return batch.token_ids, positions

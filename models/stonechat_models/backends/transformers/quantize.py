@@ -30,8 +30,8 @@ from stonechat_models.backends.quantization.experts import QuantizedExperts, is_
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.packing_check import check_packing, probe_layers
+from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.backends.transformers.verify import random_prompts
-from stonechat_models.backends.transformers.vision_parts import vision_parts
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import UnsupportedModelError
@@ -134,7 +134,7 @@ def quantize_module(
     be quantised.
     """
     head = module.get_output_embeddings()  # type: ignore[operator]
-    tower = vision_parts(module)
+    tower = tower_parts(module)
     num_replaced = 0
     for parent, name in _submodules(module):
         child = getattr(parent, name)

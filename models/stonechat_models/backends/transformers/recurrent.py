@@ -33,7 +33,7 @@ from stonechat_models.backends.transformers.attention.interface import (
     register_attention,
 )
 from stonechat_models.backends.transformers.head_tap import HeadTap
-from stonechat_models.backends.transformers.image_rows import image_rows
+from stonechat_models.backends.transformers.media_rows import media_rows
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.errors import EngineError, ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import as_current_device
@@ -262,11 +262,11 @@ class RecurrentModel(TransformersModel):
             slots = to_device(list(part.state_slots), self.device, torch.int64)
         if start:
             self._states.load(cache, slots)
-        images, positions = part.images, part.positions.view(-1, length)
-        if images is not None and images.rope_positions is not None:
-            positions = images.rope_positions.view(3, -1, length)
-        has_rows = images is not None and len(images.rows)
-        with image_rows(self.module, images) if images is not None and has_rows else nullcontext():
+        media, positions = part.media, part.positions.view(-1, length)
+        if media is not None and media.rope_positions is not None:
+            positions = media.rope_positions.view(3, -1, length)
+        has_rows = media is not None and len(media.rows)
+        with media_rows(self.module, media) if media is not None and has_rows else nullcontext():
             logits = _call(
                 self.module,
                 part.token_ids.view(-1, length),

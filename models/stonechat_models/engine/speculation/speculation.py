@@ -54,7 +54,7 @@ class Speculation:
     def add(self, group: SequenceGroup) -> None:
         """Give the sequences of a new request what they draft with."""
         prediction, sequences = group.request.prediction_token_ids, group.sequences
-        if self.model is not None and group.images is None:
+        if self.model is not None and group.media is None:
             for sequence in sequences:
                 sequence.draft_state = DraftState(self.model.rate)
         if prediction:

@@ -12,7 +12,7 @@ from stonechat_models import (
     EngineError,
     FinishReason,
     GenerateRequest,
-    ImageInput,
+    MediaInput,
     RequestOutput,
     SamplingParams,
 )
@@ -32,7 +32,7 @@ async def engine_target(
     """Run the engine while the context lasts. Raises BenchError if it does not generate."""
     if not engine.model.generates:
         raise BenchError(f"{engine.model.name} makes embeddings; it does not generate")
-    if settings.images and engine.image_processor is None:
+    if settings.images and engine.media_processor is None:
         reason = engine.model.image_refusal
         raise BenchError(f"{engine.model.name} takes no images{': ' if reason else ''}{reason}")
     facts: Facts = {
@@ -126,7 +126,7 @@ class EngineTarget:
         """Processor time of this thread: the engine computes in another."""
         return time.thread_time()
 
-    async def _encode(self, prompt: Prompt) -> tuple[list[int], tuple[ImageInput, ...]]:
+    async def _encode(self, prompt: Prompt) -> tuple[list[int], tuple[MediaInput, ...]]:
         if prompt.num_images:
             from stonechat_server.bench.targets.image_prompts import prompt_with_images
 
@@ -139,14 +139,14 @@ class EngineTarget:
         self,
         token_ids: Sequence[int],
         params: SamplingParams,
-        images: tuple[ImageInput, ...] = (),
+        images: tuple[MediaInput, ...] = (),
     ) -> GenerateRequest:
         return GenerateRequest(
             request_id=f"bench-{next(self._ids)}",
             prompt_token_ids=token_ids,
             params=params,
             arrival_time=time.monotonic(),
-            images=images,
+            media=images,
         )
 
     def _params(self, num_tokens: int) -> SamplingParams:

@@ -4,7 +4,7 @@ import asyncio
 import base64
 from typing import Any
 
-from stonechat_models import ImageInput, ImageOptions
+from stonechat_models import ImageOptions, MediaInput
 from stonechat_server.bench.targets.workload import Prompt
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.prompt.chat_template import RenderOptions, Templates
@@ -13,18 +13,18 @@ from stonechat_server.prompt.images import ImageItem, PromptImages
 
 async def prompt_with_images(
     prompt: Prompt, engine: EngineLike, templates: Templates
-) -> tuple[list[int], tuple[ImageInput, ...]]:
+) -> tuple[list[int], tuple[MediaInput, ...]]:
     """The tokens of a prompt of one message, and its images at their places.
 
     Raises `EngineError` if the model's processor fails, and `ImagePlacesError` if the template has
     no places for images.
     """
-    assert engine.image_processor is not None
+    assert engine.media_processor is not None
     assert engine.model.images is not None
     (message,) = prompt.messages
     parts: Any = message["content"]
     files = [_file(part) for part in parts if part["type"] == "image_url"]
-    prepared = await asyncio.wrap_future(engine.image_processor.prepare(files, ImageOptions()))
+    prepared = await asyncio.wrap_future(engine.media_processor.prepare(files, ImageOptions()))
     items: list[Any] = [ImageItem(image) for image in prepared]
     items += [part for part in parts if part["type"] != "image_url"]  # images come first
     template = templates.default

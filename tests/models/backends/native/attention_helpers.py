@@ -10,12 +10,12 @@ import numpy.typing as npt
 from stonechat_models.backends.native.bindings import (
     BatchStruct,
     ConfigStruct,
-    ImagesStruct,
     Kind,
     KvFormat,
     LayerStruct,
     Library,
     MatrixStruct,
+    MediaStruct,
 )
 from stonechat_models.backends.native.packing import Arena
 
@@ -145,7 +145,7 @@ class Attention:
         )
         ends = np.array([tokens.end(row) for row in rows], dtype=np.int32)
         if tokens.runs:
-            batch.images = ctypes.pointer(ImagesStruct(visible_ends=ends.ctypes.data))
+            batch.media = ctypes.pointer(MediaStruct(visible_ends=ends.ctypes.data))
         projected = self._projected(tokens, rows)
         out = np.empty((len(rows), self.shape.heads * self.shape.dim), dtype=np.float32)
         self.library.attend(

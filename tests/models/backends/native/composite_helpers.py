@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stonechat_models.backends.base import HostBatch, StepImages
+from stonechat_models.backends.base import HostBatch, StepMedia
 from stonechat_models.checkpoint.hf_config import read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from tests.models.backends.native.native_helpers import COMMON, DELTA_RULE, make_batch
@@ -214,13 +214,13 @@ class Prompt:
                 ends[p] = ends[p + 1]
         return ends
 
-    def images(self, start: int, end: int) -> StepImages:
+    def images(self, start: int, end: int) -> StepMedia:
         """What the tokens start..end-1 need of the images."""
         before = int(self.is_image[:start].sum())
         rows = np.flatnonzero(self.is_image[start:end])
         own = slice(before, before + rows.size)
         positions = self.rope_positions
-        return StepImages(
+        return StepMedia(
             rows=rows,
             embeddings=self.embeddings[own].numpy(),
             layer_embeddings=[added[own].numpy() for added in self.layer_embeddings],
@@ -288,7 +288,7 @@ def step_of(
     ]
     batch = make_batch(sequences, all_rows=all_rows).on_host()
     first = 0
-    pieces: list[StepImages] = []
+    pieces: list[StepMedia] = []
     offsets = []
     for prompt, start, end, _ in parts:
         pieces.append(prompt.images(start, end) if isinstance(prompt, Prompt) else _no_images())
@@ -309,7 +309,7 @@ def step_of(
             ends[own] = piece.visible_ends
     layers = max(len(p.layer_embeddings) for p in prompts)
     empty = np.empty((0, hidden), dtype=np.float32)
-    batch.images = StepImages(
+    batch.media = StepMedia(
         rows=np.concatenate([p.rows + o for p, o in zip(pieces, offsets, strict=True)]),
         embeddings=np.concatenate([empty, *(p.embeddings for p in pieces if len(p.rows))]),
         layer_embeddings=[
@@ -322,5 +322,5 @@ def step_of(
     return batch
 
 
-def _no_images() -> StepImages:
-    return StepImages(rows=np.empty(0, dtype=np.int64), embeddings=np.empty((0, 0)))
+def _no_images() -> StepMedia:
+    return StepMedia(rows=np.empty(0, dtype=np.int64), embeddings=np.empty((0, 0)))

@@ -258,7 +258,7 @@ class TinyModel {
     std::vector<int64_t> rows, positions;
     std::vector<float> embeddings, added;
     std::vector<int32_t> ends;
-    StepImages all{};
+    StepMedia all{};
 
     Images(Numbers& n, uint64_t seed) {
       const int tokens = int(n.ids.size());
@@ -291,7 +291,7 @@ class TinyModel {
     return logits;
   }
 
-  const char* run(Numbers& n, std::vector<float>* logits, const StepImages* images = nullptr) {
+  const char* run(Numbers& n, std::vector<float>* logits, const StepMedia* images = nullptr) {
     logits->resize(n.rows.size() * kVocab);
     std::vector<float> hidden(n.rows.size() * kHidden);
     Batch batch{};
@@ -301,7 +301,7 @@ class TinyModel {
     batch.slots = n.slots.data(), batch.query_start = n.start.data();
     batch.block_table = n.table.data(), batch.logits_index = n.rows.data();
     batch.state_slots = n.states.data(), batch.logits = logits->data();
-    batch.hidden = hidden.data(), batch.images = images;
+    batch.hidden = hidden.data(), batch.media = images;
     return sc_model_forward(model_, &batch);
   }
 

@@ -122,7 +122,7 @@ def test_steps_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     def refusal(**changes: object) -> str:
         batch = step_of([(prompt, 0, count, BLOCKS)])
         for name, value in changes.items():
-            setattr(batch.images, name, value)
+            setattr(batch.media, name, value)
         with pytest.raises(StepError) as caught:
             model.forward(batch)
         return str(caught.value)

@@ -15,14 +15,14 @@ from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.hardware.device import cpu_has_bfloat16
+from stonechat_models.media.hf_processor import HFProcessor
+from stonechat_models.media.tower import load_tower
 from stonechat_models.runtime.build import build_engine
-from stonechat_models.vision.hf_processor import HFProcessor
-from stonechat_models.vision.tower import load_tower
 from tests.models.engines import add, greedy, run
+from tests.models.media.compiled_models import NUM_OUTPUT, check, check_text_alone, make_model
+from tests.models.media.prompts import Prompt, VisionModel, noise
 from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_mmproj import TEXTS, tower_tensors, write_mmproj, write_text
-from tests.models.vision.compiled_models import NUM_OUTPUT, check, check_text_alone, make_model
-from tests.models.vision.prompts import Prompt, VisionModel, noise
 from tests.nightly import nightly
 
 IMAGES = [noise(size, seed) for seed, size in enumerate(((90, 130), (64, 64), (200, 70)))]
@@ -39,7 +39,7 @@ def engine_of(path: Path, **settings: Any) -> tuple[Any, HFProcessor]:
     config = EngineConfig(model=str(path), device="cpu", threads=1, max_model_len=4096)
     engine, tokenizer = build_engine(replace(config, **settings), lambda line: None)
     assert engine.model.info.images is not None, engine.model.info.image_refusal
-    return engine, HFProcessor(tokenizer.path.parent, engine.model.info.images.token_id)
+    return engine, HFProcessor(tokenizer.path.parent, "image", engine.model.info.images.token_id)
 
 
 def written(
@@ -67,7 +67,7 @@ def check_answers(model: VisionModel, engine: Any, processor: HFProcessor) -> No
         assert prompt.token_ids == expected[key].token_ids
         assert prompt.images == expected[key].images
         params = greedy(NUM_OUTPUT, ignore_eos=True)
-        add(engine, key, prompt.token_ids, params, images=prompt.images)
+        add(engine, key, prompt.token_ids, params, media=prompt.images)
     results = run(engine)
     for key, prompt in expected.items():
         check(model, results[key, 0], prompt)

@@ -15,9 +15,9 @@ from stonechat_models.backends.transformers.cuda_memory import (
     tower_memory,
 )
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.media.hf_processor import HFProcessor, large_image
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.types import MAX_TOP_LOGPROBS
-from stonechat_models.vision.hf_processor import HFProcessor, large_image
 from tests.models.device_lengths import DeviceLengths
 from tests.models.engines import CPU, make_engine
 from tests.models.tiny_loras import tiny_lora
@@ -141,18 +141,18 @@ def test_a_step_of_a_model_with_a_state_is_measured_with_many_rows(memory, monke
 
 def test_the_vision_tower_is_measured_with_a_large_image(memory, monkeypatch, tmp_path):
     folder = save_vision_model(tmp_path / "model", "qwen2_5_vl")
-    monkeypatch.setattr("stonechat_models.vision.hf_processor.LARGE_SIZE", (280, 140))
-    image = large_image(HFProcessor(folder, 271))
+    monkeypatch.setattr("stonechat_models.media.hf_processor.LARGE_SIZE", (280, 140))
+    image = large_image(HFProcessor(folder, "image", 271))
     assert image.num_tokens == 10 * 5
     encoded = []
-    model = SimpleNamespace(encode_image=encoded.append)
+    model = SimpleNamespace(encode_media=encoded.append)
     assert tower_memory(model, image, CPU) == 3500
     assert encoded == [image]
 
     def no_memory(_):
         raise torch.OutOfMemoryError
 
-    model.encode_image = no_memory
+    model.encode_media = no_memory
     with pytest.raises(UnsupportedModelError, match=r"more than the 5\.2 MB that are free on cpu"):
         tower_memory(model, image, CPU)
 

@@ -19,9 +19,9 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.checkpoint.gguf.converted_models import converted_model
 from tests.models.coded_gguf import write_coded_gguf
 from tests.models.converted_gguf import write_converted
+from tests.models.media.compiled_models import make_model
 from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
 from tests.models.tiny_mmproj import write_mmproj, write_text
-from tests.models.vision.compiled_models import make_model
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -19,9 +19,9 @@ from stonechat_models.checkpoint.vision_file import find_vision_file
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from tests.models.checkpoint.hub_cache import add_hub_model
+from tests.models.media.prompts import VisionModel
 from tests.models.tiny_gguf import write_tiny_gguf
 from tests.models.tiny_mmproj import tower_tensors, write_mmproj, write_text
-from tests.models.vision.prompts import VisionModel
 
 
 @dataclass

@@ -85,10 +85,10 @@ def test_images_go_to_a_model_that_takes_them(
     with live.live_server(engine) as server:
         url = ["--url", f"{server.url}/v1"]
         assert main(["chat", *url, "--image", str(image), "--prompt", "What is it?"]) == 0
-        assert len(engine.requests[-1].images) == 1
+        assert len(engine.requests[-1].media) == 1
         monkeypatch.setattr("sys.stdin", io.StringIO(f"/image {image} {image}\nand these?\n"))
         assert main(["chat", *url]) == 0
-    assert len(engine.requests[-1].images) == 2
+    assert len(engine.requests[-1].media) == 2
     assert capsys.readouterr().out.count("Colours.") == 2
 
 

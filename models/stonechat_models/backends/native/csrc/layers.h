@@ -67,8 +67,8 @@ struct Layer {
 // The parts of a step whose time is measured, in the order of PARTS in bindings.py.
 enum Part : int { kNorms, kQkv, kMixer, kOutput, kGateUp, kDown, kHead, kParts };
 
-// What images change in a step.
-struct StepImages {
+// What media change in a step.
+struct StepMedia {
   int32_t count, layers;
   const int64_t* rows;            // [count], ascending: tokens whose embeddings are given
   const float* embeddings;        // [count][hidden]
@@ -85,7 +85,7 @@ struct Batch {
   const int64_t* state_slots;  // [sequences], or null for a model without states
   float* logits;  // [outputs][vocab]
   float* hidden;  // [outputs][hidden], or null if only logits are wanted
-  const StepImages* images;  // null: the step has none
+  const StepMedia* media;  // null: the step has none
 };
 
 }  // namespace sc

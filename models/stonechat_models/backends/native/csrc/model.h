@@ -48,7 +48,7 @@ class Model {
     try {
       reserve(std::max(batch.tokens, batch.outputs));
       attention_.prepare(batch, caches[0]);
-      find_images(batch);
+      find_media(batch);
     } catch (const std::exception&) {
       capacity_ = 0;
       return "there is not enough memory for the step";
@@ -78,29 +78,29 @@ class Model {
         !std::is_sorted(start, start + b.sequences + 1)) {
       return "the sequences do not cover the tokens in order";
     }
-    if (b.images) {
-      if (const char* problem = problem_of_images(b, *b.images)) return problem;
+    if (b.media) {
+      if (const char* problem = problem_of_media(b, *b.media)) return problem;
     } else if (outside(b.token_ids, b.tokens, w_.c.vocab)) {
       return kOutsideVocabulary;
     }
     return problem_of_states(b);
   }
 
-  const char* problem_of_images(const Batch& b, const StepImages& images) const {
-    if (images.count < 0 || images.layers < 0 || images.layers > w_.c.layers) {
-      return "a count of images is wrong";
+  const char* problem_of_media(const Batch& b, const StepMedia& media) const {
+    if (media.count < 0 || media.layers < 0 || media.layers > w_.c.layers) {
+      return "a count of media is wrong";
     }
     int i = 0;
     for (int t = 0; t < b.tokens; ++t) {
-      if (i < images.count && images.rows[i] == t) ++i;
+      if (i < media.count && media.rows[i] == t) ++i;
       else if (b.token_ids[t] < 0 || b.token_ids[t] >= w_.c.vocab) return kOutsideVocabulary;
     }
-    if (i < images.count) return "the rows of images are not in order";
-    if (images.rope_positions && !w_.c.rotary_axes) return "the model has one rotary position";
-    for (int s = 0; images.visible_ends && s < b.sequences; ++s) {
+    if (i < media.count) return "the rows of media are not in order";
+    if (media.rope_positions && !w_.c.rotary_axes) return "the model has one rotary position";
+    for (int s = 0; media.visible_ends && s < b.sequences; ++s) {
       const int from = b.query_start[s], to = b.query_start[s + 1];
       for (int t = from; t < to; ++t) {
-        const int end = images.visible_ends[t];
+        const int end = media.visible_ends[t];
         if (end <= b.positions[t] || end > b.positions[to - 1] + 1) {
           return "a token sees past its step, or not itself";
         }
@@ -139,10 +139,10 @@ class Model {
   void run(int member) {
     if (member == 0) mark_ = Clock::now();
     embed();
-    const StepImages* images = w_.batch->images;
+    const StepMedia* media = w_.batch->media;
     for (size_t i = 0; i < layers.size(); ++i) {
       run_layer(i, member);
-      if (images && i < size_t(images->layers)) add_images(*images, i);
+      if (media && i < size_t(media->layers)) add_media(*media, i);
     }
     if (w_.batch->outputs == 0) return;
     output();
@@ -182,10 +182,10 @@ class Model {
 
   // Reads the embeddings, and computes the factors of the rotary embedding for the positions.
   void embed() {
-    const StepImages* images = w_.batch->images;
-    const int64_t* rope_positions = images ? images->rope_positions : nullptr;
+    const StepMedia* media = w_.batch->media;
+    const int64_t* rope_positions = media ? media->rope_positions : nullptr;
     w_.pool.for_each(w_.batch->tokens, [&](int t) {
-      if (images && image_rows_[size_t(t)] >= 0) put_image_row(*images, t);
+      if (media && media_rows_[size_t(t)] >= 0) put_media_row(*media, t);
       else put_token_row(t);
       const float position = float(w_.batch->positions[t]);
       if (!rope_positions) return put_rope_row(t, [position](int) { return position; });
@@ -203,9 +203,9 @@ class Model {
     for (int i = 0; i < w_.c.hidden; ++i) row[i] *= w_.c.embedding_scale;
   }
 
-  void put_image_row(const StepImages& images, int t) {
+  void put_media_row(const StepMedia& media, int t) {
     const size_t hidden = size_t(w_.c.hidden);
-    std::copy_n(images.embeddings + size_t(image_rows_[size_t(t)]) * hidden, hidden,
+    std::copy_n(media.embeddings + size_t(media_rows_[size_t(t)]) * hidden, hidden,
                 w_.hidden_row(t));
   }
 
@@ -226,20 +226,20 @@ class Model {
   }
 
   // Finds the row of `embeddings` that each token has, on the calling thread.
-  void find_images(const Batch& batch) {
-    if (!batch.images) return;
-    image_rows_.assign(size_t(batch.tokens), -1);
-    for (int i = 0; i < batch.images->count; ++i) {
-      image_rows_[size_t(batch.images->rows[i])] = i;
+  void find_media(const Batch& batch) {
+    if (!batch.media) return;
+    media_rows_.assign(size_t(batch.tokens), -1);
+    for (int i = 0; i < batch.media->count; ++i) {
+      media_rows_[size_t(batch.media->rows[i])] = i;
     }
   }
 
-  // Adds what images add after layer i.
-  void add_images(const StepImages& images, size_t i) {
+  // Adds what media add after layer i.
+  void add_media(const StepMedia& media, size_t i) {
     const size_t hidden = size_t(w_.c.hidden);
-    const float* added = images.layer_embeddings + i * size_t(images.count) * hidden;
-    w_.pool.for_each(images.count, [&](int k) {
-      float* row = w_.hidden_row(int(images.rows[k]));
+    const float* added = media.layer_embeddings + i * size_t(media.count) * hidden;
+    w_.pool.for_each(media.count, [&](int k) {
+      float* row = w_.hidden_row(int(media.rows[k]));
       for (size_t j = 0; j < hidden; j += 16) {
         store(row + j, add(load(row + j), load(added + size_t(k) * hidden + j)));
       }
@@ -277,7 +277,7 @@ class Model {
   FeedForward feed_forward_{w_};
   Experts experts_{w_};
   SharedExpert shared_{w_};
-  std::vector<int32_t> image_rows_;  // of each token: its row of embeddings, or -1
+  std::vector<int32_t> media_rows_;  // of each token: its row of embeddings, or -1
   int capacity_ = 0;  // rows that there is memory for
   Clock::time_point mark_;
   double seconds_[kParts] = {};

@@ -77,8 +77,8 @@ class SelfAttention {
   int position(int t) const { return int(w_.batch->positions[t]); }
   // The last key that token t sees.
   int last_key(int t) const {
-    const StepImages* images = w_.batch->images;
-    return images && images->visible_ends ? images->visible_ends[t] - 1 : position(t);
+    const StepMedia* media = w_.batch->media;
+    return media && media->visible_ends ? media->visible_ends[t] - 1 : position(t);
   }
   size_t partial_floats() const {
     return size_t(group()) * (sizeof(Partial) / sizeof(float) + size_t(w_.c.head_dim));

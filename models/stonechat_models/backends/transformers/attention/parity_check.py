@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from stonechat_models.backends.base import ForwardBatch, StepImages
+from stonechat_models.backends.base import ForwardBatch, StepMedia
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend, AttentionSpec
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
@@ -77,7 +77,7 @@ class ParityCheck:
                 batch = random_batch(lengths, self.block_size, generator)
                 self._check(backend, kind, name, batch, generator)
             if self.has_visible_ends:
-                batch = with_images(random_batch(CASES["prefill"], self.block_size, generator))
+                batch = with_media(random_batch(CASES["prefill"], self.block_size, generator))
                 self._check(backend, kind, "prefill with images", batch, generator)
 
     def _check(
@@ -114,7 +114,7 @@ class ParityCheck:
             )
 
 
-def with_images(batch: ForwardBatch) -> ForwardBatch:
+def with_media(batch: ForwardBatch) -> ForwardBatch:
     """The prefill case, where the tokens of each run in `IMAGES` see each other."""
     ends = batch.positions + 1
     for i, runs in IMAGES.items():
@@ -123,7 +123,7 @@ def with_images(batch: ForwardBatch) -> ForwardBatch:
             positions = batch.positions[rows]
             ends[rows][(positions >= start) & (positions < end)] = end
     nothing = torch.zeros(0, dtype=torch.int64)
-    return replace(batch, images=StepImages(nothing, nothing, visible_ends=ends.int()))
+    return replace(batch, media=StepMedia(nothing, nothing, visible_ends=ends.int()))
 
 
 def _shortened(kind: LayerKind, sinks: torch.Tensor) -> AttentionSpec:

@@ -39,7 +39,7 @@ def prefill_kernel(
     context_lens,  # int32[N]
     block_table,  # int32[N, W]
     sinks,  # [H]
-    visible_ends,  # int32[T], see `StepImages`
+    visible_ends,  # int32[T], see `StepMedia`
     output,  # [T, H, DV], contiguous
     num_seqs,
     stride_query_token,

@@ -22,7 +22,7 @@ from stonechat_models.backends.transformers.fused.recognise_experts import (
     is_experts,
 )
 from stonechat_models.backends.transformers.fused.recognise_router import fused_router
-from stonechat_models.backends.transformers.vision_parts import vision_parts
+from stonechat_models.backends.transformers.tower_parts import tower_parts
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def _fuse(module: nn.Module) -> Counter[str]:
     def part(_: str, part: nn.Module) -> nn.Module | None:
         return fused_norm(part) or merged_mlp(part) or fused_experts(part) or fused_router(part)
 
-    vision = vision_parts(module)
+    vision = tower_parts(module)
     names = [name for name, part in module.named_modules() if name and part not in vision]
     _replace(module, names, part, replaced)
     _replace(module, names, lambda _, part: fused_mixture(part), replaced)

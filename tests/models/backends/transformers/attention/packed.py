@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from stonechat_models.backends.base import ForwardBatch, StepImages
+from stonechat_models.backends.base import ForwardBatch, StepMedia
 
 
 def packed_batch(
@@ -52,7 +52,7 @@ def with_runs(batch: ForwardBatch, runs: list[list[tuple[int, int]]]) -> Forward
                 ends[start + position - first] = run_end
     nothing = batch.positions[:0]
     visible_ends = torch.tensor(ends, dtype=torch.int32, device=batch.positions.device)
-    return replace(batch, images=StepImages(nothing, nothing, visible_ends=visible_ends))
+    return replace(batch, media=StepMedia(nothing, nothing, visible_ends=visible_ends))
 
 
 def decode_rows(batch: ForwardBatch, rows: list[int]) -> ForwardBatch:

@@ -60,7 +60,7 @@ def attend_by_hand(query, keys, values, batch, spec):
             first = 0 if spec.sliding_window is None else max(0, position - spec.sliding_window + 1)
             if spec.chunk_size is not None:
                 first = max(first, position - position % spec.chunk_size)
-            last = position + 1 if batch.images is None else int(batch.images.visible_ends[row])
+            last = position + 1 if batch.media is None else int(batch.media.visible_ends[row])
             visible = slot[first:last]
             scores = (
                 keys[visible, head // groups].double() @ query[row, head].double() * spec.scaling

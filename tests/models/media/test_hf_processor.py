@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from transformers.processing_utils import VideosKwargs
 
+from stonechat_models.media.hf_processor import HFProcessor, checked_processor
 from stonechat_models.text.tokenizer import Tokenizer
-from stonechat_models.vision.hf_processor import HFProcessor, checked_processor
 from tests.models.more_vision_families import NEED_TORCHVISION
 from tests.models.vision_models import ALL_FAMILIES, save_processor, vision_tokenizer
 
@@ -53,7 +53,7 @@ def conversation(images: list[Image.Image]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", PROMPTED)
 def test_a_prompt_equals_that_of_the_processor(name: str, tmp_path: Path) -> None:
     folder = save_processor(tmp_path / name, name)
-    processor = HFProcessor(folder, token_id(name))
+    processor = HFProcessor(folder, "image", token_id(name))
     reference, images = processor._processor, [image(size) for size in SIZES]
     if name == "smolvlm":  # it reads numbers of its other part even without videos
         reference.video_processor = SimpleNamespace(
@@ -76,7 +76,7 @@ def test_a_prompt_equals_that_of_the_processor(name: str, tmp_path: Path) -> Non
 
 def test_the_tensors_of_images_alone_are_those_of_all_together(tmp_path: Path) -> None:
     folder = save_processor(tmp_path / "model", "qwen3_vl")
-    processor = HFProcessor(folder, token_id("qwen3_vl"))
+    processor = HFProcessor(folder, "image", token_id("qwen3_vl"))
     images = [image(size) for size in SIZES]
     whole = processor._processor(
         images=images, text=[processor.placeholder * len(images)], return_tensors="np"
@@ -99,8 +99,8 @@ def test_why_a_model_takes_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert checked_processor(other, token_id("llava_onevision")) == reason
     shutil.rmtree(folder)
     folder.mkdir()
-    reason = "its folder names no image processor that transformers has"
+    reason = "its folder names no processor that transformers has"
     assert checked_processor(folder, token_id(name)) == reason
-    monkeypatch.setattr("stonechat_models.vision.hf_processor.find_spec", lambda _: None)
+    monkeypatch.setattr("stonechat_models.media.hf_processor.find_spec", lambda _: None)
     reason = "images need Pillow: pip install 'stonechat[vision]'"
     assert checked_processor(folder, token_id(name)) == reason

@@ -1,7 +1,9 @@
-"""The process that prepares images: `python -m stonechat_models.vision.processor_worker FOLDER ID`.
+"""The process that prepares images or audio:
+`python -m stonechat_models.media.processor_worker FOLDER MODALITY ID`.
 
-FOLDER has the model's processor, and ID is its placeholder token. A task is a `Task`, an answer an
-`Answer`, both in MessagePack. A signal ends the process if an image takes too much time.
+FOLDER has the model's processor, MODALITY is `image` or `audio`, and ID its placeholder token. A
+task is a `Task`, an answer an `Answer`, both in MessagePack. A signal ends the process if a file
+takes too much time.
 """
 
 import os
@@ -10,33 +12,40 @@ import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from stonechat_models.child_process import limit, limit_growth, serve_tasks
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.media.hf_processor import HFProcessor, as_tensors
+from stonechat_models.media.records import (
+    Answer,
+    ImageOptions,
+    PreparedMedia,
+    Task,
+    UnusableMediaError,
+    modality_of,
+)
 from stonechat_models.model_file import reading, reason_of
-from stonechat_models.vision.decoding import UnusableImageError, decode_image
-from stonechat_models.vision.hf_processor import HFProcessor, as_tensors
-from stonechat_models.vision.records import Answer, PreparedImage, Task
+from stonechat_models.types import Modality
 
 MEMORY_BYTES = 4 << 30
-"""What the work on one image may add to the size of the process."""
+"""What the work on one file may add to the size of the process."""
 CPU_SECONDS = 20.0
-"""The processor time that one image may take."""
+"""The processor time that one file may take."""
 NICENESS = 5
 
 
 class _Worker:
     """Answers tasks with a processor, or with the reason why there is none."""
 
-    def __init__(self, folder: Path, token_id: int) -> None:
+    def __init__(self, folder: Path, modality: Modality, token_id: int) -> None:
         self.failure = ""
         self._processor: HFProcessor | None = None
         try:
-            with reading(f"the image processor of {folder}"):
-                self._processor = HFProcessor(folder, token_id)
+            with reading(f"the {modality} processor of {folder}"):
+                self._processor = HFProcessor(folder, modality, token_id)
         except ModelLoadError as error:
             self.failure = str(error)
 
@@ -66,10 +75,10 @@ class _WithoutTorch:
 
 def _answer(processor: HFProcessor, task: Task) -> Answer:
     try:
-        image, (width, height) = decode_image(task.data, task.options)
-        text, num_tokens, arrays = processor.prepare(image)
+        medium, facts = _decoded(task, processor)
+        text, num_tokens, arrays = processor.prepare(medium)
         tensors = as_tensors(arrays)
-    except UnusableImageError as error:
+    except UnusableMediaError as error:
         return Answer(kind=error.kind, reason=error.reason)
     except MemoryError:
         reason = f"takes too much memory to prepare (the limit is {MEMORY_BYTES >> 20} MiB)"
@@ -79,30 +88,45 @@ def _answer(processor: HFProcessor, task: Task) -> Answer:
     except Exception as error:  # processors raise many types, of sizes that they cannot take
         return Answer(kind="unfit", reason=f"cannot be prepared for this model: {reason_of(error)}")
     return Answer(
-        image=PreparedImage(
+        prepared=PreparedMedia(
+            modality=modality_of(task.options),
             content_hash=task.content_hash,
             placeholder=processor.placeholder,
             text=text,
             num_tokens=num_tokens,
-            width=width,
-            height=height,
             tensors=tensors,
+            **facts,
         )
     )
 
 
+def _decoded(task: Task, processor: HFProcessor) -> tuple[Any, dict[str, Any]]:
+    """Return what the processor takes, and what `PreparedMedia` says of the file."""
+    if isinstance(task.options, ImageOptions):
+        from stonechat_models.media.image_decoding import decode_image
+
+        image, (width, height) = decode_image(task.data, task.options)
+        return image, {"width": width, "height": height}
+    from stonechat_models.media.audio_decoding import decode_audio
+
+    samples, seconds = decode_audio(task.data, task.options, processor.sampling_rate)
+    return samples, {"seconds": seconds}
+
+
 def main() -> None:
-    """Prepare images until the input ends.
+    """Prepare files until the input ends.
 
     Without PyTorch, transformers is imported in a fraction of the time and memory, and processors
     of Pillow do not need it. If there is none for the model, the process starts again with PyTorch.
     """
-    folder, token_id, *with_torch = sys.argv[1:]
+    folder, modality, token_id, *with_torch = sys.argv[1:]
     if not with_torch:
         os.nice(NICENESS)
+    if modality == "image" and not with_torch:
         sys.meta_path[:] = [_WithoutTorch(finder) for finder in sys.meta_path]
-    worker = _Worker(Path(folder), int(token_id))
-    if worker.failure and not with_torch and find_spec("torchvision") is not None:
+    worker = _Worker(Path(folder), cast(Modality, modality), int(token_id))
+    may_need_torch = modality == "image" and find_spec("torchvision") is not None
+    if worker.failure and not with_torch and may_need_torch:
         os.execv(sys.executable, [*sys.orig_argv, "with-torch"])
     limit(resource.RLIMIT_CORE, 0)
     limit_growth(MEMORY_BYTES)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from stonechat_models.vision.decoding import UnusableImageError, decode_image
-from stonechat_models.vision.records import ImageOptions
+from stonechat_models.media.image_decoding import UnusableMediaError, decode_image
+from stonechat_models.media.records import ImageOptions
 
 AUTO = ImageOptions()
 COLORS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [200, 100, 50]]], np.uint8)
@@ -31,7 +31,7 @@ def pixels(data: bytes, options: ImageOptions = AUTO) -> Any:
 
 
 def problem(data: bytes, options: ImageOptions = AUTO) -> tuple[str, str]:
-    with pytest.raises(UnusableImageError) as caught:
+    with pytest.raises(UnusableMediaError) as caught:
         decode_image(data, options)
     return caught.value.kind, caught.value.reason
 

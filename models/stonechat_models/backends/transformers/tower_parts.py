@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 
-def vision_parts(module: nn.Module) -> set[nn.Module]:
+def tower_parts(module: nn.Module) -> set[nn.Module]:
     """Return all modules that compute the embeddings of images; none for a model of text alone."""
     if getattr(getattr(module, "config", None), "vision_config", None) is None:
         return set()

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stonechat_models.types import ImageInput, ImageTensor
-from stonechat_models.vision.hf_processor import HFProcessor
+from stonechat_models.media.hf_processor import HFProcessor
+from stonechat_models.types import MediaInput, MediaTensor
 from tests.models.vision_models import ALL_FAMILIES, save_vision_model, vision_tokenizer
 
 
@@ -23,7 +23,7 @@ class Prompt:
     """A prompt's tokens with its images for the engine, and the processor's inputs of all of it."""
 
     token_ids: list[int]
-    images: tuple[ImageInput, ...]
+    images: tuple[MediaInput, ...]
     inputs: dict[str, torch.Tensor]
 
 
@@ -38,7 +38,7 @@ class VisionModel:
         self.folder = folder
         save_vision_model(folder, name)
         self.token_id: int = vision_tokenizer(family).convert_tokens_to_ids(family.token)
-        self.processor = HFProcessor(folder, self.token_id)
+        self.processor = HFProcessor(folder, "image", self.token_id)
         self.module: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
@@ -62,7 +62,7 @@ class VisionModel:
         assert next(places, None) is None
         return Prompt(token_ids, tuple(prepared), inputs)
 
-    def _prepared(self, image: Image.Image, places: Any) -> ImageInput:
+    def _prepared(self, image: Image.Image, places: Any) -> MediaInput:
         _, num_tokens, arrays = self.processor.prepare(image)
         runs: list[tuple[int, int]] = []
         for place in (next(places) for _ in range(num_tokens)):
@@ -70,8 +70,8 @@ class VisionModel:
                 runs[-1] = (runs[-1][0], runs[-1][1] + 1)
             else:
                 runs.append((place, 1))
-        tensors = {k: ImageTensor(v.dtype.name, v.shape, v.tobytes()) for k, v in arrays.items()}
-        return ImageInput(image.tobytes()[:16], tuple(runs), tensors)
+        tensors = {k: MediaTensor(v.dtype.name, v.shape, v.tobytes()) for k, v in arrays.items()}
+        return MediaInput(image.tobytes()[:16], tuple(runs), tensors)
 
     @torch.inference_mode()
     def reference(self, prompt: Prompt, num_tokens: int) -> tuple[list[int], list[float]]:

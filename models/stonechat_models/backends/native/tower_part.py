@@ -23,17 +23,17 @@ from stonechat_models.checkpoint.packed.tensors import OTHER_TOWER
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import cpu_has_bfloat16
-from stonechat_models.model_info import ImageInfo
-from stonechat_models.types import ImageInput
-from stonechat_models.vision.features import ImageFeatures
-from stonechat_models.vision.hf_processor import (
+from stonechat_models.media.features import MediaFeatures
+from stonechat_models.media.hf_processor import (
     NEEDS_LONE_IMAGES,
     NEEDS_TORCHVISION,
     pillow_refusal,
 )
+from stonechat_models.model_info import ImageInfo
+from stonechat_models.types import MediaInput
 
 if TYPE_CHECKING:
-    from stonechat_models.vision.tower import Tower
+    from stonechat_models.media.tower import Tower
 
 STACKS = re.compile(r"(.*\b(?:layers?|blocks)\.)(\d+)(\..*)")
 """Names of the weights of a layer of a tower: the stack, the layer's number, the weight."""
@@ -42,7 +42,7 @@ WHOLE = " (--backend transformers loads the model whole)"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-class VisionPart:
+class TowerPart:
     """The vision tower of a model, which is loaded when it is first used."""
 
     def __init__(self, files: ModelFiles, language_model: tuple[str, ...], threads: int) -> None:
@@ -54,21 +54,21 @@ class VisionPart:
         self._failure = ""
         """Why the tower cannot be loaded. It is tried once."""
 
-    def encode(self, image: ImageInput) -> ImageFeatures:
-        """Return the features of an image, float32. Raises what the tower's code raises."""
-        return self._loaded().encode(image)
+    def encode(self, medium: MediaInput) -> MediaFeatures:
+        """Return features of an image or a clip, float32. Raises what the tower's code raises."""
+        return self._loaded().encode(medium)
 
     def positions(
-        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+        self, token_ids: Sequence[int], media: Sequence[MediaInput]
     ) -> tuple[npt.NDArray[np.int64], int]:
-        """Return the M-RoPE positions of a prompt; see `ImageModel.image_positions`."""
-        return self._loaded().positions(token_ids, images)
+        """Return the M-RoPE positions of a prompt; see `MediaModel.media_positions`."""
+        return self._loaded().positions(token_ids, media)
 
     def _loaded(self) -> "Tower":
         if self._failure:
             raise ModelLoadError(self._failure)
         if self._tower is None:
-            from stonechat_models.vision.tower import load_tower
+            from stonechat_models.media.tower import load_tower
 
             try:
                 self._tower = load_tower(self._files, self._language_model, self._threads)

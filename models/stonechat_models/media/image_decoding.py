@@ -5,21 +5,12 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from stonechat_models.vision.records import ImageOptions
+from stonechat_models.media.records import ImageOptions, UnusableMediaError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 LOW_DETAIL_PIXELS = 512
 """The longer side of an image of low detail."""
 BACKGROUND = "white"
-
-
-class UnusableImageError(Exception):
-    """`reason` reads behind "the image ". `kind` is as in `InvalidImageError`."""
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
-        self.kind = kind
-        self.reason = reason
 
 
 def decode_image(data: bytes, options: ImageOptions) -> tuple[Image.Image, tuple[int, int]]:
@@ -29,10 +20,10 @@ def decode_image(data: bytes, options: ImageOptions) -> tuple[Image.Image, tuple
     shows white. Samples of 16 bits keep their upper 8. CMYK, greys and palettes become RGB;
     colour profiles are ignored.
 
-    Raises `UnusableImageError`. The pixels are counted before anything is decoded.
+    Raises `UnusableMediaError`. The pixels are counted before anything is decoded.
     """
     if not data:
-        raise UnusableImageError("empty", "is empty")
+        raise UnusableMediaError("empty", "is empty")
     Image.MAX_IMAGE_PIXELS = None  # the limit is that of the options
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
@@ -41,9 +32,9 @@ def decode_image(data: bytes, options: ImageOptions) -> tuple[Image.Image, tuple
             upright = ImageOps.exif_transpose(file)
             image = _rgb(upright)
     except UnidentifiedImageError:
-        raise UnusableImageError("format", "is not a PNG, JPEG, WebP or GIF") from None
+        raise UnusableMediaError("format", "is not a PNG, JPEG, WebP or GIF") from None
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError) as error:
-        raise UnusableImageError("broken", f"is broken: {error}"[:300]) from None
+        raise UnusableMediaError("broken", f"is broken: {error}"[:300]) from None
     size = image.size
     if options.detail == "low":
         image.thumbnail((LOW_DETAIL_PIXELS, LOW_DETAIL_PIXELS), Image.Resampling.BICUBIC)
@@ -52,7 +43,7 @@ def decode_image(data: bytes, options: ImageOptions) -> tuple[Image.Image, tuple
 
 def _check_pixels(file: Image.Image, max_pixels: int) -> None:
     if file.width * file.height > max_pixels:
-        raise UnusableImageError(
+        raise UnusableMediaError(
             "too_large",
             f"has {file.width} x {file.height} pixels, and the limit is {max_pixels} in all",
         )

@@ -8,11 +8,11 @@ import numpy.typing as npt
 import torch
 
 from stonechat_models.errors import StepError
-from stonechat_models.types import ImageInput, ImageTensor
+from stonechat_models.types import MediaInput, MediaTensor
 
 
 def grid_positions(
-    module: Any, token_ids: Sequence[int], images: Sequence[ImageInput]
+    module: Any, token_ids: Sequence[int], media: Sequence[MediaInput]
 ) -> tuple[npt.NDArray[np.int64], int]:
     """Return int64[3, P], and what the position of each later token is above its index.
 
@@ -21,7 +21,7 @@ def grid_positions(
     """
     kinds = torch.zeros(1, len(token_ids), dtype=torch.int32)
     grids = []
-    for image in images:
+    for image in (medium for medium in media if medium.modality == "image"):
         for start, length in image.places:
             kinds[0, start : start + length] = 1
         grid = image.tensors.get("image_grid_thw")
@@ -42,6 +42,6 @@ def rope_index_of(module: Any) -> Any:
     return getattr(module, "get_rope_index", None) or getattr(inner, "get_rope_index", None)
 
 
-def as_array(tensor: ImageTensor) -> npt.NDArray[Any]:
+def as_array(tensor: MediaTensor) -> npt.NDArray[Any]:
     """Return the array, which shares the tensor's memory and is read-only."""
     return np.frombuffer(tensor.data, dtype=tensor.dtype).reshape(tensor.shape)

@@ -14,11 +14,11 @@ from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_dtype
 from stonechat_models.checkpoint.resolve import ModelFiles, tower_parameters
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype
+from stonechat_models.media.encode import encode_media
+from stonechat_models.media.features import MediaFeatures
+from stonechat_models.media.positions import grid_positions
 from stonechat_models.model_file import reading
-from stonechat_models.types import ImageInput
-from stonechat_models.vision.encode import encode_image
-from stonechat_models.vision.features import ImageFeatures
-from stonechat_models.vision.positions import grid_positions
+from stonechat_models.types import MediaInput
 
 CPU = torch.device("cpu")
 LANGUAGE_MODEL = ("model.language_model.", "model.text_model.", "lm_head.")
@@ -33,19 +33,19 @@ class Tower:
         self.dtype = dtype
 
     @torch.inference_mode()
-    def encode(self, image: ImageInput) -> ImageFeatures:
-        """Return the features of an image, float32. Raises what the model's code raises."""
-        features = encode_image(self.module, image, CPU, self.dtype)
-        return ImageFeatures(
+    def encode(self, medium: MediaInput) -> MediaFeatures:
+        """Return features of an image or a clip, float32. Raises what the model's code raises."""
+        features = encode_media(self.module, medium, CPU, self.dtype)
+        return MediaFeatures(
             features.embeddings.float().numpy(),
             tuple(layer.float().numpy() for layer in features.layer_embeddings),
         )
 
     def positions(
-        self, token_ids: Sequence[int], images: Sequence[ImageInput]
+        self, token_ids: Sequence[int], media: Sequence[MediaInput]
     ) -> tuple[npt.NDArray[np.int64], int]:
         """Return what `grid_positions` returns."""
-        return grid_positions(self.module, token_ids, images)
+        return grid_positions(self.module, token_ids, media)
 
 
 def load_tower(files: ModelFiles, language_model: tuple[str, ...], threads: int) -> Tower:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from stonechat_models.vision.recently_used import RecentlyUsed
+from stonechat_models.media.recently_used import RecentlyUsed
 
 
 @dataclass

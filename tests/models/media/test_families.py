@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.models.engines import add, greedy, make_engine, run
+from tests.models.media.prompts import Prompt, VisionModel, noise
 from tests.models.more_vision_families import NEED_TORCHVISION
-from tests.models.vision.prompts import Prompt, VisionModel, noise
 from tests.models.vision_models import ALL_FAMILIES
 
 REFUSED = ("llava_onevision", "paligemma", "ernie4_5_vl_moe")
@@ -23,7 +23,7 @@ IMAGES = [noise(size, seed) for seed, size in enumerate(SIZES)]
 NUM_OUTPUT = 5
 WAYS: dict[str, dict[str, Any]] = {
     "whole": {},
-    "in chunks": {"max_batch_tokens": 37, "image_cache_bytes": 4096},
+    "in chunks": {"max_batch_tokens": 37, "media_cache_bytes": 4096},
     "preempted": {"max_batch_tokens": 37, "prefix_caching": False},
 }
 MIN_BATCH_TOKENS = {"gemma3": 112, "gemma4": 112}
@@ -57,7 +57,7 @@ def engine_of(model: VisionModel, name: str, **settings: Any) -> Any:
     settings["max_batch_tokens"] = max(settings.get("max_batch_tokens", 8192), least)
     vocab_size = model.module.config.get_text_config().vocab_size
     limits = {"max_model_len": 8192, "vocab_size": vocab_size, "num_blocks": 3000}
-    engine = make_engine(model.module, images=True, **{**limits, **settings})
+    engine = make_engine(model.module, media=True, **{**limits, **settings})
     assert engine.model.info.images is not None, engine.model.info.image_refusal
     return engine
 
@@ -93,10 +93,10 @@ def test_answers_equal_plain_transformers(
     if way == "preempted":  # others of a better priority come while it is computed
         del requests["again and seven"]
         params = greedy(NUM_OUTPUT)
-        add(engine, "long", longest.token_ids, params, images=longest.images, priority=1)
+        add(engine, "long", longest.token_ids, params, media=longest.images, priority=1)
         assert not engine.step()
     for key, prompt in requests.items():
-        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), images=prompt.images)
+        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), media=prompt.images)
     results = run(engine)
     for key, prompt in requests.items():
         check(model, results[key, 0], prompt)
@@ -105,7 +105,7 @@ def test_answers_equal_plain_transformers(
         assert engine.stats().num_preemptions > 0
         return
     turn = model.prompt("Look: # What is it? And #", IMAGES[0], IMAGES[4])
-    add(engine, "turn", turn.token_ids, greedy(NUM_OUTPUT, n=2), images=turn.images)
+    add(engine, "turn", turn.token_ids, greedy(NUM_OUTPUT, n=2), media=turn.images)
     results = run(engine)
     assert results["turn", 0].num_cached_tokens >= turn.images[0].num_tokens
     for i in range(2):
@@ -116,10 +116,10 @@ def test_a_lost_recurrent_state_is_computed_again_with_the_images(
     models: Callable[[str], VisionModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = models("qwen3_5")
-    engine = engine_of(model, "qwen3_5", image_cache_bytes=0)
+    engine = engine_of(model, "qwen3_5", media_cache_bytes=0)
     requests = {"a": prompts(model)["one"], "b": prompts(model)["text"]}
     for key, prompt in requests.items():
-        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), images=prompt.images)
+        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), media=prompt.images)
     forward, steps = engine.model.forward, []
 
     def fail_later(batch: Any) -> Any:
@@ -147,6 +147,6 @@ def test_a_family_that_the_engine_would_compute_wrongly_is_refused(
 ) -> None:
     module = models(name).module
     vocab_size = module.config.get_text_config().vocab_size
-    info = make_engine(module, images=True, vocab_size=vocab_size).model.info
+    info = make_engine(module, media=True, vocab_size=vocab_size).model.info
     assert info.images is None
     assert info.image_refusal.startswith(reason)

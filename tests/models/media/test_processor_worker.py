@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.vision import processor_worker
-from stonechat_models.vision.records import Answer, ImageOptions, Task
+from stonechat_models.media import processor_worker
+from stonechat_models.media.records import Answer, ImageOptions, Task
 
 
 def png() -> bytes:

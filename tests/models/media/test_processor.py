@@ -15,14 +15,14 @@ from stonechat_models.child_process import ChildEndedError
 from stonechat_models.errors import (
     EngineDeadError,
     EngineError,
-    InvalidImageError,
-    TooManyImagesError,
+    InvalidMediaError,
+    TooManyMediaError,
 )
-from stonechat_models.vision import processor as module
-from stonechat_models.vision.decoding import decode_image
-from stonechat_models.vision.hf_processor import HFProcessor
-from stonechat_models.vision.processor import ImageProcessor
-from stonechat_models.vision.records import Answer, ImageOptions
+from stonechat_models.media import processor as module
+from stonechat_models.media.hf_processor import HFProcessor
+from stonechat_models.media.image_decoding import decode_image
+from stonechat_models.media.processor import MediaProcessor
+from stonechat_models.media.records import Answer, ImageOptions
 from tests.models.vision_models import FAMILIES, save_processor, vision_tokenizer
 
 HANG_SECONDS = 120.0
@@ -42,14 +42,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def images(folder: Path) -> Iterator[ImageProcessor]:
-    processor = ImageProcessor(folder, TOKEN_ID)
+def images(folder: Path) -> Iterator[MediaProcessor]:
+    processor = MediaProcessor(folder, {"image": TOKEN_ID})
     yield processor
     processor.close()
 
 
-def test_a_prepared_image(images: ImageProcessor, folder: Path) -> None:
-    first, second = images.prepare([picture(96, 64), picture(64, 64)]).result(HANG_SECONDS)
+def test_a_prepared_image(images: MediaProcessor, folder: Path) -> None:
+    first, second = images.prepare([picture(96, 64), picture(64, 64)], ImageOptions()).result(
+        HANG_SECONDS
+    )
     assert (first.width, first.height, first.num_tokens, second.num_tokens) == (96, 64, 6, 4)
     assert first.placeholder == "<|image_pad|>"
     assert first.text == "<|image_pad|>" * 6
@@ -57,26 +59,26 @@ def test_a_prepared_image(images: ImageProcessor, folder: Path) -> None:
     assert np.frombuffer(grid.data, grid.dtype).tolist() == [1, 4, 6]
     assert (values.dtype, values.shape) == ("float32", (24, 1536))
     assert set(first.tensors) == {"pixel_values", "image_grid_thw"}
-    here = HFProcessor(folder, TOKEN_ID)  # with PyTorch, which the process does without
+    here = HFProcessor(folder, "image", TOKEN_ID)  # with PyTorch, which the process does without
     _, _, arrays = here.prepare(decode_image(picture(96, 64), ImageOptions())[0])
     assert {k: v.tobytes() for k, v in arrays.items()} == {
         k: v.data for k, v in first.tensors.items()
     }
 
 
-def test_equal_images_are_one(images: ImageProcessor) -> None:
+def test_equal_images_are_one(images: MediaProcessor) -> None:
     low = ImageOptions(detail="low")
     data = picture(600, 32)
-    first, again = images.prepare([data, data]).result(HANG_SECONDS)
+    first, again = images.prepare([data, data], ImageOptions()).result(HANG_SECONDS)
     assert first is again
-    assert images.prepare([data]).result(HANG_SECONDS)[0] is first
+    assert images.prepare([data], ImageOptions()).result(HANG_SECONDS)[0] is first
     scaled = images.prepare([data], low).result(HANG_SECONDS)[0]
     assert scaled.content_hash != first.content_hash
     assert scaled.num_tokens < first.num_tokens
     assert (scaled.width, scaled.height) == (600, 32)
 
 
-def test_no_file_has_the_hash_of_another_with_an_option(images: ImageProcessor) -> None:
+def test_no_file_has_the_hash_of_another_with_an_option(images: MediaProcessor) -> None:
     low = ImageOptions(detail="low")
     assert images._content_hash(b"a", low) != images._content_hash(b"alow", ImageOptions())
     assert images._content_hash(b"a", low) != images._content_hash(b"a", ImageOptions())
@@ -96,11 +98,11 @@ def test_only_the_patience_of_the_processor_blames_the_image(folder: Path) -> No
 
 
 def test_settings_of_the_processor_are_part_of_the_hash(
-    images: ImageProcessor, tmp_path: Path
+    images: MediaProcessor, tmp_path: Path
 ) -> None:
     other = save_processor(tmp_path / "other", "qwen2_vl")
-    assert images._content_hash(b"a", ImageOptions()) != ImageProcessor(
-        other, TOKEN_ID
+    assert images._content_hash(b"a", ImageOptions()) != MediaProcessor(
+        other, {"image": TOKEN_ID}
     )._content_hash(b"a", ImageOptions())
 
 
@@ -115,13 +117,13 @@ def test_settings_of_the_processor_are_part_of_the_hash(
     ],
 )
 def test_an_image_that_cannot_be_used_is_named(
-    images: ImageProcessor, data: bytes, kind: str, reason: str
+    images: MediaProcessor, data: bytes, kind: str, reason: str
 ) -> None:
-    prepared = images.prepare([picture(64, 64), data])
+    prepared = images.prepare([picture(64, 64), data], ImageOptions())
     if not kind:
         assert prepared.result(HANG_SECONDS)[1].num_tokens > 0
         return
-    with pytest.raises(InvalidImageError) as caught:
+    with pytest.raises(InvalidMediaError) as caught:
         prepared.result(HANG_SECONDS)
     assert (caught.value.index, caught.value.kind) == (1, kind)
     assert caught.value.reason.startswith(reason)
@@ -130,11 +132,11 @@ def test_an_image_that_cannot_be_used_is_named(
 @pytest.mark.parametrize(
     ("number", "is_late", "error", "message"),
     [
-        (signal.SIGPROF, False, InvalidImageError, "image 1 of the request takes too long to"),
-        (signal.SIGKILL, True, InvalidImageError, "image 1 of the request takes too long to"),
-        (signal.SIGKILL, False, EngineError, "the process that prepares images has ended"),
-        (signal.SIGABRT, False, InvalidImageError, "image 1 of the request takes too much memory"),
-        (0, False, EngineError, "the process that prepares images has ended"),
+        (signal.SIGPROF, False, InvalidMediaError, "file 1 of the request takes too long to"),
+        (signal.SIGKILL, True, InvalidMediaError, "file 1 of the request takes too long to"),
+        (signal.SIGKILL, False, EngineError, "the process that prepares the file has ended"),
+        (signal.SIGABRT, False, InvalidMediaError, "file 1 of the request takes too much memory"),
+        (0, False, EngineError, "the process that prepares the file has ended"),
     ],
 )
 def test_what_ends_a_process_fails_its_image_only(
@@ -149,9 +151,9 @@ def test_what_ends_a_process_fails_its_image_only(
         raise ChildEndedError(number, is_late=is_late)
 
     monkeypatch.setattr(module.ChildProcess, "ask", end)
-    images = ImageProcessor(folder, TOKEN_ID)
+    images = MediaProcessor(folder, {"image": TOKEN_ID})
     with pytest.raises(error, match=message) as caught:
-        images.prepare([picture(64, 64)]).result(HANG_SECONDS)
+        images.prepare([picture(64, 64)], ImageOptions()).result(HANG_SECONDS)
     assert type(caught.value) is error
     images.close()
 
@@ -167,20 +169,20 @@ def test_images_that_wait_are_bounded_and_end_with_the_processor(
         raise ChildEndedError(signal.SIGKILL)
 
     monkeypatch.setattr(module.ChildProcess, "ask", hang)
-    monkeypatch.setattr(module, "MAX_IMAGES", 2)
-    images = ImageProcessor(folder, TOKEN_ID, num_workers=1)
-    waiting = images.prepare([b"a", b"b"])
+    monkeypatch.setattr(module, "MAX_FILES", 2)
+    images = MediaProcessor(folder, {"image": TOKEN_ID}, num_workers=1)
+    waiting = images.prepare([b"a", b"b"], ImageOptions())
     assert is_asked.wait(HANG_SECONDS)
-    with pytest.raises(TooManyImagesError):
-        images.prepare([b"c"])
-    again = images.prepare([b"b"])  # the same image waits already
+    with pytest.raises(TooManyMediaError):
+        images.prepare([b"c"], ImageOptions())
+    again = images.prepare([b"b"], ImageOptions())  # the same image waits already
     images.close()
     may_go_on.set()
     for future in (waiting, again):
         with pytest.raises(EngineDeadError):
             future.result(HANG_SECONDS)
     with pytest.raises(EngineDeadError):
-        images.prepare([b"c"])
+        images.prepare([b"c"], ImageOptions())
 
 
 def test_a_processor_that_cannot_be_loaded_fails_all_images(
@@ -188,7 +190,7 @@ def test_a_processor_that_cannot_be_loaded_fails_all_images(
 ) -> None:
     answer = msgspec.msgpack.encode(Answer(failure="it needs torchvision"))
     monkeypatch.setattr(module.ChildProcess, "ask", lambda *_: answer)
-    images = ImageProcessor(folder, TOKEN_ID)
-    with pytest.raises(EngineError, match="images cannot be prepared: it needs torchvision"):
-        images.prepare([b"a"]).result(HANG_SECONDS)
+    images = MediaProcessor(folder, {"image": TOKEN_ID})
+    with pytest.raises(EngineError, match="the file cannot be prepared: it needs torchvision"):
+        images.prepare([b"a"], ImageOptions()).result(HANG_SECONDS)
     images.close()

@@ -1,4 +1,4 @@
-"""The images of a prompt: where their placeholders are, and what they add to block hashes."""
+"""The images and audio clips of a prompt: where their placeholders are, and their block hashes."""
 
 from bisect import bisect_right
 from collections import abc
@@ -9,35 +9,35 @@ import numpy.typing as npt
 
 from stonechat_models.engine.image_runs import chunk_end, image_runs, longest_run
 from stonechat_models.errors import InvalidParamsError
+from stonechat_models.media.features import MediaFeatures
 from stonechat_models.model_info import ModelInfo
-from stonechat_models.types import GenerateRequest, ImageInput
-from stonechat_models.vision.features import ImageFeatures
+from stonechat_models.types import GenerateRequest, MediaInput
 
 
 class Place(NamedTuple):
-    """A run of placeholders of one image, or a part of it: tokens `start:start + length`."""
+    """A run of placeholders of one medium, or a part of it: tokens `start:start + length`."""
 
     start: int
     length: int
-    image: int
+    medium: int
     first: int
-    """Which of the image's embeddings the first of these tokens gets."""
+    """Which of the medium's embeddings the first of these tokens gets."""
 
 
-class PromptImages:
-    """The images of a request in the engine."""
+class PromptMedia:
+    """The media of a request in the engine: images and audio clips."""
 
-    def __init__(self, images: abc.Sequence[ImageInput], *, bidirectional: bool = False) -> None:
+    def __init__(self, media: abc.Sequence[MediaInput], *, bidirectional: bool = False) -> None:
         """`bidirectional`: see `ImageInfo`."""
-        self.images = images
-        self.places = sorted(_places(images))
+        self.media = media
+        self.places = sorted(_places(media))
         self._starts = [place.start for place in self.places]
         self.end = self.places[-1].start + self.places[-1].length
         """The token after the last placeholder."""
-        self.runs = image_runs(images) if bidirectional else []
+        self.runs = image_runs(_images(media)) if bidirectional else []
         """Those that are computed in one step each."""
-        self.features: dict[int, ImageFeatures] = {}
-        """Those of images that are being computed, by the image's index. They are let go as soon
+        self.features: dict[int, MediaFeatures] = {}
+        """Those of media that are being computed, by the medium's index. They are let go as soon
         as no sequence of the request needs them."""
         self.positions: npt.NDArray[np.int64] | None = None
         """int64[3, P]: the rotary positions of the prompt, once a step needs them (M-RoPE)."""
@@ -53,12 +53,12 @@ class PromptImages:
             first = max(start, place.start)
             length = min(end, place.start + place.length) - first
             if length > 0:
-                yield Place(first, length, place.image, place.first + first - place.start)
+                yield Place(first, length, place.medium, place.first + first - place.start)
 
     def drop_features(self, first: int) -> None:
-        """Let go of the features of images that end at or before the token `first`."""
+        """Let go of the features of media that end at or before the token `first`."""
         for index in [*self.features]:
-            if max(start + length for start, length in self.images[index].places) <= first:
+            if max(start + length for start, length in self.media[index].places) <= first:
                 del self.features[index]
 
     def content_of(self, start: int, end: int) -> bytes:
@@ -71,7 +71,7 @@ class PromptImages:
             if run_start < end and start < run_end:
                 first, last = min(first, run_start), max(last, run_end)
         return b"".join(
-            self.images[place.image].content_hash
+            self.media[place.medium].content_hash
             + np.array([place.start - start, place.length, place.first], dtype="<i8").tobytes()
             for place in self.places_in(first, last)
         )
@@ -81,36 +81,51 @@ class PromptImages:
         return chunk_end(self.runs, start, start + num_tokens) - start
 
 
-def check_images(request: GenerateRequest, model: ModelInfo) -> None:
-    """Raise `InvalidParamsError` if the model takes no images, or not in these places."""
-    info = model.images
-    if info is None:
-        reason = model.image_refusal or "it is a model of text alone"
-        raise InvalidParamsError("messages", f"{model.name} takes no images: {reason}")
-    token_ids, end = request.prompt_token_ids, 0
-    for place in sorted(_places(request.images)):
+def check_media(request: GenerateRequest, model: ModelInfo) -> None:
+    """Raise `InvalidParamsError` if the model takes no such media, or not in these places."""
+    token_ids, placeholders, end = request.prompt_token_ids, model.media_token_ids, 0
+    for medium in request.media:
+        if medium.modality not in placeholders:
+            raise InvalidParamsError("messages", _refusal(medium, model))
+        if not medium.places:
+            raise InvalidParamsError("messages", f"an {medium.modality} has no placeholder")
+    for place in sorted(_places(request.media)):
+        modality = request.media[place.medium].modality
+        what = f"{modality} {place.medium}"
         if place.length < 1 or place.start < end or place.start + place.length > len(token_ids):
             raise InvalidParamsError(
-                "messages", f"the placeholders of image {place.image} are not within the prompt"
+                "messages", f"the placeholders of {what} are not within the prompt"
             )
         end = place.start + place.length
-        if any(token_id != info.token_id for token_id in token_ids[place.start : end]):
+        token_id = placeholders[modality]
+        if any(other != token_id for other in token_ids[place.start : end]):
             raise InvalidParamsError(
                 "messages",
-                f"image {place.image} takes the place of tokens that are not placeholders of "
-                f"images (id {info.token_id})",
+                f"{what} takes the place of tokens that are not placeholders (id {token_id})",
             )
-    if info.has_grid_positions and _touch(request.images):
+    if model.images is None:
+        return
+    images = _images(request.media)
+    if model.images.has_grid_positions and _touch(images):
         raise InvalidParamsError(
             "messages", "two images follow each other without the text that the model needs between"
         )
-    if any(not image.places for image in request.images):
-        raise InvalidParamsError("messages", "an image has no placeholder in the prompt")
-    if info.bidirectional:
-        _check_runs(longest_run(image_runs(request.images)), request, model)
+    if model.images.bidirectional:
+        _check_runs(longest_run(image_runs(images)), request, model)
 
 
-def _touch(images: abc.Sequence[ImageInput]) -> bool:
+def _refusal(medium: MediaInput, model: ModelInfo) -> str:
+    reason, noun = model.image_refusal, "images"
+    if medium.modality == "audio":
+        reason, noun = model.audio_refusal, "audio"
+    return f"{model.name} takes no {noun}: {reason or f'it is not a model for {noun}'}"
+
+
+def _images(media: abc.Sequence[MediaInput]) -> list[MediaInput]:
+    return [medium for medium in media if medium.modality == "image"]
+
+
+def _touch(images: abc.Sequence[MediaInput]) -> bool:
     """Whether an image follows another without a token between."""
     starts = {place.start for place in _places(images)}
     return any(place.start + place.length in starts for place in _places(images))
@@ -134,18 +149,18 @@ def _check_runs(num_tokens: int, request: GenerateRequest, model: ModelInfo) -> 
 
 
 def text_tokens(request: GenerateRequest) -> list[int]:
-    """Return the prompt's tokens that are in no image."""
+    """Return the prompt's tokens that are no placeholders."""
     text: list[int] = []
     end = 0
-    for place in sorted(_places(request.images)):
+    for place in sorted(_places(request.media)):
         text += request.prompt_token_ids[end : place.start]
         end = place.start + place.length
     return [*text, *request.prompt_token_ids[end:]]
 
 
-def _places(images: abc.Sequence[ImageInput]) -> abc.Iterator[Place]:
-    for index, image in enumerate(images):
+def _places(media: abc.Sequence[MediaInput]) -> abc.Iterator[Place]:
+    for index, medium in enumerate(media):
         first = 0
-        for start, length in image.places:
+        for start, length in medium.places:
             yield Place(start, length, index, first)
             first += length

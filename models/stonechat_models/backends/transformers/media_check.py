@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from stonechat_models.backends.base import ForwardBatch, StepImages
+from stonechat_models.backends.base import ForwardBatch, StepMedia
 from stonechat_models.backends.transformers.cuda_memory import tower_memory
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
+from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
-from stonechat_models.backends.transformers.vision_parts import vision_parts
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.model_info import ImageInfo, ModelInfo
-from stonechat_models.types import ImageInput
-from stonechat_models.vision.attention_masks import bidirectional_layers, image_masks
-from stonechat_models.vision.hf_processor import (
+from stonechat_models.media.attention_masks import bidirectional_layers, image_masks
+from stonechat_models.media.hf_processor import (
     HFProcessor,
     as_tensors,
     checked_processor,
     large_image,
 )
-from stonechat_models.vision.positions import grid_positions, rope_index_of
+from stonechat_models.media.positions import grid_positions, rope_index_of
+from stonechat_models.model_info import ImageInfo, ModelInfo
+from stonechat_models.types import MediaInput
 
 PLACES = ((5, 4), (12, 8))
 """Where the images of the check are in its prompt: (start, length)."""
@@ -46,7 +46,7 @@ TYPE_NAMES = ("mm_token_type_ids", "token_type_ids", "moe_mm_token_type_ids")
 
 
 @dataclass(frozen=True, slots=True)
-class ImageCase:
+class MediaCase:
     """A prompt with two images, and the logits [P, V] that the model's own code gives it."""
 
     info: ImageInfo
@@ -58,7 +58,7 @@ class ImageCase:
     logits: torch.Tensor
 
 
-def image_case(module: Any, num_ranks: int = 1) -> ImageCase | str:
+def media_case(module: Any, num_ranks: int = 1) -> MediaCase | str:
     """Run the model's own code on the check's prompt. Call before `module` is changed.
 
     Returns why the model takes no images if that is sure already; empty for a model of text alone.
@@ -92,8 +92,8 @@ def code_refusal(module: Any, num_ranks: int = 1) -> str:
     return ""
 
 
-def with_images(
-    model: TransformersModel | PlainModel, case: ImageCase | str, files: ModelFiles | None = None
+def with_media(
+    model: TransformersModel | PlainModel, case: MediaCase | str, files: ModelFiles | None = None
 ) -> ModelInfo:
     """Return the model's info, which says whether it takes images.
 
@@ -131,9 +131,9 @@ def _encoding_bytes(model: TransformersModel, processor: HFProcessor) -> int:
         raise UnsupportedModelError(f"its vision tower fails: {error}") from error
 
 
-def _processor(module: torch.nn.Module, case: ImageCase, files: ModelFiles) -> HFProcessor | str:
+def _processor(module: torch.nn.Module, case: MediaCase, files: ModelFiles) -> HFProcessor | str:
     """Return the model's processor, or why the model takes no images because of its files."""
-    parts = vision_parts(module)
+    parts = tower_parts(module)
     vision = {name for name, part in module.named_modules() if part in parts}
     for adapter in files.adapters:
         if any(name.removesuffix(".weight") in vision for name in adapter.layers):
@@ -141,7 +141,7 @@ def _processor(module: torch.nn.Module, case: ImageCase, files: ModelFiles) -> H
     return checked_processor(files.folder, case.info.token_id)
 
 
-def checked_images(model: TransformersModel, case: ImageCase) -> ImageInfo:
+def checked_images(model: TransformersModel, case: MediaCase) -> ImageInfo:
     """Compare a step with the case. Raises `UnsupportedModelError` if its logits differ."""
     model.bidirectional_layers = case.bidirectional_layers
     try:
@@ -161,7 +161,7 @@ def checked_images(model: TransformersModel, case: ImageCase) -> ImageInfo:
 
 
 @torch.inference_mode()
-def _run(module: Any) -> ImageCase:
+def _run(module: Any) -> MediaCase:
     token_id = int(module.config.image_token_id)
     parameters = inspect.signature(module.forward).parameters
     table = module.get_input_embeddings()
@@ -196,7 +196,7 @@ def _run(module: Any) -> ImageCase:
     info = ImageInfo(
         token_id=token_id, bidirectional=bool(both_ways), has_grid_positions=rope is not None
     )
-    return ImageCase(info, token_ids.to(device), embeddings, layers, rope, both_ways, logits)
+    return MediaCase(info, token_ids.to(device), embeddings, layers, rope, both_ways, logits)
 
 
 def _own_logits(
@@ -220,7 +220,7 @@ def _own_logits(
     return logits
 
 
-def _step_logits(model: TransformersModel, case: ImageCase) -> torch.Tensor:
+def _step_logits(model: TransformersModel, case: MediaCase) -> torch.Tensor:
     """Return the logits of all tokens of a step with the case's prompt, and with a text."""
     info, device = model.info, case.token_ids.device
     lengths = [PROMPT_LENGTH, TEXT_LENGTH]
@@ -252,7 +252,7 @@ def _step_logits(model: TransformersModel, case: ImageCase) -> torch.Tensor:
         context_lens_list=lengths,
         state_slots=[0, 1],
         num_rows_list=lengths,
-        images=StepImages(places, case.embeddings, case.layer_embeddings, rope, ends),
+        media=StepMedia(places, case.embeddings, case.layer_embeddings, rope, ends),
     )
     try:
         model.info = replace(info, num_state_slots=2)
@@ -285,9 +285,9 @@ def _grids(vision: Any) -> list[tuple[int, int, int]]:
     return [(time, height * merge, width * merge) for time, height, width in GRIDS]
 
 
-def _grid_images(vision: Any) -> list[ImageInput]:
+def _grid_images(vision: Any) -> list[MediaInput]:
     images = []
     for place, grid in zip(PLACES, _grids(vision), strict=True):
         tensors = as_tensors({"image_grid_thw": np.array([grid], dtype="<i8")})
-        images.append(ImageInput(b"", (place,), tensors))
+        images.append(MediaInput(b"", (place,), tensors))
     return images

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.models import vision_families, vision_models
+from tests.models.media.prompts import Prompt, VisionModel
 from tests.models.test_model_file import ROOT, child_environment
-from tests.models.vision.prompts import Prompt, VisionModel
 
 NUM_OUTPUT = 5
 ROUNDING = 0.05

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from stonechat_models.backends.base import ForwardBatch, StepImages
+from stonechat_models.backends.base import ForwardBatch, StepMedia
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.engine.image_runs import visible_ends
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.vision.attention_masks import bidirectional_layers, image_masks
+from stonechat_models.media.attention_masks import bidirectional_layers, image_masks
 from tests.models import every_family
 from tests.models.engines import model_info
 
@@ -83,7 +83,7 @@ def step_of(parts, prompts, runs):
         logits_index=torch.arange(query_start[-1]),
         query_start_list=query_start,
         context_lens_list=[end for _, _, end in parts],
-        images=StepImages(nothing, torch.zeros(0, 32), visible_ends=ends),
+        media=StepMedia(nothing, torch.zeros(0, 32), visible_ends=ends),
     )
 
 

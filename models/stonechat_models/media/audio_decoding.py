@@ -1,0 +1,103 @@
+"""The bytes of an audio file to samples. What the file holds counts, not what it is called."""
+
+import io
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stonechat_models.media.records import AudioOptions, UnusableMediaError
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
+"""As libsndfile names them. OGG holds Vorbis or Opus."""
+MAX_CHANNELS = 16
+SAMPLING_RATES = (1000, 384_000)
+BLOCK_SAMPLES = 1 << 18
+"""How many samples of all channels are decoded at a time."""
+NOT_RECOGNISED = 1
+"""The code of libsndfile's error for other files."""
+
+Samples = npt.NDArray[np.float32]
+
+
+def audio_packages_refusal() -> str:
+    """Return that packages for audio files are missing; an empty text if they are there."""
+    missing = [name for name in ("soundfile", "soxr") if find_spec(name) is None]
+    if missing:
+        return f"audio needs {' and '.join(missing)}: pip install 'stonechat[audio]'"
+    return ""
+
+
+def decode_audio(data: bytes, options: AudioOptions, sampling_rate: int) -> tuple[Samples, float]:
+    """Return the samples float32[n] at a sampling rate, and how many seconds the file has.
+
+    Channels become one, their mean. Samples are within -1 and 1; those that a file has as floats
+    may be beyond.
+
+    Raises `UnusableMediaError`. A file is not decoded if its header says that it is too long, and
+    only up to the limit if the header lies.
+    """
+    import soundfile
+
+    if not data:
+        raise UnusableMediaError("empty", "is empty")
+    try:
+        file = soundfile.SoundFile(io.BytesIO(data))
+    except soundfile.LibsndfileError as error:
+        if error.code == NOT_RECOGNISED:
+            raise UnusableMediaError("format", "is not a WAV, MP3, FLAC or Ogg file") from None
+        raise UnusableMediaError("broken", "is broken, or of a codec that is not read") from None
+    with file:
+        _check_header(file, options)
+        try:
+            samples, num_frames = _resampled(file, options, sampling_rate)
+        except soundfile.SoundFileError as error:
+            raise UnusableMediaError("broken", f"is broken: {error}"[:300]) from None
+        seconds = num_frames / file.samplerate
+    if not len(samples):
+        raise UnusableMediaError("empty", "has no samples")
+    if not np.isfinite(samples).all():
+        raise UnusableMediaError("broken", "is broken: it has samples that are no finite numbers")
+    return samples, seconds
+
+
+def too_long(max_seconds: float) -> UnusableMediaError:
+    """Return the error for a file that has more seconds."""
+    return UnusableMediaError("too_long", f"is longer than the limit of {max_seconds:g} seconds")
+
+
+def _check_header(file: "SoundFile", options: AudioOptions) -> None:
+    if file.format not in FORMATS:
+        raise UnusableMediaError("format", "is not a WAV, MP3, FLAC or Ogg file")
+    least, most = SAMPLING_RATES
+    if not least <= file.samplerate <= most:
+        reason = f"has {file.samplerate} samples a second; {least} to {most} are read"
+        raise UnusableMediaError("too_large" if file.samplerate > most else "broken", reason)
+    if file.channels > MAX_CHANNELS:
+        reason = f"has {file.channels} channels, and the limit is {MAX_CHANNELS}"
+        raise UnusableMediaError("too_large", reason)
+    if file.frames > options.max_seconds * file.samplerate:
+        raise too_long(options.max_seconds)
+
+
+def _resampled(file: "SoundFile", options: AudioOptions, sampling_rate: int) -> tuple[Samples, int]:
+    """Return the samples at another rate, and how many frames were read."""
+    from soxr import ResampleStream
+
+    stream = ResampleStream(file.samplerate, sampling_rate, 1, dtype="float32")
+    parts: list[Samples] = []
+    num_frames, is_last = 0, False
+    while not is_last:
+        block = file.read(BLOCK_SAMPLES // file.channels, dtype="float32", always_2d=True)
+        is_last = not len(block)
+        num_frames += len(block)
+        if num_frames > options.max_seconds * file.samplerate:
+            raise too_long(options.max_seconds)
+        mono = block.mean(axis=1)
+        is_same = file.samplerate == sampling_rate
+        parts.append(mono if is_same else stream.resample_chunk(mono, last=is_last))
+    return np.concatenate(parts), num_frames

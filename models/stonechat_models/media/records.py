@@ -1,0 +1,93 @@
+"""What the server hands to the media processor, and gets back. Nothing here imports tensors."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from stonechat_models.types import MediaInput, MediaTensor, Modality
+
+DEFAULT_MAX_PIXELS = 50_000_000
+DEFAULT_MAX_SECONDS = 600.0
+
+
+class UnusableMediaError(Exception):
+    """`reason` reads behind "the image " or "the audio ". `kind` is as in `InvalidMediaError`."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
+
+class ImageOptions(msgspec.Struct, frozen=True, tag="image"):
+    """How an image is prepared."""
+
+    detail: Literal["auto", "low", "high"] = "auto"
+    """`low` scales the image down to at most 512 x 512 pixels. The others leave it to the model."""
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    """A file with more pixels is refused before it is decoded."""
+
+
+class AudioOptions(msgspec.Struct, frozen=True, tag="audio"):
+    """How an audio clip is prepared."""
+
+    max_seconds: float = DEFAULT_MAX_SECONDS
+    """A longer file is refused. No more of it is decoded."""
+
+
+MediaOptions = ImageOptions | AudioOptions
+"""Their type says what the file is."""
+
+
+def modality_of(options: MediaOptions) -> Modality:
+    """Return what is prepared with these options."""
+    return "image" if isinstance(options, ImageOptions) else "audio"
+
+
+class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
+    """An image or an audio clip as the model takes it."""
+
+    modality: Modality
+
+    content_hash: bytes
+    """16 bytes, of the file, the options and the processor's settings."""
+    placeholder: str
+    """The text that the chat template writes. It is the same for all images, or all clips."""
+    text: str
+    """What takes the place of the placeholder in the prompt's text."""
+    num_tokens: int
+    """How many placeholder tokens (`ModelInfo.media_token_ids`) the text becomes."""
+    tensors: Mapping[str, MediaTensor]
+    """The arguments of the model's `get_image_features` or `get_audio_features` by name."""
+    width: int = 0
+    """Pixels of an image file, turned upright."""
+    height: int = 0
+    seconds: float = 0.0
+    """The length of a clip."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the tensors."""
+        return sum(len(tensor.data) for tensor in self.tensors.values())
+
+    def placed(self, places: tuple[tuple[int, int], ...]) -> MediaInput:
+        """Return the medium of a request in whose prompt it has these runs of placeholders."""
+        return MediaInput(self.content_hash, places, self.tensors, self.modality)
+
+
+class Task(msgspec.Struct, frozen=True):
+    """A file to prepare. `content_hash` comes back with the result."""
+
+    data: bytes
+    options: MediaOptions
+    content_hash: bytes
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What was prepared; or what is wrong with the file; or why none can be prepared."""
+
+    prepared: PreparedMedia | None = None
+    kind: str = ""
+    reason: str = ""
+    failure: str = ""
