@@ -14,8 +14,8 @@ _TOKEN = re.compile(
     | (?P<string>"(?:[^"\\\n]++|\\.)*+(?P<string_end>")?)
     | (?P<regex>/(?:[^/\\]++|\\.)++(?P<regex_end>/)?)
     | (?P<json>%json\b)
-    | (?P<operator>[&~%])
-    | (?:^[ \t]*[!?]*)(?P<defined>[A-Za-z_][\w-]*)(?:\.-?\d+)?\s*(?:\[[^\]\n]*\]\s*)?:(?!:)
+    | (?P<operator>[&~]|%(?!if\b))
+    | (?:^[ \t]*[!?]*)(?P<defined>[A-Za-z_][\w-]*)(?:::_|\.-?\d+)?\s*(?:\[[^\]\n]*\]\s*)?:(?!:)
     | (?P<name>[A-Za-z_][\w-]*)
     """,
     re.VERBOSE | re.MULTILINE,

@@ -15,6 +15,7 @@ from stonechat_server.parsers.tag_values import (
     text_schema,
     value_form,
 )
+from stonechat_server.structured.any_order import any_order
 from stonechat_server.structured.lark import (
     ANY_TEXT,
     LarkWriter,
@@ -45,7 +46,7 @@ class ElementArguments:
     _numbers: Iterator[int] = field(default_factory=count, init=False)
 
     def write(self) -> str:
-        """Elements in the order of the schema, up to the mark of the call's end."""
+        """Elements in any order, up to the mark of the call's end."""
         mark = self.writer.literal(self.mark)
         elements = self._elements(self.schema, 0)
         if elements is None:
@@ -59,7 +60,7 @@ class ElementArguments:
             return None
         names = {k: self._element(k, v, depth) for k, v in record.properties.items()}
         prefix = f"{self.name}_record_{next(self._numbers)}"
-        rows = record.in_order(names, self.rules, prefix)
+        rows = any_order(names, record.required, self.rules, prefix, needs_any=record.needs_any)
         if record.is_partial:
             return choice([rows, json_value(with_definitions(schema, self.schema))])
         return rows

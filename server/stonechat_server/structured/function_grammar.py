@@ -143,7 +143,7 @@ class FunctionCalls:
         self.rules["function_call"] = choice(options)
 
     def _keywords(self, name: str, schema: dict[str, Any]) -> str:
-        """Keyword arguments in the order of the schema, or `**{...}` if it is no plain record."""
+        """Keyword arguments in any order, or `**{...}` if it is no plain record."""
         record = read_record(schema, str.isidentifier)
         if record is None:
             whole = f'"**" {json_value(schema)}'

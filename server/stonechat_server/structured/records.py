@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stonechat_server.structured.lark import choice, json_value, quoted, sequence
+from stonechat_server.structured.lark import json_value, quoted
 
 _KEYWORDS = frozenset(
     (
@@ -38,27 +38,6 @@ class Record:
         if self.needs_any:
             closed["minProperties"] = 1
         return [{**closed, "required": list(keys)} for keys in self.required]
-
-    def in_order(self, names: Mapping[str, str], rules: dict[str, str], prefix: str) -> str:
-        """An expression for the rules of the properties, by key, in their order.
-
-        Rules whose names begin with `prefix` are added to `rules` if they are needed.
-        """
-        if not self.needs_any:
-            return choice(
-                sequence(*(rule if key in keys else f"({rule})?" for key, rule in names.items()))
-                or '""'
-                for keys in self.required
-            )
-        for i, rule in enumerate(names.values()):
-            first = f"{rule} {prefix}_rest_{i + 1}"
-            is_last = i == len(names) - 1
-            rules[f"{prefix}_some_{i}"] = (
-                first if is_last else choice([first, f"{prefix}_some_{i + 1}"])
-            )
-            rules[f"{prefix}_rest_{i}"] = f"({rule})? {prefix}_rest_{i + 1}"
-        rules[f"{prefix}_rest_{len(names)}"] = '""'
-        return f"{prefix}_some_0"
 
 
 def read_record(schema: Mapping[str, Any], is_key: Callable[[str], bool]) -> Record | None:

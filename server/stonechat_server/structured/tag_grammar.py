@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stonechat_server.parsers.tag_values import ValueForm, resolve, text_schema, value_form
+from stonechat_server.structured.any_order import any_order
 from stonechat_server.structured.lark import (
     ANY_TEXT,
     LarkWriter,
@@ -37,7 +38,7 @@ class TagArguments:
     name: str
 
     def write(self, schema: Mapping[str, Any]) -> str:
-        """Arguments in the order of the schema.
+        """Arguments in any order.
 
         One JSON object if it is not a plain record; either one if tags cannot express some keys.
         """
@@ -49,7 +50,9 @@ class TagArguments:
             key: self._argument(i, key, value, schema)
             for i, (key, value) in enumerate(record.properties.items())
         }
-        rows = record.in_order(names, self.rules, self.name)
+        rows = any_order(
+            names, record.required, self.rules, f"{self.name}_from", needs_any=record.needs_any
+        )
         if record.is_partial:
             return choice([rows, sequence(json_value(schema), "(SPACE)?")])
         return rows

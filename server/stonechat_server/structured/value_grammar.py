@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
 from stonechat_server.parsers.schema_fit import fits
 from stonechat_server.parsers.tag_values import resolve, sole_part
+from stonechat_server.structured.any_order import any_order
 from stonechat_server.structured.lark import (
     ANY_TEXT,
     LarkWriter,
@@ -82,12 +83,9 @@ class ValueGrammar:
     def pairs(
         self, schema: Mapping[str, Any], write_key: Callable[[str], str] | None = None
     ) -> str | None:
-        """Keys and values in the order of a plain record's schema; None for another schema.
+        """Keys and values in any order, for a plain record's schema; None for another schema.
 
-        With a `quote`, they may also be in the order of their names, as templates sort them.
         `write_key` writes a key and the text up to its value.
-        Rules `first_i` and `next_i` write the properties from index i on. No pair precedes
-        `first_i`. A pair precedes `next_i`, so the next one begins with a comma.
         """
         properties = {k: v for k, v in schema.get("properties", {}).items() if v is not False}
         is_closed = schema.get("additionalProperties", False) is False
@@ -103,27 +101,10 @@ class ValueGrammar:
         for i, (key, value) in enumerate(properties.items()):
             pairs[key] = f"{prefix}_pair_{i}"
             self.rules[pairs[key]] = sequence((write_key or self._key)(key), self.value(value))
-        start = self._chain(prefix, pairs, required, needs_any)
-        in_order = {key: pairs[key] for key in sorted(pairs, key=str.lower)}
-        if not self.quote or list(in_order) == list(pairs):
-            return start
-        return choice([start, self._chain(f"{prefix}_sorted", in_order, required, needs_any)])
-
-    def _chain(
-        self, prefix: str, pairs: Mapping[str, str], required: Collection[str], needs_any: bool
-    ) -> str:
-        """Add the rules of pairs in this order, and return the first one's name."""
-        for i, (key, pair) in enumerate(pairs.items()):
-            first = f"{pair} {prefix}_next_{i + 1}"
-            after = f'"," {_GAP} {first}'
-            if key not in required:
-                is_needed = needs_any and i == len(pairs) - 1
-                first = first if is_needed else choice([first, f"{prefix}_first_{i + 1}"])
-                after = choice([after, f"{prefix}_next_{i + 1}"])
-            self.rules[f"{prefix}_first_{i}"], self.rules[f"{prefix}_next_{i}"] = first, after
-        for kind in ("first", "next"):
-            self.rules[f"{prefix}_{kind}_{len(pairs)}"] = '""'
-        return f"{prefix}_first_0"
+        separator = f'"," {_GAP}'
+        return any_order(
+            pairs, [required], self.rules, prefix, needs_any=needs_any, separator=separator
+        )
 
     def text(self, min_length: int = 0, max_length: int | None = None) -> str:
         """An expression for a string of any text."""
