@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -36,6 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Keep all that was imported and collected out of later garbage collections."""
+    if "triton.runtime.interpreter" in sys.modules:
+        from tests import triton_interpreter
+
+        triton_interpreter.speed_up()
     gc.collect()
     gc.freeze()
     gc.enable()
