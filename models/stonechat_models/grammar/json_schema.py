@@ -61,6 +61,9 @@ _FORMATS: dict[str, Schema] = {
     "hostname": {"pattern": rf"^{_LABEL}(?:\.{_LABEL})*$", "maxLength": 253},
 }
 _UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]|\\[0acepuvx]")
+"""What in a pattern may stand for a character that no answer has."""
+_WRITABLE = {"pattern": r"^[^\x00-\x07\x0b\x0e-\x1f\x7f]*$"}
 _SPACE = r"[ \t\n\r\f\v]"
 _NOT_SPACE = r"[^\s\uFEFF\x1c-\x1f]"
 
@@ -132,6 +135,8 @@ def _prepare(node: dict[str, Any], can_close: bool) -> dict[str, Any]:
     _replace_format(prepared)
     bound_number(prepared)
     if isinstance(prepared.get("pattern"), str):
+        if _CONTROL.search(prepared["pattern"]):  # llguidance looks for a match only without this
+            prepared["allOf"] = [*prepared.get("allOf", []), _WRITABLE]
         prepared["pattern"] = portable_pattern(prepared["pattern"])
     if isinstance(named := prepared.get("patternProperties"), dict):
         prepared["patternProperties"] = {portable_pattern(n): child for n, child in named.items()}

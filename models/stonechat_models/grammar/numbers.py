@@ -73,8 +73,13 @@ def bound_number(node: Schema) -> None:
     if is_any:
         _shorten(node, "minimum")
         _shorten(node, "maximum")
-    if _OTHERS.isdisjoint(node) and ("multipleOf" in node or not is_any):
-        node.update({} if lower else {"minimum": -limit}, **({} if upper else {"maximum": limit}))
+    if not _OTHERS.isdisjoint(node):
+        return
+    is_bounded = "multipleOf" in node or not is_any
+    if not upper and (is_bounded or node.get("minimum", 0) >= limit):
+        node["maximum"] = limit
+    if not lower and (is_bounded or node.get("maximum", 0) <= -limit):
+        node["minimum"] = -limit
 
 
 def _bounds(node: Schema, name: str) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 In the plain form:
 
+- What Go and PHP write for an empty object is one.
 - Keywords that constrain nothing are gone (see `annotations`).
 - Each reference points to an entry of the root's `$defs`. References by `$id`, `$anchor` or a URL,
   and references that lead nowhere, stay as they are.
@@ -25,6 +26,7 @@ from stonechat_models.grammar.schema_tree import (
     change_children,
     check_size,
     children,
+    with_objects,
 )
 
 _DYNAMIC = frozenset(("$dynamicRef", "$recursiveRef"))
@@ -40,7 +42,7 @@ def plain_schema(schema: Schema) -> Schema:
     Raises `GrammarError` for a schema that is too large.
     """
     check_size(schema)
-    schema, keep_ids = _with_definitions(schema)
+    schema, keep_ids = _with_definitions(with_objects(schema))
     schema = _without_reference(_flatten(without_annotations(schema, keep_ids=keep_ids)))
     schema, _ = _with_definitions(schema)  # without those that the root has replaced
     return _with_any_of(schema, _definitions(schema))

@@ -24,6 +24,7 @@ from stonechat_models.grammar.schema_tree import (
     Path,
     Schema,
     change_children,
+    with_objects,
 )
 
 MAX_CHECKS = 256
@@ -58,6 +59,7 @@ def relax_schema(
     An empty path stands for the whole schema. The argument does not change. `is_enforceable` may
     raise `CostlyGrammarError`: then the last resort is taken.
     """
+    schema = with_objects(schema)
     relaxation = _Relaxation(schema, is_enforceable, time.monotonic() + MAX_SECONDS)
     try:
         if is_enforceable(schema):

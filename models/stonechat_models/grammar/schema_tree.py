@@ -54,6 +54,23 @@ def _changed(key: str, value: Any, change: Callable[[Schema, Path], Any]) -> Any
     return value
 
 
+def with_objects(node: Schema) -> Schema:
+    """Return the schema with an empty object for what Go and PHP write in its place.
+
+    PHP writes an empty map, or a schema without keywords, as `[]`; Go writes a missing map as null.
+    """
+    filled: Schema = {}
+    for key, value in node.items():
+        if key in SCHEMA_MAP_KEYS and value in (None, []):
+            value = {}
+        elif key in SCHEMA_MAP_KEYS and isinstance(value, dict):
+            value = {name: {} if child == [] else child for name, child in value.items()}
+        elif key in SCHEMA_KEYS and value == []:
+            value = {}
+        filled[key] = value
+    return change_children(filled, lambda child, _: with_objects(child))
+
+
 def nodes(schema: Schema) -> Iterator[Schema]:
     """Yield the schema and its subschemas, those that are objects."""
     yield schema

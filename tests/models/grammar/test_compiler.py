@@ -159,6 +159,8 @@ LARGEST = 2**63 - 1024
         ({"type": "integer", "minimum": 10**16}, (2 * 10**16,), (1,)),
         ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, (LARGEST,), ()),
         ({"type": "integer", "minimum": 0, "maximum": 2**64 - 1}, (0, LARGEST), (-1,)),
+        ({"type": "number", "minimum": 10**18}, (10**18,), (10**18 - 1, 10**18 + 1)),
+        ({"type": "number", "maximum": -(10**18)}, (-(10**18),), (-(10**18) + 1, 0)),
         ({"type": "number", "maximum": 1.7976931348623157e308}, (-2, 1.5, 10**18), ()),
         ({"type": "number", "minimum": -3.4e38, "exclusiveMinimum": 2}, (2.5,), (2, -1)),
         ({"type": "number", "minimum": 0, "maximum": 10**400}, (0, 1e17), (-1,)),

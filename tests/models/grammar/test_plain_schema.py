@@ -50,6 +50,15 @@ TEXT = {"type": "string"}
                 "$defs": {"a": TEXT, "a_2": {"type": "null"}},
             },
         ),
+        ({"properties": None}, {"properties": {}}),
+        (
+            {"items": {"properties": [], "additionalProperties": []}, "$defs": [], "not": None},
+            {"items": {"properties": {}, "additionalProperties": {}}},
+        ),
+        (
+            {"properties": {"a": [], "b": {"type": "object", "properties": None}}},
+            {"properties": {"a": {}, "b": {"type": "object", "properties": {}}}},
+        ),
         ({"$ref": "#/definitions/a", "definitions": {"a": TEXT}}, TEXT),
         ({"allOf": [{"$ref": "#/$defs/a"}], "title": "t", "$defs": {"a": TEXT}}, TEXT),
         ({"items": {"anyOf": [TEXT], "type": "string"}}, {"items": TEXT}),
@@ -131,3 +140,13 @@ def test_options_that_exclude_each_other_are_accepted(
     else:
         with pytest.raises(GrammarError, match="oneOf"):
             check_grammar(schema)
+
+
+@pytest.mark.parametrize("pattern", [r"^\x01$", r"^[\x00-\x07]$", "^\x7f+$", r"a\u0003"])
+def test_a_pattern_that_only_control_characters_match_is_found_at_any_depth(pattern: str) -> None:
+    text = {"type": "string", "pattern": pattern}
+    optional = {"type": "object", "properties": {"a": text, "b": TEXT}}
+    check_grammar(schema_spec(optional))  # it is never begun
+    for schema in (text, {**optional, "required": ["a"]}, {"items": text, "minItems": 1}):
+        with pytest.raises(GrammarError, match=r"[Uu]nsatisfiable"):
+            check_grammar(schema_spec({"type": "array", **schema} if "items" in schema else schema))
