@@ -70,7 +70,7 @@ class TokenizerLike(Protocol):
 
 
 class MediaProcessorLike(Protocol):
-    """Prepares image and audio files for the model."""
+    """Prepares files of images and audio for the model."""
 
     def prepare(
         self, files: Sequence[bytes], options: ImageOptions | AudioOptions
@@ -89,7 +89,7 @@ class EngineLike(Protocol):
 
     @property
     def media_processor(self) -> MediaProcessorLike | None:
-        """None for a model that takes text alone."""
+        """None for a model that takes neither images nor audio."""
 
     @property
     def is_alive(self) -> bool: ...

@@ -83,7 +83,8 @@ class Settings(ModelSettings):
     max_body_size: ByteSize = setting(
         "Server",
         ByteSize(8 * 2**20),
-        "largest request body, such as 8MiB; images in it do not count, and have --max-images-size",
+        "largest request body, such as 8MiB; images and audio in it do not count, and have "
+        "--max-images-size",
         ge=1,
     )
     kept_items_size: ByteSize = setting(
@@ -182,35 +183,56 @@ class Settings(ModelSettings):
     )
 
     allow_image_urls: UrlPatterns = setting(
-        "Images",
+        "Images and audio",
         (),
-        "fetch images whose https: URLs are of this host: images.example.com, *.example.com for "
-        "all names below it, or * for any public host; with :PORT for a port other than 443 "
-        "(repeatable; default: fetch none)",
+        "fetch images and audio whose https: URLs are of this host: images.example.com, "
+        "*.example.com for all names below it, or * for any public host; with :PORT for a port "
+        "other than 443 (repeatable; default: fetch none)",
         metavar="HOST",
     )
     image_fetch_timeout: float = setting(
-        "Images", 10.0, "seconds that the fetch of an image may take, redirects included", gt=0.0
+        "Images and audio",
+        10.0,
+        "seconds that the fetch of a file may take, redirects included",
+        gt=0.0,
     )
-    max_images: int = setting("Images", 32, "most images that a request may have", ge=1)
+    max_images: int = setting("Images and audio", 32, "most images that a request may have", ge=1)
     max_image_size: ByteSize = setting(
-        "Images", ByteSize(20 * 2**20), "largest file of an image, such as 20MiB", ge=1
+        "Images and audio", ByteSize(20 * 2**20), "largest file of an image, such as 20MiB", ge=1
     )
     max_images_size: ByteSize = setting(
-        "Images",
+        "Images and audio",
         ByteSize(32 * 2**20),
-        "largest size of all images of a request together, such as 32MiB",
+        "largest size of all images and audio of a request together, such as 32MiB",
         ge=1,
     )
     image_memory: ByteSize = setting(
-        "Images",
+        "Images and audio",
         ByteSize(2 * 2**30),
-        "memory for the prepared images of all requests that wait or run, such as 2GiB; beyond it, "
-        "requests with images get 429, and a request that needs more alone gets 400",
+        "memory for the prepared images and audio of all requests that wait or run, such as 2GiB; "
+        "beyond it, requests with them get 429, and a request that needs more alone gets 400",
         ge=1,
     )
     max_image_pixels: int = setting(
-        "Images", 50_000_000, "most pixels that an image may have, width times height", ge=1
+        "Images and audio",
+        50_000_000,
+        "most pixels that an image may have, width times height",
+        ge=1,
+    )
+    max_audio_clips: int = setting(
+        "Images and audio", 8, "most audio clips that a request may have", ge=1
+    )
+    max_audio_size: ByteSize = setting(
+        "Images and audio",
+        ByteSize(25 * 2**20),
+        "largest file of an audio clip, such as 25MiB",
+        ge=1,
+    )
+    max_audio_seconds: float = setting(
+        "Images and audio",
+        1800.0,
+        "longest audio clip, in seconds; the model may take less",
+        gt=0.0,
     )
 
     files_dir: Path | None = setting(

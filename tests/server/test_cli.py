@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_models import ImageInfo
+from stonechat_models import AudioInfo, ImageInfo
 from stonechat_server import cli
 from stonechat_server.commands.banner import curl_line, start_banner
 from stonechat_server.settings import Settings
@@ -179,14 +179,17 @@ def test_the_banner_shows_what_was_chosen() -> None:
     assert "  docs      http://127.0.0.1:8000/docs" in lines
 
 
-def test_the_banner_says_whether_the_model_takes_images() -> None:
+def test_the_banner_says_whether_the_model_takes_images_and_audio() -> None:
     def banner(**fields: object) -> str:
-        return start_banner(model_info(**fields), "name", "http://127.0.0.1:8000", False, (), 32)
+        return start_banner(model_info(**fields), "name", "http://127.0.0.1:8000", False, (), 32, 8)
 
     assert "images" not in banner()
     assert "  images    up to 32 a request\n" in banner(images=ImageInfo(token_id=1))
     refused = banner(image_refusal="images need Pillow: pip install 'stonechat[vision]'")
     assert "  images    none: images need Pillow: pip install 'stonechat[vision]'\n" in refused
+    assert "audio" not in refused
+    assert "  audio     up to 8 clips a request\n" in banner(audio=AudioInfo(token_id=1))
+    assert "  audio     none: no soundfile\n" in banner(audio_refusal="no soundfile")
 
 
 def test_the_banner_says_where_to_put_the_key() -> None:

@@ -106,8 +106,8 @@ def test_every_field_of_the_engine_config_comes_from_a_setting() -> None:
         "tensor_parallel": 2,
     }
     config = Settings(**values).engine_config()
-    for name in ("kv_cache", "image_cache"):
-        values[f"{name}_bytes"] = values.pop(f"{name}_size")
+    for name, setting in (("kv_cache", "kv_cache"), ("media_cache", "image_cache")):
+        values[f"{name}_bytes"] = values.pop(f"{setting}_size")
     assert {name: getattr(config, name) for name in names & set(values)} == values
     assert names - set(values) == set(), "fields that come from no setting"
 

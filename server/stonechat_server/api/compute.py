@@ -9,7 +9,7 @@ from fastapi import Request, Response
 
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.api.generate import name_list, receive, run_where_it_fits
-from stonechat_server.api.image_loading import load_images
+from stonechat_server.api.media_loading import load_media
 from stonechat_server.api.on_demand import tokenizer_of
 from stonechat_server.api.openapi import errors
 from stonechat_server.catalog.served_model import ServedModel
@@ -41,10 +41,10 @@ async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Resp
         received = await receive(http_request, services, identity, endpoint)
         services.count_request(identity)
         call, received.started = received.call, started
-        name, needs_engine = call.request.model or "", bool(call.images)
+        name, needs_engine = call.request.model or "", bool(call.media)
         model = await tokenizer_of(http_request, services, name, needs_engine=needs_engine)
-        if call.images:
-            await load_images(received, model)
+        if call.media:
+            await load_media(received, model)
         content = await run_where_it_fits(encoded, received, model)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)

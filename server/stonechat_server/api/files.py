@@ -56,7 +56,7 @@ _PAGE = {
     openapi_extra=_UPLOAD,
 )
 async def create_file(http_request: Request) -> Response:
-    """Upload a file: the input of a batch (`batch`), or an image (`vision`, `user_data`)."""
+    """Upload a file: the input of a batch (`batch`), an image or audio (`vision`, `user_data`)."""
     services, storage, identity = storage_of(http_request)
     owner = identity.key.name
     file = await receive_upload(http_request, services.settings, storage, owner)

@@ -1,8 +1,10 @@
 """What the routes of all endpoints that generate do: receive, prepare, respond."""
 
+import asyncio
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ from msgspec import UNSET
 from stonechat_models import EngineError
 from stonechat_server.access.auth import Identity, check_model, is_rate_limited
 from stonechat_server.admission.refusals import RefusedError
-from stonechat_server.api.image_loading import load_images, renamed
+from stonechat_server.api.media_loading import load_media, renamed
 from stonechat_server.api.on_demand import answer_on_demand
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, not_generative, server_error, to_api_error
@@ -88,7 +90,7 @@ async def receive(
     Raises `APIError`.
     """
     settings = services.settings
-    limit = services.max_body_bytes if endpoint.takes_images else settings.max_body_size
+    limit = services.max_body_bytes if endpoint.takes_media else settings.max_body_size
     try:
         services.lifecycle.check()
         if services.sole is not None:
@@ -102,8 +104,13 @@ async def receive(
         await discard_body(http_request, settings, limit)
         raise
     body = await read_body(http_request, settings, limit)
-    check_json(body, settings)
-    wire: Any = endpoint.parse(body)
+    wire: Any
+    if endpoint.takes_form:
+        kind = http_request.headers.get("content-type", "")
+        wire = await asyncio.to_thread(endpoint.parse_form, body, kind)
+    else:
+        check_json(body, settings)
+        wire = endpoint.parse(body)
     model = check_model(wire.model, services.models, identity)
     if settings.strict_params:
         check_unknown(wire)
@@ -120,8 +127,8 @@ async def receive(
             )
             raise call.named(APIError(400, message, param="messages", code="too_many_messages"))
     num_bytes = len(body) + call.num_extra_bytes
-    if call.images:
-        num_bytes -= sum([image.num_characters for image in call.images])
+    if call.media:
+        num_bytes -= sum([reference.num_bytes for reference in call.media])
     if num_bytes > settings.max_body_size:
         what = "body, with what it continues or refers to," if call.num_extra_bytes else "body"
         raise too_large(settings.max_body_size, what)
@@ -136,13 +143,13 @@ async def receive(
 
 
 async def prepare(received: Received, model: ServedModel) -> list[PreparedRequest]:
-    """Load the images of a request, and make the input of the engine. Raises `APIError`."""
+    """Load the media of a request, and make the input of the engine. Raises `APIError`."""
     endpoint = received.endpoint
     if endpoint.generates and not model.engine.model.generates:
         raise not_generative()
     try:
-        if received.call.images:
-            await load_images(received, model)
+        if received.call.media:
+            await load_media(received, model)
         return await run_where_it_fits(endpoint.prepare, received, model)
     except RefusedError as error:
         received.services.metrics.refused(error.reason, endpoint.path, model.metrics_name)
@@ -188,6 +195,8 @@ async def respond(
         )
     work = collect(generation.events(), received.endpoint.collector(call, writer.head))
     answer = await run_while_connected(http_request.receive, work)
+    if isinstance(answer, str):
+        return Response(answer, headers=headers, media_type="text/plain")
     return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
 
 
@@ -210,8 +219,10 @@ def _writer(
             choices.append(ChoiceState(parser, token_ids=[] if wants_ids else None))
     ids = [head.id] if len(prepared) == 1 else [f"{head.id}-{i}" for i in range(len(prepared))]
     first = prepared[0]
-    num_image_tokens = sum([image.num_tokens for image in first.images])
-    reader = AnswerReader(choices, ids, len(first.prediction_token_ids), num_image_tokens)
+    media_tokens = Counter[str]()
+    for one in first.media:
+        media_tokens[one.modality] += one.num_tokens
+    reader = AnswerReader(choices, ids, len(first.prediction_token_ids), media_tokens)
     return endpoint.writer(call, head, reader, prepared)
 
 

@@ -18,6 +18,7 @@ from stonechat_server.api.router import Router, json_answer
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.memory import loaded_need
 from stonechat_server.errors import APIError
+from stonechat_server.media.taken import modalities_of
 from stonechat_server.messages_api.errors import is_for_anthropic
 from stonechat_server.messages_api.models import ModelInfo as MessagesModel
 from stonechat_server.messages_api.models import model_info, model_page
@@ -141,8 +142,8 @@ def _card(name: str, entry: Entry) -> ModelCard:
     )
 
 
-def _modalities(info: ModelInfo) -> list[Literal["text", "image"]]:
-    return ["text"] if info.images is None else ["text", "image"]
+def _modalities(info: ModelInfo) -> list[Literal["text", "image", "audio"]]:
+    return ["text", *modalities_of(info)]
 
 
 def _max_model_len(entry: Entry) -> int | None:

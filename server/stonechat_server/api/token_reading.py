@@ -71,7 +71,7 @@ class DetokenizeEndpoint(ChatEndpoint):
     """A body with token ids."""
 
     path = "/detokenize"
-    takes_images = False
+    takes_media = False
 
     def parse(self, body: bytes) -> DetokenizeRequest:
         return parse_request(body, DetokenizeRequest)

@@ -65,7 +65,7 @@ class InputCheck:
             if len(line) > max_bytes:
                 message = (
                     f"The line is longer than {max_bytes} bytes, which --max-body-size sets, and "
-                    "for a model that takes images --max-images-size too."
+                    "for a model that takes images or audio --max-images-size too."
                 )
                 self._add("line_too_long", message, number)
             else:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 
 from stonechat_server.chat_api.collect import ChatCollector
 from stonechat_server.chat_api.writer import ChunkOptions, ChunkWriter
-from stonechat_server.images.references import ImageReference, find_images
+from stonechat_server.media.references import MediaReference, find_media
 from stonechat_server.request.field_checks import ignored_params
 from stonechat_server.request.legacy_functions import with_tools
 from stonechat_server.request.other_names import with_own_names
@@ -28,20 +28,20 @@ class ChatEndpoint(Endpoint):
     id_prefix = "chatcmpl-"
     prompt_fields = frozenset({"messages"})
     wire_type = ChatCompletionRequest
-    takes_images = True
+    takes_media = True
     fields: Mapping[str, FieldNote] = FIELDS
 
     def read(self, wire: ChatCompletionRequest, services: "Services", identity: "Identity") -> Call:
         request = wire
-        images: Sequence[ImageReference] = ()
+        media: Sequence[MediaReference] = ()
         if any(isinstance(message.content, list | dict) for message in wire.messages):
-            images = find_images(wire.messages)
+            media = find_media(wire.messages)
         ignored = ignored_params(request, self.fields)
         if not OTHER_NAMES.isdisjoint(request.model_fields_set):
             request = with_own_names(request)
         if request.functions is not None or request.function_call is not None:
             request = with_tools(request)
-        return Call(request=request, wire=request, ignored=ignored, images=images)
+        return Call(request=request, wire=request, ignored=ignored, media=media)
 
     def writer(
         self,

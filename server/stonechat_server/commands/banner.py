@@ -21,11 +21,12 @@ def start_banner(
     needs_key: bool,
     warnings: Sequence[str] = (),
     max_images: int = 0,
+    max_audio_clips: int = 0,
 ) -> str:
     """The model and its limits, the server's addresses, and a curl command to paste into a shell.
 
     With `needs_key` the command reads the key from the variable `STONECHAT_API_KEY`. A request may
-    have `max_images` if the model takes images.
+    have `max_images` if the model takes images, and `max_audio_clips` if it takes audio.
     """
     attention = f"{model.attention_backend} attention, " if model.attention_backend else ""
     quantization = "" if model.quantization == "none" else f", {model.quantization}"
@@ -36,7 +37,10 @@ def start_banner(
         "weights": size_text(model.weight_bytes),
         **(_generation_rows(model) if model.generates else {}),
         **_embedding_rows(model),
-        **_image_rows(model, max_images),
+        **_media_rows("images", model.images, model.image_refusal, f"up to {max_images} a request"),
+        **_media_rows(
+            "audio", model.audio, model.audio_refusal, f"up to {max_audio_clips} clips a request"
+        ),
         "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
         **_draft_rows(model),
         **_adapter_rows(model),
@@ -133,11 +137,11 @@ def _embedding_rows(model: "ModelInfo") -> dict[str, str]:
     return rows
 
 
-def _image_rows(model: "ModelInfo", max_images: int) -> dict[str, str]:
-    """Whether prompts may have images; empty for a model of text alone."""
-    if model.images is not None:
-        return {"images": f"up to {max_images} a request"}
-    return {"images": f"none: {model.image_refusal}"} if model.image_refusal else {}
+def _media_rows(name: str, info: object, refusal: str, limit: str) -> dict[str, str]:
+    """Whether prompts may have images, or audio; empty for a model that cannot take them."""
+    if info is not None:
+        return {name: limit}
+    return {name: f"none: {refusal}"} if refusal else {}
 
 
 def _sampling_text(model: "ModelInfo") -> str:

@@ -142,10 +142,10 @@ def _only_one(part: Path) -> Generator[None]:
 
 
 def _max_bytes(settings: Settings) -> int:
-    """The longest body of a request before it is known whether the model takes images."""
+    """The longest body of a request before it is known whether the model takes images or audio."""
     from stonechat_server.request.body import body_limit
 
-    return body_limit(settings, takes_images=True)
+    return body_limit(settings, takes_media=True)
 
 
 def _check(file: Path, max_bytes: int, model_of: "Callable[[str | None], str]") -> "InputCheck":

@@ -185,7 +185,8 @@ def _banner(state: "Services", url: str, notes: Sequence[str]) -> str:
         return models_banner(list(dict.fromkeys(state.models.values())), url, needs_key, warnings)
     name, model = next(iter(state.models)), state.sole.engine.model
     warnings = [*_warnings(state.sole), *warnings]
-    return start_banner(model, name, url, needs_key, warnings, settings.max_images)
+    limits = (settings.max_images, settings.max_audio_clips)
+    return start_banner(model, name, url, needs_key, warnings, *limits)
 
 
 def _import_server() -> None:

@@ -113,6 +113,12 @@ class ImageBlock(Block):
     source: Annotated[Base64Source | UrlSource | FileSource, Field(discriminator="type")]
 
 
+class SoundBlock(Block):
+    """Audio or video, which this API does not have. It is here so that the error can name it."""
+
+    type: Literal["audio", "input_audio", "audio_url", "video", "video_url"]
+
+
 class ServerBlock(Block):
     """A block of a tool that Anthropic runs. The schema has it so that the error can name it."""
 
@@ -138,7 +144,7 @@ class ServerBlock(Block):
 
 SourceBlock = Annotated[TextBlock | ImageBlock, Field(discriminator="type")]
 ResultBlock = Annotated[
-    TextBlock | DocumentBlock | SearchResultBlock | ImageBlock | ServerBlock,
+    TextBlock | DocumentBlock | SearchResultBlock | ImageBlock | SoundBlock | ServerBlock,
     Field(discriminator="type"),
 ]
 
@@ -153,7 +159,13 @@ class ToolResultBlock(Block):
 
 
 UserBlock = Annotated[
-    TextBlock | DocumentBlock | SearchResultBlock | ToolResultBlock | ImageBlock | ServerBlock,
+    TextBlock
+    | DocumentBlock
+    | SearchResultBlock
+    | ToolResultBlock
+    | ImageBlock
+    | SoundBlock
+    | ServerBlock,
     Field(discriminator="type"),
 ]
 AssistantBlock = Annotated[

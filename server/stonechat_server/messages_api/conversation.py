@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stonechat_server.errors import unsupported
-from stonechat_server.images.references import shortened
+from stonechat_server.media.references import shortened
 from stonechat_server.messages_api import blocks
 from stonechat_server.messages_api.marks import (
     from_call_id,
@@ -14,6 +14,10 @@ from stonechat_server.messages_api.marks import (
 from stonechat_server.schema import messages as chat
 
 NO_MEDIA = "only text and images are read here, no PDFs or other files."
+NO_SOUND = (
+    "the Messages API has no audio and no video. A model that hears takes audio in "
+    "/v1/chat/completions and /v1/responses."
+)
 ERROR_MARK = "Error: "
 """Begins the result of a call that failed, unless the result says so itself."""
 
@@ -107,7 +111,8 @@ def _image(source: Any) -> chat.ImagePart | chat.FilePart:
     """An image as a part of a chat message. Little of its data is left in the block itself."""
     match source:
         case blocks.FileSource():
-            return chat.FilePart(type="file", file=chat.FileReference(file_id=source.file_id))
+            file = chat.FileReference(file_id=source.file_id)
+            return chat.ImageFilePart(type="file", file=file)
         case blocks.Base64Source():
             url = f"data:{source.media_type};base64,{source.data}"
             source.data = f"... ({len(source.data)} characters)"
@@ -160,6 +165,8 @@ def _block_text(block: Any, where: str) -> str:
         case blocks.SearchResultBlock():
             text = _text(block.content, f"{where}.content")
             return "\n".join(filter(None, [block.title, block.source, text]))
+        case blocks.SoundBlock():
+            raise unsupported(where, f"'{where}': {NO_SOUND}")
         case blocks.ServerBlock():
             raise _server_block(block.type, where)
         case blocks.ImageBlock():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, cast
 
 from stonechat_models import PromptTooLongError
 from stonechat_server.errors import APIError
-from stonechat_server.images.references import find_images
+from stonechat_server.media.references import find_media
 from stonechat_server.messages_api.collect import MessagesCollector
 from stonechat_server.messages_api.conversation import ImagePaths
 from stonechat_server.messages_api.errors import error_body
@@ -35,19 +35,19 @@ class MessagesEndpoint(Endpoint):
     id_prefix = "msg_"
     prompt_fields = frozenset({"system", "messages"})
     wire_type: type[MessagesFields] = MessagesRequest
-    takes_images = True
+    takes_media = True
 
     def read(self, wire: MessagesFields, services: "Services", identity: "Identity") -> Call:
         paths: ImagePaths = {}
         request = to_chat(wire, paths)
-        images = find_images(request.messages) if paths else []
-        own_paths = [(image.path, paths[id(image.part)]) for image in images]
+        media = find_media(request.messages) if paths else []
+        own_paths = [(image.path, paths[id(image.part)]) for image in media]
         return Call(
             request=request,
             wire=wire,
             ignored=ignored(wire),
             names=[*own_paths, *names(wire)],
-            images=images,
+            media=media,
         )
 
     def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":

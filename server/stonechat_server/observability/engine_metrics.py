@@ -80,6 +80,9 @@ COUNTERS = (
     ("images_encoded", "Images encoded by the vision tower", "num_encoded_images"),
     ("image_cache_hits", "Images of requests found encoded", "num_image_cache_hits"),
     ("image_encode_seconds", "Seconds of the vision tower", "image_encode_seconds"),
+    ("audio_encoded", "Audio clips encoded by the audio tower", "num_encoded_audio"),
+    ("audio_cache_hits", "Audio clips of requests found encoded", "num_audio_cache_hits"),
+    ("audio_encode_seconds", "Seconds of the audio tower", "audio_encode_seconds"),
     ("engine_steps", "Engine steps", "num_steps"),
     ("engine_failed_steps", "Engine steps that failed", "num_failed_steps"),
 )

@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.observability.engine_metrics import EngineCollector, LoadedModel
+from stonechat_server.observability.media_metrics import MediaMetrics
 from stonechat_server.observability.vllm_names import PREFIX, VllmAliases
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -92,15 +93,8 @@ class Metrics:
         self._lost = self._counter(
             "records_lost", "Requests that could not be recorded in the ledger or a trace"
         ).labels(model_name)
-        self._images = self._counter("images", "Images of requests that were loaded")
-        self._image_bytes = self._counter("image_bytes", "Bytes of the files of these images")
-        self._image_seconds = Histogram(
-            PREFIX + "image_load_seconds",
-            "Time to read or fetch the images of a request and to prepare them for the model",
-            ["model_name"],
-            buckets=LATENCY_BUCKETS,
-            registry=self._registry,
-        )
+        self.media = MediaMetrics(self._registry, LATENCY_BUCKETS)
+        """Counts the images and audio of requests."""
         self._responses = self._counter(
             "http_responses", "HTTP answers by route and status", "route", "status"
         )
@@ -127,12 +121,6 @@ class Metrics:
     def record_lost(self) -> None:
         """Count a request that a sink could not record; the log has the cause."""
         self._lost.inc()
-
-    def images_loaded(self, model: str, num_images: int, num_bytes: int, seconds: float) -> None:
-        """Count the images of a request, which took so long."""
-        self._images.labels(model).inc(num_images)
-        self._image_bytes.labels(model).inc(num_bytes)
-        self._image_seconds.labels(model).observe(seconds)
 
     def responded(self, route: str, status: int) -> None:
         """Count an HTTP answer; `route` is a route's pattern, never a client's path."""

@@ -29,7 +29,7 @@ from stonechat_server.prompt.environment import (
     strftime_now,
     to_json,
 )
-from stonechat_server.prompt.images import PromptImages, with_moved_images
+from stonechat_server.prompt.media import PromptMedia, has_audio, with_moved_media
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.reasoning_names import NAMES, with_reasoning_names
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
@@ -70,8 +70,8 @@ class RenderOptions:
     variables: Mapping[str, Any] = field(default_factory=dict)
     added_text: str = ""
     """The server's own instructions: part of the system message, if the template takes one."""
-    images: PromptImages | None = None
-    """Set if the messages have images."""
+    media: PromptMedia | None = None
+    """Set if the messages have images or audio."""
 
 
 class SafeEnvironment(ImmutableSandboxedEnvironment):
@@ -105,8 +105,11 @@ class ChatTemplate:
         try:
             prompt = self._render_once(shown, options)
         except Exception as error:  # a template is foreign code and may raise anything
-            if options.images is not None and (moved := with_moved_images(messages)) != messages:
-                return self.render(moved, options)
+            if options.media is not None:
+                if (moved := with_moved_media(messages)) != messages:
+                    return self.render(moved, options)
+                if has_audio(messages) and not isinstance(error, TemplateRefusalError):
+                    return self.render(options.media.written(messages), options)
             return self._render_repaired(shown, options, error)
         if options.added_text.strip() not in prompt:
             messages = repairs.before_first_user(messages, options.added_text)
@@ -230,12 +233,13 @@ class ChatTemplate:
             variables["functions"] = to_json(functions, indent=4)
             variables["datetime"] = datetime.now().strftime("%Y-%m-%d %H:%M")
         prompt = self._template.render(variables)
-        return prompt if options.images is None else options.images.fill(prompt, messages)
+        return prompt if options.media is None else options.media.fill(prompt, messages)
 
     @cached_property
     def _wants_parts(self) -> bool:
         """Whether content must be a list of parts: text is then not in the prompt at all."""
-        return "image" in self.source and shows_only_parts(
+        has_media = "image" in self.source or "audio" in self.source
+        return has_media and shows_only_parts(
             lambda variables: self._template.render({**self._special_tokens, **variables})
         )
 
@@ -305,7 +309,7 @@ class Templates:
     ) -> SpecialTokenGuard:
         """Return what keeps special tokens in clients' texts from being tokens.
 
-        Without `special_tokens_as_text` it does so only for `placeholders`, the texts for an image.
+        Without `special_tokens_as_text` it does so only for `placeholders`, the texts for media.
         """
         return self._guards(template.source, frozenset(placeholders))
 

@@ -45,7 +45,7 @@ class SpecialTokenGuard:
         marked = {text for text in special | others if text.strip() and not text.isalnum()}
         if placeholders:
             marked = set(placeholders) if only else marked | placeholders
-        self._has_images = bool(placeholders)
+        self._has_media = bool(placeholders)
         self._control_tokens = frozenset(marked)
         any_token = "|".join(map(re.escape, sorted(marked, key=len, reverse=True))) or "(?!)"
         self._mark = secrets.token_hex(8)
@@ -56,9 +56,9 @@ class SpecialTokenGuard:
     def marked(self, request: "ChatCompletionRequest") -> "ChatCompletionRequest":
         """Return the request with marks; the same object if there is nothing to mark.
 
-        Where a control token is spread over texts beside images, they become one text.
+        Where a control token is spread over texts beside media, they become one text.
         """
-        if self._has_images:
+        if self._has_media:
             messages = [self._with_whole_tokens(message) for message in request.messages]
             if any(new is not old for new, old in zip(messages, request.messages, strict=True)):
                 request = request.model_copy(update={"messages": messages})
@@ -86,7 +86,7 @@ class SpecialTokenGuard:
         return prompt.replace(self._mark, "")
 
     def _with_whole_tokens(self, message: "Message") -> "Message":
-        """Put the texts beside images into one part if a token is spread over several.
+        """Put the texts beside media into one part if a token is spread over several.
 
         Templates may write them behind each other, with or without the spaces at their ends.
         """
@@ -98,9 +98,9 @@ class SpecialTokenGuard:
         stripped = "".join([text.strip() for text in texts])
         if all(self._token.findall(joined) == apart for joined in ("".join(texts), stripped)):
             return message
-        images = [part for part in parts if _text(part) is None]
+        media = [part for part in parts if _text(part) is None]
         whole = TextPart(type="text", text="".join(texts))
-        return message.model_copy(update={"content": [whole, *images]})
+        return message.model_copy(update={"content": [whole, *media]})
 
     def _marked_fields(self, model: WireModel, names: AbstractSet[str]) -> dict[str, Any]:
         """The fields among `names` that get marks, with them."""
@@ -129,7 +129,7 @@ class SpecialTokenGuard:
 
 
 def _text(part: Any) -> str | None:
-    """The text of a part beside images, which may be plain JSON in tools; None for an image."""
+    """The text of a part beside media, which may be plain JSON in tools; None for these."""
     if isinstance(part, SourcePart):
         return None
     return part.text if isinstance(part, TextPart) else str(part.get("text") or "")

@@ -1,6 +1,6 @@
 """Converts a request's messages to what a chat template sees: plain dicts.
 
-Content is text. Where a message has images, it is a list of texts and images in their order.
+Content is text. Where a message has images or audio, it is a list of texts and these in order.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.parsers.json_text import load_json
-from stonechat_server.prompt.images import ImageItem
+from stonechat_server.prompt.media import MediaItem
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.reasoning_names import text_of, with_reasoning_text
 from stonechat_server.schema.messages import (
@@ -32,11 +32,11 @@ TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
 MEDIA_PARTS = frozenset(
     {
         *("image_url", "image", "input_image", "video_url", "video", "input_audio", "audio"),
-        *("file", "input_file", "document"),
+        *("audio_url", "file", "input_file", "document"),
     }
 )
 """Types of content parts in a tool's result. A list with any other object is plain JSON."""
-TEXT_AND_IMAGES = "only text and images are read here, no audio, video or other files."
+ONLY_MEDIA = "only text, images and audio are read here, no video or other files."
 """Said of other parts, behind their path."""
 
 
@@ -45,7 +45,7 @@ def to_template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
 
     Nulls and empty lists count as absent. Text parts are joined with newlines. A call's arguments
     become an object if they or their text are one, and are text otherwise. Raises `APIError` 400
-    for audio, video and files, and for calls outside assistant messages. Images must be loaded.
+    for video and files, and for calls outside assistant messages. Media must be loaded.
     """
     converted = []
     for position, message in enumerate(messages):
@@ -72,7 +72,7 @@ def _check_no_calls(message: TemplateMessage, where: str) -> None:
 
 
 def _content(message: Message, where: str) -> str | list[Any]:
-    """Return the text of content that is not one string; with images, a list of items."""
+    """Return the text of content that is not one string; with media, a list of items."""
     content = message.content
     if isinstance(message, ToolMessage | FunctionMessage):
         parts = [content] if isinstance(content, dict) else content
@@ -96,8 +96,8 @@ def is_parts(content: object) -> bool:
     )
 
 
-def _part_item(part: object, where: str) -> str | ImageItem | None:
-    """Return a part's text or image; None for reasoning, which is not part of the content."""
+def _part_item(part: object, where: str) -> str | MediaItem | None:
+    """Return a part's text or media; None for reasoning, which is not part of the content."""
     if isinstance(part, ReasoningPart):
         return None
     if isinstance(part, TextPart | AnswerTextPart):
@@ -108,13 +108,14 @@ def _part_item(part: object, where: str) -> str | ImageItem | None:
         return str(part.get("text") or "")
     if not isinstance(part, SourcePart):
         raise no_media(where)
-    assert part.image is not None, "images are loaded before"
-    return ImageItem(part.image)
+    assert part.media is not None, "media are loaded before"
+    return MediaItem(part.media)
 
 
 def no_media(where: str) -> APIError:
-    """A 400 for audio, video or a file that is no image."""
-    return unsupported(where, f"'{where}': {TEXT_AND_IMAGES} Images are of the type image_url.")
+    """A 400 for video, or a file that is neither an image nor audio."""
+    types = "Images are of the type image_url, audio is of the type input_audio."
+    return unsupported(where, f"'{where}': {ONLY_MEDIA} {types}")
 
 
 def _answer(message: AssistantMessage, dumped: TemplateMessage) -> TemplateMessage:

@@ -91,10 +91,10 @@ class ReplicatedEngine:
 
     @property
     def media_processor(self) -> MediaProcessor | None:
-        """What prepares the images of prompts, in this ingress; None if the model takes none."""
-        if self._media_processor is None and (token_ids := self.model.media_token_ids):
-            folder = self.tokenizer.path.parent
-            self._media_processor = MediaProcessor(folder, token_ids)
+        """What prepares images and audio, in this ingress; None if the model takes text alone."""
+        token_ids = self.model.media_token_ids
+        if self._media_processor is None and token_ids:
+            self._media_processor = MediaProcessor(self.tokenizer.path.parent, token_ids)
         return self._media_processor
 
     def stats(self) -> EngineStats:
@@ -121,8 +121,8 @@ class ReplicatedEngine:
         """
         if not self.is_alive:
             raise EngineDeadError("the server is shutting down")
-        first_image = request.media[0].content_hash.hex() if request.media else ""
-        salt = f"{request.adapter}\n{request.cache_salt}{first_image}"
+        first = request.media[0].content_hash.hex() if request.media else ""
+        salt = f"{request.adapter}\n{request.cache_salt}{first}"
         hashes = prompt_hashes(request.prompt_token_ids, salt)
         stream = self.replicas.generate(encode(request), hashes)
         self._replica_of[request.request_id] = ""

@@ -10,7 +10,7 @@ from stonechat_models import EmbeddingParams, MediaInput, SamplingParams
 from stonechat_server.errors import invalid
 from stonechat_server.parsers.deltas import ParserFactory
 from stonechat_server.prompt.chat_template import TEMPLATE_ERROR, RenderOptions
-from stonechat_server.prompt.images import ImagePlacesError, PromptImages, placeholder_of
+from stonechat_server.prompt.media import MediaPlacesError, PromptMedia, placeholders_of
 from stonechat_server.prompt.template_messages import to_template_messages
 from stonechat_server.request.field_checks import check_supported
 from stonechat_server.request.sampling_params import check_prompt_logprobs, to_sampling_params
@@ -21,7 +21,7 @@ from stonechat_server.structured.answer_spec import AnswerSpec
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import EngineLike
-    from stonechat_server.prompt.chat_template import Templates
+    from stonechat_server.prompt.chat_template import ChatTemplate, Templates
     from stonechat_server.schema.sampling_fields import SamplingFields
     from stonechat_server.structured.structure import Structure
     from stonechat_server.structured.template_traits import TemplateTraits
@@ -46,7 +46,7 @@ class RenderedPrompt:
     """The text without marks."""
     token_ids: list[int]
     spec: AnswerSpec
-    images: tuple[MediaInput, ...] = ()
+    media: tuple[MediaInput, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class PreparedRequest:
     unenforced: tuple[str, ...] = ()
     """Paths in the request of what is not enforced of the schemas of tools."""
     prediction_token_ids: tuple[int, ...] = ()
-    images: tuple[MediaInput, ...] = ()
+    media: tuple[MediaInput, ...] = ()
     embedding: EmbeddingParams | None = None
     """Set: the engine makes an embedding of the prompt, and generates nothing."""
 
@@ -88,7 +88,7 @@ def prepare(
         grammar_param=spec.grammar_param,
         unenforced=spec.unenforced,
         prediction_token_ids=prediction_token_ids(request, engine) if request.prediction else (),
-        images=prompt.images,
+        media=prompt.media,
     )
 
 
@@ -97,13 +97,15 @@ def render(
     engine: "EngineLike",
     templates: "Templates",
     structure: "Structure",
+    template: "ChatTemplate | None" = None,
 ) -> RenderedPrompt:
     """Render and encode the prompt of a request, which may be too long for the model.
 
-    Raises `APIError` 400, or an engine error that `errors.py` knows.
+    `template` takes the place of the chat template. Raises `APIError` 400, or an engine error that
+    `errors.py` knows.
     """
     check_supported(request)
-    template = templates.select(request)
+    template = template or templates.select(request)
     has_parts = any(isinstance(message.content, list) for message in request.messages)
     placeholders = _placeholders(request, engine) if has_parts else frozenset()
     needs_guard = placeholders or templates.special_tokens_as_text
@@ -126,7 +128,7 @@ def render(
         continue_final_message=continue_final,
         added_text=spec.added_text,
         variables={**spec.variables, **(shown.chat_template_kwargs or {})},
-        images=PromptImages(guard) if guard is not None and placeholders else None,
+        media=PromptMedia(guard) if guard is not None and placeholders else None,
     )
     text = shown_text = template.render(spec.messages, options)
     if guard is not None and shown is not request:
@@ -140,26 +142,25 @@ def render(
         shown_text=shown_text,
         token_ids=token_ids,
         spec=spec,
-        images=() if options.images is None else _placed(options.images, token_ids, engine),
+        media=() if options.media is None else _placed(options.media, token_ids, engine),
     )
 
 
 def _placeholders(request: ChatCompletionRequest, engine: "EngineLike") -> frozenset[str]:
-    """What stands for an image: in the template's text, and as a token. Empty without images."""
-    if not (placeholder := placeholder_of(request.messages)):
-        return frozenset()
-    assert engine.model.images is not None
-    return frozenset({placeholder, engine.tokenizer.token_text(engine.model.images.token_id)})
+    """What stands for media: in the template's text, and as tokens. Empty without media."""
+    texts = placeholders_of(request.messages)
+    token_ids = engine.model.media_token_ids
+    tokens = [engine.tokenizer.token_text(token_ids[modality]) for modality in texts]
+    return frozenset([*texts.values(), *tokens])
 
 
 def _placed(
-    images: PromptImages, token_ids: list[int], engine: "EngineLike"
+    media: PromptMedia, token_ids: list[int], engine: "EngineLike"
 ) -> tuple[MediaInput, ...]:
-    assert engine.model.images is not None
     try:
-        return images.inputs(token_ids, engine.model.images.token_id)
-    except ImagePlacesError as error:
-        message = f"The prompt does not fit its images: {error}."
+        return media.inputs(token_ids, engine.model.media_token_ids)
+    except MediaPlacesError as error:
+        message = f"The prompt does not fit its images or audio: {error}."
         raise invalid("messages", message, TEMPLATE_ERROR) from error
 
 

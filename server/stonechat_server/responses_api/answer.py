@@ -98,8 +98,9 @@ class InputTokensDetails(msgspec.Struct, kw_only=True):
 
     cached_tokens: int
     cache_write_tokens: int
+    audio_tokens: int | UnsetType = UNSET
+    """Only if the prompt has audio: OpenAI's own type has no such key. So with images."""
     image_tokens: int | UnsetType = UNSET
-    """Only if the prompt has images: OpenAI's own type has no such key."""
 
 
 class OutputTokensDetails(msgspec.Struct, kw_only=True):

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from stonechat_server.access.keys import BATCH_PRIORITY
 from stonechat_server.errors import MISSING, APIError
-from stonechat_server.images.references import find_images
+from stonechat_server.media.references import find_media
 from stonechat_server.request.field_checks import check_supported
 from stonechat_server.responses_api.answer import Response
 from stonechat_server.responses_api.events import StreamError
@@ -71,7 +71,7 @@ class ResponsesEndpoint(Endpoint):
 
     path = "/v1/responses"
     wire_type = ResponsesRequest
-    takes_images = True
+    takes_media = True
     id_prefix = RESPONSE_PREFIX
     prompt_fields = frozenset({PREVIOUS, "instructions", "input"})
 
@@ -102,7 +102,7 @@ class ResponsesEndpoint(Endpoint):
         given = references.resolved(() if wire.input is None else wire.input)
         stored = None
         if store.is_on and self.asks_to_store(wire, identity):
-            # Before `read` takes the images out of the items.
+            # Before `read` takes the images and audio out of the items.
             stored = StoredResponse(owner, dump_input(given), history.previous)
         reading = read(wire, given, history.items)
         call = ResponsesCall(
@@ -110,7 +110,7 @@ class ResponsesEndpoint(Endpoint):
             wire=wire,
             ignored=reading.ignored,
             names=reading.names,
-            images=find_images(reading.chat.messages) if reading.has_images else (),
+            media=find_media(reading.chat.messages) if reading.has_parts else (),
             num_extra_bytes=references.num_bytes + history.num_bytes,
             tools=reading.tools,
         )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from stonechat_server.schema.base import ListOf, WireModel
-from stonechat_server.schema.messages import Detail
+from stonechat_server.schema.messages import AudioData, Detail
 
 
 class InputText(WireModel):
@@ -36,13 +36,22 @@ class InputImage(WireModel):
     detail: Detail | None = None
 
 
-class MediaPart(WireModel):
-    """Audio or a file: refused."""
+class InputAudio(WireModel):
+    """Audio in the request itself."""
 
-    type: Literal["input_audio", "input_file", "computer_screenshot", "image_url", "file"]
+    type: Literal["input_audio"]
+    input_audio: AudioData
 
 
-Part = Annotated[InputText | Refusal | InputImage | MediaPart, Field(discriminator="type")]
+class OtherPart(WireModel):
+    """A file, or a part of another API: refused."""
+
+    type: Literal["input_file", "computer_screenshot", "image_url", "audio_url", "file"]
+
+
+Part = Annotated[
+    InputText | Refusal | InputImage | InputAudio | OtherPart, Field(discriminator="type")
+]
 Content = str | ListOf[Part]
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stonechat_server.errors import invalid, unsupported
-from stonechat_server.images.references import shortened
-from stonechat_server.prompt.template_messages import TEXT_AND_IMAGES
+from stonechat_server.media.references import shortened, shortened_data
+from stonechat_server.prompt.template_messages import ONLY_MEDIA
 from stonechat_server.responses_api import items
 from stonechat_server.responses_api.encrypted import decode_reasoning
 from stonechat_server.responses_api.history import PREVIOUS
@@ -39,13 +39,16 @@ class Conversation:
         self.add(message, path)
 
 
+MEDIA = (items.InputImage, items.InputAudio)
+
+
 def to_messages(
     instructions: str | None, history: Sequence[Item], given: str | Sequence[Item]
 ) -> Conversation:
     """Translate a request's instructions, the conversation that it continues, and its input.
 
-    Raises `APIError` 400 for what is neither text nor an image, for items that are not supported,
-    and if nothing is left.
+    Raises `APIError` 400 for what is neither text, an image nor audio, for items that are not
+    supported, and if nothing is left.
     """
     conversation = Conversation()
     if instructions:
@@ -193,24 +196,31 @@ def _text(content: Content, path: str) -> str:
 
 
 def _content(content: Content, path: str) -> str | list[Any]:
-    """The text of content, or its parts if it has images."""
-    if isinstance(content, str) or not any(isinstance(p, items.InputImage) for p in content):
+    """The text of content, or its parts if it has images or audio."""
+    if isinstance(content, str) or not any(isinstance(part, MEDIA) for part in content):
         return _text(content, path)
-    return [
-        _image(part, f"{path}[{i}]")
-        if isinstance(part, items.InputImage)
-        else chat.TextPart(type="text", text=_part_text(part, f"{path}[{i}]"))
-        for i, part in enumerate(content)
-    ]
+    return [_content_part(part, f"{path}[{i}]") for i, part in enumerate(content)]
 
 
-def _image(part: items.InputImage, path: str) -> chat.ImagePart | chat.FilePart:
-    """An image as a part of a chat message. Of its URL, little is left in the part itself."""
+def _content_part(part: items.Part, path: str) -> chat.TextPart | chat.SourcePart:
+    """The same part of a chat message. Of an image or audio, little is left in the part itself."""
+    match part:
+        case items.InputImage():
+            return _image(part, path)
+        case items.InputAudio():
+            data = part.input_audio.data
+            given = chat.AudioData(data=data, format=part.input_audio.format)
+            part.input_audio.data = shortened_data(data)
+            return chat.AudioPart(type="input_audio", input_audio=given)
+    return chat.TextPart(type="text", text=_part_text(part, path))
+
+
+def _image(part: items.InputImage, path: str) -> chat.SourcePart:
     if (part.image_url is None) == (part.file_id is None):
         raise invalid(path, f"'{path}' must have either image_url or file_id.")
     if part.image_url is None:
         file = chat.FileReference(file_id=part.file_id, detail=part.detail)
-        return chat.FilePart(type="file", file=file)
+        return chat.ImageFilePart(type="file", file=file)
     url, part.image_url = part.image_url, shortened(part.image_url)
     image_url = chat.ImageUrl(url=url, detail=part.detail)
     return chat.ImagePart(type="image_url", image_url=image_url)
@@ -222,10 +232,11 @@ def _part_text(part: items.Part, path: str) -> str:
             return part.text
         case items.Refusal():
             return part.refusal
-        case items.InputImage():
+        case items.InputImage() | items.InputAudio():
             raise unsupported(
                 path,
-                f"'{path}': images may be in messages of the user and in outputs of calls, not in "
-                "other messages.",
+                f"'{path}': images and audio may be in messages of the user and in outputs of "
+                "calls, not in other messages.",
             )
-    raise unsupported(path, f"'{path}': {TEXT_AND_IMAGES} Images are of the type input_image.")
+    types = "Images are of the type input_image, audio is of the type input_audio."
+    raise unsupported(path, f"'{path}': {ONLY_MEDIA} {types}")

@@ -53,7 +53,7 @@ class Reading:
     names: list[tuple[str, str]]
 
     @property
-    def has_images(self) -> bool:
+    def has_parts(self) -> bool:
         """Whether a message has a list of parts: text alone is joined."""
         return any(isinstance(message.content, list) for message in self.chat.messages)
 

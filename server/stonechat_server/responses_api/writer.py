@@ -213,6 +213,7 @@ def _usage(usage: TokenUsage) -> answer.Usage:
         input_tokens_details=answer.InputTokensDetails(
             cached_tokens=usage.num_cached,
             cache_write_tokens=usage.num_cache_written,
+            audio_tokens=usage.num_audio or UNSET,
             image_tokens=usage.num_image or UNSET,
         ),
         output_tokens=usage.num_completion,

@@ -54,8 +54,9 @@ FIELDS: dict[str, FieldNote] = {
         "any other name is a 404 `model_not_found`"
     ),
     "messages": honoured(
-        "all roles; text as a string or as parts; images (`image_url`, or `file` with an id of "
-        "`/v1/files`) in user messages and results of tools; audio, video, other files: 400"
+        "all roles; text as a string or as parts; images (`image_url`), audio (`input_audio`, "
+        "`audio_url`) and both as `file` with an id of `/v1/files`, in user messages and results "
+        "of tools; video, other files: 400"
     ),
     "temperature": honoured(
         "0 to 2, default the model's or 1; 0 always chooses the most likely token"

@@ -51,18 +51,18 @@ class ImageUrl(WireModel):
 
 
 class SourcePart(WireModel):
-    """A part whose image is loaded before the prompt is made."""
+    """A part whose image or audio is loaded before the prompt is made."""
 
-    _image: Any = PrivateAttr(None)
+    _media: Any = PrivateAttr(None)
 
     @property
-    def image(self) -> "PreparedMedia | None":
-        """The image, from when it is loaded until its request ends."""
-        return self._image  # type: ignore[no-any-return]
+    def media(self) -> "PreparedMedia | None":
+        """The image or audio, from when it is loaded until its request ends."""
+        return self._media  # type: ignore[no-any-return]
 
-    def set_image(self, image: "PreparedMedia | None") -> None:
-        """Keep the image that the part refers to, or no longer."""
-        self._image = image
+    def set_media(self, media: "PreparedMedia | None") -> None:
+        """Keep the image or audio that the part refers to, or no longer."""
+        self._media = media
 
 
 def _with_url(value: object) -> object:
@@ -77,6 +77,36 @@ class ImagePart(SourcePart):
     image_url: Annotated[ImageUrl, BeforeValidator(_with_url)]
 
 
+AudioFormat = Literal["wav", "mp3", "flac", "ogg", "opus"]
+
+
+class AudioData(WireModel):
+    """A file of audio in base64. What it holds counts, not what `format` says."""
+
+    data: str
+    format: AudioFormat
+
+
+class AudioPart(SourcePart):
+    """Audio in the request itself."""
+
+    type: Literal["input_audio"]
+    input_audio: AudioData
+
+
+class AudioUrl(WireModel):
+    """Where audio is: a `data:` URL that holds it, or an `https:` URL."""
+
+    url: str
+
+
+class AudioUrlPart(SourcePart):
+    """Audio by its URL."""
+
+    type: Literal["audio_url"]
+    audio_url: Annotated[AudioUrl, BeforeValidator(_with_url)]
+
+
 class FileReference(WireModel):
     """A file of `/v1/files`. Files in the request itself are refused."""
 
@@ -87,20 +117,27 @@ class FileReference(WireModel):
 
 
 class FilePart(SourcePart):
-    """A file, which must be an image."""
+    """A file, which must be an image or audio."""
 
     type: Literal["file"]
     file: FileReference
 
 
-class MediaPart(WireModel):
-    """Audio or video. The schema has it so that the error can name it."""
+class ImageFilePart(FilePart):
+    """A file, which must be an image: other endpoints than chat completions say so."""
 
-    type: Literal["input_audio", "audio_url", "video_url", "input_video"]
+
+class VideoPart(WireModel):
+    """Video. The schema has it so that the error can name it."""
+
+    type: Literal["video_url", "input_video"]
 
 
 TextParts = Annotated[ListOf[TextPart], Field(min_length=1)]
-UserPart = Annotated[TextPart | ImagePart | MediaPart | FilePart, Field(discriminator="type")]
+UserPart = Annotated[
+    TextPart | ImagePart | AudioPart | AudioUrlPart | VideoPart | FilePart,
+    Field(discriminator="type"),
+]
 UserParts = Annotated[ListOf[UserPart], Field(min_length=1)]
 """Instructions are of text alone, but their errors name what they have instead."""
 AssistantPart = Annotated[AnswerTextPart | RefusalPart | ReasoningPart, Field(discriminator="type")]

@@ -219,7 +219,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     """Why it has failed."""
     max_model_len: int | None
     """None: not known yet."""
-    input_modalities: list[Literal["text", "image"]] | UnsetType = UNSET
+    input_modalities: list[Literal["text", "image", "audio"]] | UnsetType = UNSET
     """What prompts may hold. Absent: not known yet."""
     stonechat: dict[str, Any] | None
     """How the server runs the model: device, precision, sizes in bytes and tokens. None: it was

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.images.references import ImageReference
+    from stonechat_server.media.references import MediaReference
     from stonechat_server.schema.base import WireModel
     from stonechat_server.schema.sampling_fields import SamplingFields
     from stonechat_server.serving.lifecycle import Deadline
@@ -45,8 +45,8 @@ class Call:
     """Paths of what the client set and what has no effect."""
     names: Sequence[tuple[str, str]] = ()
     """Paths in `request`, and the paths of the same values in the client's body."""
-    images: "Sequence[ImageReference]" = ()
-    """The images of `request`, which must be loaded before it is prepared."""
+    media: "Sequence[MediaReference]" = ()
+    """The images and audio of `request`, which must be loaded before it is prepared."""
     num_extra_bytes: int = 0
     """The size of what the request has beside its body: the items that it refers to."""
     at_end: "Callable[[], None] | None" = None
@@ -84,11 +84,11 @@ class Received:
     endpoint: "Endpoint"
     call: Call
     num_bytes: int
-    """The size of what the call was read from, images aside."""
+    """The size of what the call was read from, media aside."""
     started: float | None = None
-    """When it came, in `time.monotonic()` seconds, if it waited for its model or its images."""
+    """When it came, in `time.monotonic()` seconds, if it waited for its model or its media."""
     deadline: "Deadline | None" = None
-    """Set once its images are being loaded: it runs from then on."""
+    """Set once its media are being loaded: it runs from then on."""
 
 
 class Endpoint(ABC):
@@ -100,8 +100,10 @@ class Endpoint(ABC):
     """What the ids of its answers begin with."""
     prompt_fields: frozenset[str]
     """The fields of the body that the ledger keeps if it keeps texts."""
-    takes_images = False
-    """Whether its requests may have images, so that their bodies may be larger."""
+    takes_media = False
+    """Whether its requests may have images or audio, so that their bodies may be larger."""
+    takes_form = False
+    """Whether its requests are forms with a file, and not JSON."""
     generates = True
     """Whether it needs a model that generates text."""
 
@@ -111,6 +113,10 @@ class Endpoint(ABC):
     def parse(self, body: bytes) -> "WireModel":
         """Parse a body. Raises `APIError` 400."""
         return parse_request(body, self.wire_type)
+
+    def parse_form(self, body: bytes, content_type: str) -> "WireModel":
+        """Parse a form, if the endpoint takes one. Raises `APIError` 400."""
+        raise NotImplementedError
 
     @abstractmethod
     def read(self, wire: Any, services: "Services", identity: "Identity") -> Call:

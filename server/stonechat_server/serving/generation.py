@@ -171,7 +171,7 @@ class Generation:
             prediction_token_ids=prepared.prediction_token_ids,
             embedding=prepared.embedding,
             adapter=self.model.adapter,
-            media=prepared.images,
+            media=prepared.media,
         )
 
     def _count(self, admission: "Admission", output: "RequestOutput") -> None:

@@ -18,7 +18,7 @@ from stonechat_server.catalog.entry import Entry, State
 from stonechat_server.catalog.metrics import CatalogCollector
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.engine_protocol import EngineLike
-from stonechat_server.images.loading import ImageLoader
+from stonechat_server.media.loading import MediaLoader
 from stonechat_server.observability.engine_metrics import LoadedModel
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.observability.ledger.sink import LedgerSink
@@ -51,9 +51,9 @@ class Services:
     lifecycle: Lifecycle
     metrics: Metrics
     preparations: Preparations
-    images: ImageLoader
+    media: MediaLoader
     max_body_bytes: int
-    """The longest body of a request, with the images in it."""
+    """The longest body of a request, with the images and audio in it."""
     responses: ResponseStore
     ledger: Ledger | None
     tracing: Tracing | None
@@ -108,9 +108,9 @@ class Services:
             lifecycle=lifecycle,
             metrics=metrics,
             preparations=preparations,
-            images=ImageLoader(settings, metrics.images_loaded),
+            media=MediaLoader(settings, metrics.media.loaded),
             max_body_bytes=body_limit(
-                settings, takes_images=sole is None or sole.engine.model.images is not None
+                settings, takes_media=sole is None or bool(sole.engine.model.media_token_ids)
             ),
             responses=responses,
             ledger=ledger,
@@ -138,7 +138,7 @@ class Services:
 
     def close(self) -> None:
         """Write what is pending (blocking). The server answers no more requests."""
-        self.images.close()
+        self.media.close()
         for entry in set(self.models.values()):
             if entry.served is not None:
                 entry.served.structure.close()

@@ -3,7 +3,7 @@
 All endpoints read alike. Their writers make events of the pieces.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stonechat_models import (
@@ -94,6 +94,7 @@ class TokenUsage:
     num_cache_written: int = 0
     num_image: int = 0
     """Prompt tokens that are places of images."""
+    num_audio: int = 0
     num_completion: int = 0
     num_reasoning: int = 0
     num_predicted: int = 0
@@ -113,7 +114,8 @@ class AnswerReader:
     choices: list[ChoiceState]
     prompt_ids: Sequence[str]
     num_predicted_tokens: int = 0
-    num_image_tokens: int = 0
+    media_tokens: Mapping[str, int] = field(default_factory=dict)
+    """How many prompt tokens are places of images, and of audio (`Modality`)."""
     outputs: dict[str, RequestOutput] = field(default_factory=dict, init=False)
     """The latest output of each prompt, by the engine's id."""
     prompt_logprobs: dict[int, tuple[LogprobEntry | None, ...]] = field(
@@ -196,7 +198,8 @@ class AnswerReader:
     def usage(self) -> TokenUsage:
         """The tokens so far."""
         usage = TokenUsage(num_predicted=self.num_predicted_tokens * len(self.choices))
-        usage.num_image = self.num_image_tokens
+        usage.num_image = self.media_tokens.get("image", 0)
+        usage.num_audio = self.media_tokens.get("audio", 0)
         for output in list(self.outputs.values()):  # a thread may add one
             usage.num_prompt += output.num_prompt_tokens
             usage.num_cached += output.num_cached_tokens

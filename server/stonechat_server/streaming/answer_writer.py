@@ -101,7 +101,7 @@ class Collector(Protocol):
         """Take the next event."""
 
     def answer(self) -> object:
-        """The whole answer: a record that msgspec encodes as JSON."""
+        """The whole answer: a record that msgspec encodes as JSON, or a text as it is sent."""
 
 
 async def collect(batches: EventBatches, collector: Collector) -> object:

@@ -25,6 +25,7 @@ def usage_body(usage: TokenUsage) -> Usage:
         prompt_tokens_details=PromptTokensDetails(
             cached_tokens=usage.num_cached,
             cache_write_tokens=usage.num_cache_written,
+            audio_tokens=usage.num_audio,
             image_tokens=usage.num_image,
         ),
         completion_tokens_details=CompletionTokensDetails(

@@ -11,10 +11,10 @@ from stonechat_server.settings import Settings
 from tests.server.bodies import URL, ask, body, post, stream
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import text_script
-from tests.server.fake_images import seeing_engine
+from tests.server.fake_media import seeing_engine
 
 Document = dict[str, Any]
-ELSEWHERE = ("/v1/embeddings", "/v1/files", "/v1/batches")
+ELSEWHERE = ("/v1/audio/", "/v1/embeddings", "/v1/files", "/v1/batches")
 """What a server with the scripted engine and no folder for files does not do."""
 
 

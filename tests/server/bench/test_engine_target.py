@@ -20,7 +20,7 @@ from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.cli import main
 from tests.server.fake_engine import FakeEngine, model_info, text_script
-from tests.server.fake_images import seeing_engine
+from tests.server.fake_media import seeing_engine
 from tests.server.live import live_server
 
 NOTE = "Measured without a server: no HTTP is in these figures."

@@ -12,7 +12,7 @@ from stonechat_server.catalog.entry import Entry
 from stonechat_server.catalog.memory import PROCESS_BYTES
 from stonechat_server.settings import Settings
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
-from tests.server.fake_images import TEMPLATE, FakeMediaProcessor
+from tests.server.fake_media import TEMPLATE, FakeMediaProcessor
 from tests.virtual_time import run as run_in_virtual_time
 
 GIB = 1 << 30

@@ -26,7 +26,7 @@ from stonechat_server.observability.ledger import Ledger
 from stonechat_server.settings import Settings
 from tests.server.catalog.scripted_models import KV_BYTES, Models, in_loop, models, until
 from tests.server.fake_engine import FakeEngine, text_script
-from tests.server.fake_images import IMAGES, image, png, user
+from tests.server.fake_media import IMAGES, image, png, user
 
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "Hi"}]}

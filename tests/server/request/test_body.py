@@ -18,7 +18,7 @@ from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body, error_of
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, text_script
-from tests.server.fake_images import seeing_engine
+from tests.server.fake_media import seeing_engine
 from tests.server.live import live_server
 
 JSON = st.recursive(
@@ -92,6 +92,7 @@ def test_values_around_many_images_are_counted() -> None:
     [
         ('["data:image/png;base64,{}"]', True),
         ('{{"type": "base64", "data":"{}"}}', True),
+        ('{{"input_audio": {{"data": "{}", "format": "wav"}}}}', True),
         ('{{"data"\n: "{}"}}', True),
         ('["x\\"data","{}"]', False),
         ('{{"text": "{}"}}', False),
@@ -100,7 +101,7 @@ def test_values_around_many_images_are_counted() -> None:
     ],
 )
 def test_text_that_is_too_large_is_refused_before_it_is_parsed(text: str, is_allowed: bool) -> None:
-    limits = Settings.model_construct(max_body_size=1000, max_images=2)
+    limits = Settings.model_construct(max_body_size=1000, max_images=1, max_audio_clips=1)
     data = "A" * 9000 + "\\/" + "A" * 9000  # some clients escape slashes
     if is_allowed:
         check_json(text.format(data).encode(), limits)

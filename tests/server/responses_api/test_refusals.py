@@ -55,7 +55,7 @@ USER = {"role": "user", "content": "hi"}
         ({"input": [USER, {"type": "web_search_call", "id": "ws_1"}]}, "input[1]"),
         ({"input": [USER, {"type": "compaction", "encrypted_content": "x"}]}, "input[1]"),
         (
-            {"input": [USER, {"role": "user", "content": [{"type": "input_audio"}]}]},
+            {"input": [USER, {"role": "user", "content": [{"type": "input_file"}]}]},
             "input[1].content[0]",
         ),
         (

@@ -22,7 +22,7 @@ from stonechat_server.bench.targets.target import BenchError, Facts, Measured, g
 from stonechat_server.bench.targets.workload import Prompt
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.prompt.chat_template import RenderOptions, Templates
-from stonechat_server.prompt.images import ImagePlacesError
+from stonechat_server.prompt.media import MediaPlacesError
 
 
 @asynccontextmanager
@@ -32,7 +32,7 @@ async def engine_target(
     """Run the engine while the context lasts. Raises BenchError if it does not generate."""
     if not engine.model.generates:
         raise BenchError(f"{engine.model.name} makes embeddings; it does not generate")
-    if settings.images and engine.media_processor is None:
+    if settings.images and engine.model.images is None:
         reason = engine.model.image_refusal
         raise BenchError(f"{engine.model.name} takes no images{': ' if reason else ''}{reason}")
     facts: Facts = {
@@ -98,7 +98,7 @@ class EngineTarget:
                     if text := "".join(delta.text for delta in output.deltas):
                         times.append(perf_counter())
                         texts.append(text)
-        except (EngineError, ImagePlacesError) as error:
+        except (EngineError, MediaPlacesError) as error:
             record.error = str(error)
         except TimeoutError:
             record.error = f"no complete answer in {self.settings.timeout:g} s"

@@ -1,4 +1,4 @@
-"""Loads the images of a request for its model, before the prompt is made."""
+"""Loads the images and audio of a request for its model, before the prompt is made."""
 
 import asyncio
 import time
@@ -10,8 +10,8 @@ from stonechat_server.access.auth import Identity
 from stonechat_server.api.owned import OFF
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, to_api_error
-from stonechat_server.files_api.upload import IMAGE_PURPOSES
-from stonechat_server.images.errors import too_large
+from stonechat_server.files_api.upload import MEDIA_PURPOSES
+from stonechat_server.media.errors import too_large
 from stonechat_server.serving.endpoint import Call, Received
 from stonechat_server.serving.lifecycle import new_deadline
 from stonechat_server.storage.storage import Storage
@@ -20,10 +20,10 @@ from stonechat_server.streaming.sse import run_while_connected
 NOT_FOUND = "image_file_not_found"
 
 
-async def load_images(received: Received, model: ServedModel) -> None:
-    """Load the images of a request. Raises `APIError` with the client's names.
+async def load_media(received: Received, model: ServedModel) -> None:
+    """Load the images and audio of a request. Raises `APIError` with the client's names.
 
-    The request runs from now on, and until it ends it has the images, its place and its deadline.
+    The request runs from now on, and until it ends it has the media, its place and its deadline.
     Raises `ClientDisconnectedError`, and loads no more, if the client disconnects.
     """
     http_request, services, call = received.http_request, received.services, received.call
@@ -37,13 +37,13 @@ async def load_images(received: Received, model: ServedModel) -> None:
 
     def end() -> None:
         deadline.close()
-        services.images.release(call.images)
+        services.media.release(call.media)
         services.lifecycle.leave(deadline)
 
     http_request.state.at_end.append(end)
     services.lifecycle.enter(deadline)
     try:
-        loading = services.images.load(call.images, model.engine, read, model.metrics_name)
+        loading = services.media.load(call.media, model.engine, read, model.metrics_name)
         await deadline.wait(run_while_connected(http_request.receive, loading))
     except (APIError, EngineError) as error:
         raise renamed(call, error) from error.__cause__
@@ -52,7 +52,7 @@ async def load_images(received: Received, model: ServedModel) -> None:
 def renamed(call: Call, error: Exception) -> Exception:
     """An error of the work on a call, with the client's names if it is the client's fault.
 
-    No frame of the traceback keeps it: with it the images would stay until the next collection of
+    No frame of the traceback keeps it: with it the files would stay until the next collection of
     garbage.
     """
     known = to_api_error(error)
@@ -67,8 +67,8 @@ async def _read_file(
         raise APIError(400, OFF, code=NOT_FOUND)
     try:
         file = await storage.run(storage.files.find, identity.key.name, file_id)
-        if file.purpose not in IMAGE_PURPOSES:
-            wanted = " or ".join(sorted(IMAGE_PURPOSES))
+        if file.purpose not in MEDIA_PURPOSES:
+            wanted = " or ".join(sorted(MEDIA_PURPOSES))
             message = f"The file '{file.id}' has the purpose {file.purpose}, and not {wanted}."
             raise APIError(400, message, code="invalid_image")
         if file.num_bytes > max_bytes:

@@ -1,4 +1,4 @@
-"""Which URLs of images the server may fetch: `https` ones of the hosts that its patterns name.
+"""Which URLs of files the server may fetch: `https` ones of the hosts that its patterns name.
 
 A URL is refused unless it is written in the plainest way: what two programs could read in two ways
 may lead elsewhere than its check has seen.
@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from stonechat_server.images.errors import UrlError
+from stonechat_server.media.data_urls import EXAMPLE
+from stonechat_server.media.errors import UrlError
 
 SCHEME = "https://"
 HTTPS_PORT = 443
@@ -23,7 +24,7 @@ ALL = "*"
 
 
 @dataclass(frozen=True, slots=True)
-class ImageUrl:
+class FileUrl:
     """A URL that is checked: `https://HOST:PORT` and the path with its query."""
 
     host: str
@@ -31,12 +32,12 @@ class ImageUrl:
     target: str
 
 
-def read_url(url: str) -> ImageUrl:
-    """Read a URL of an image. Raises `UrlError`."""
+def read_url(url: str) -> FileUrl:
+    """Read the URL of a file. Raises `UrlError`."""
     if not url:
         raise UrlError("is empty: it must begin with data: or https://")
     if url[: len(SCHEME)].lower() != SCHEME:
-        raise UrlError("must begin with data: or https:// (base64: data:image/png;base64,...)")
+        raise UrlError(f"must begin with data: or https:// (base64: {EXAMPLE})")
     if len(url) > MAX_URL_LENGTH:
         raise UrlError(f"has more than {MAX_URL_LENGTH} characters")
     if not _PLAIN.fullmatch(url) or "\\" in url:
@@ -53,7 +54,7 @@ def read_url(url: str) -> ImageUrl:
         raise UrlError("has a port that is no number from 1 to 65535")
     parts = urlsplit("//" + rest)
     query = f"?{parts.query}" if parts.query else ""
-    return ImageUrl(host, int(port_text or HTTPS_PORT), (parts.path or "/") + query)
+    return FileUrl(host, int(port_text or HTTPS_PORT), (parts.path or "/") + query)
 
 
 class AllowedUrls:
@@ -71,13 +72,13 @@ class AllowedUrls:
         """Whether no URL is fetched at all."""
         return not self._patterns
 
-    def check(self, url: str) -> ImageUrl:
+    def check(self, url: str) -> FileUrl:
         """Read a URL that a pattern allows. Raises `UrlError`."""
         wanted = read_url(url)
         if self.is_empty:
             raise UrlError(
                 "would have to be fetched, and this server fetches none (its operator can allow "
-                "hosts with --allow-image-urls): send the image as a data: URL"
+                "hosts with --allow-image-urls): send the file as a data: URL"
             )
         if not any(_matches(wanted, host, port) for host, port in self._patterns):
             where = wanted.host if wanted.port == HTTPS_PORT else f"{wanted.host}:{wanted.port}"
@@ -90,7 +91,7 @@ def _read_pattern(pattern: str) -> tuple[str, int]:
     return host, int(port or HTTPS_PORT)
 
 
-def _matches(url: ImageUrl, host: str, port: int) -> bool:
+def _matches(url: FileUrl, host: str, port: int) -> bool:
     if url.port != port:
         return False
     return host in (ALL, url.host) or (host[:2] == "*." and url.host.endswith(host[1:]))

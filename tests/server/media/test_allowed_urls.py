@@ -2,8 +2,8 @@
 
 import pytest
 
-from stonechat_server.images.allowed_urls import AllowedUrls, ImageUrl, read_url
-from stonechat_server.images.errors import UrlError
+from stonechat_server.media.allowed_urls import AllowedUrls, FileUrl, read_url
+from stonechat_server.media.errors import UrlError
 from stonechat_server.settings import Settings
 
 ANY = AllowedUrls(["*"])
@@ -12,16 +12,16 @@ ANY = AllowedUrls(["*"])
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("https://a.example/x.png", ImageUrl("a.example", 443, "/x.png")),
-        ("HTTPS://A.Example", ImageUrl("a.example", 443, "/")),
-        ("https://a.example:443?q=1#f", ImageUrl("a.example", 443, "/?q=1")),
+        ("https://a.example/x.png", FileUrl("a.example", 443, "/x.png")),
+        ("HTTPS://A.Example", FileUrl("a.example", 443, "/")),
+        ("https://a.example:443?q=1#f", FileUrl("a.example", 443, "/?q=1")),
         ("https://a.example/p;x?q=/../%2e%2e&b=@", None),
-        ("https://xn--bcher-kva.example//x", ImageUrl("xn--bcher-kva.example", 443, "//x")),
+        ("https://xn--bcher-kva.example//x", FileUrl("xn--bcher-kva.example", 443, "//x")),
     ],
 )
-def test_plain_urls(url: str, expected: ImageUrl | None) -> None:
+def test_plain_urls(url: str, expected: FileUrl | None) -> None:
     wanted = read_url(url)
-    assert wanted == (expected or ImageUrl("a.example", 443, "/p;x?q=/../%2e%2e&b=@"))
+    assert wanted == (expected or FileUrl("a.example", 443, "/p;x?q=/../%2e%2e&b=@"))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_patterns_allow_nothing_else(pattern: str, url: str) -> None:
 
 
 def test_without_patterns_the_error_says_how_to_allow() -> None:
-    with pytest.raises(UrlError, match=r"--allow-image-urls\): send the image as a data: URL"):
+    with pytest.raises(UrlError, match=r"--allow-image-urls\): send the file as a data: URL"):
         AllowedUrls([]).check("https://a.example/x")
 
 

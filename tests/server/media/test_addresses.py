@@ -2,7 +2,7 @@
 
 import pytest
 
-from stonechat_server.images.addresses import AddressError, check_addresses, is_public
+from stonechat_server.media.addresses import AddressError, check_addresses, is_public
 
 PUBLIC = ["8.8.8.8", "2606:4700:4700::1111"]
 REFUSED = {

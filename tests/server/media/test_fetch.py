@@ -9,9 +9,9 @@ from typing import Any
 import httpcore2
 import pytest
 
-from stonechat_server.images.errors import FetchError, ImageError, UrlError
-from stonechat_server.images.fetch import Fetcher
-from stonechat_server.images.https import Client
+from stonechat_server.media.errors import FetchError, MediaError, UrlError
+from stonechat_server.media.fetch import Fetcher
+from stonechat_server.media.https import Client
 
 URL = "https://a.example/x.png?q=1"
 NAMES = {
@@ -90,9 +90,9 @@ class Network(httpcore2.AsyncNetworkBackend):
 
 
 def fetch(net: Network, url: str = URL, patterns: Sequence[str] = ("*",), **options: Any) -> bytes:
-    values: dict[str, Any] = {"timeout": 60.0, "max_bytes": 1000} | options
+    values: dict[str, Any] = {"timeout": 60.0} | options
     fetcher = Fetcher(patterns, client=Client(net.resolve, net), **values)
-    return asyncio.run(fetcher.fetch(url))
+    return asyncio.run(fetcher.fetch(url, 1000))
 
 
 def redirect(url: str, status: int = 302) -> bytes:
@@ -164,7 +164,7 @@ def test_redirects_are_followed_and_checked_anew() -> None:
 )
 def test_redirects_to_elsewhere_are_refused(to: str) -> None:
     net = Network([redirect(to)] * 5)
-    with pytest.raises(ImageError) as error_info:
+    with pytest.raises(MediaError) as error_info:
         fetch(net, patterns=["a.example", "b.example"])
     assert isinstance(error_info.value, UrlError) or to == ""
     assert str(error_info.value).startswith("redirects to one that ") or to == ""
@@ -187,7 +187,7 @@ def test_redirects_end() -> None:
 
 def test_a_large_answer_is_refused_before_it_is_read() -> None:
     net = Network([answer(b"x" * 5000)])
-    with pytest.raises(ImageError, match="--max-image-size"):
+    with pytest.raises(MediaError, match=r"has more than 1\.0 kB"):
         fetch(net)
     assert net.num_read < 200
 
@@ -195,7 +195,7 @@ def test_a_large_answer_is_refused_before_it_is_read() -> None:
 def test_an_answer_of_unknown_length_is_read_up_to_the_bound() -> None:
     chunk = b"40\r\n" + b"x" * 64 + b"\r\n"
     net = Network([OK + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 1000])
-    with pytest.raises(ImageError, match="--max-image-size"):
+    with pytest.raises(MediaError, match=r"has more than 1\.0 kB"):
         fetch(net)
     assert net.num_read < 2000
 

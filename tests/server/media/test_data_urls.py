@@ -5,10 +5,11 @@ import tracemalloc
 
 import pytest
 
-from stonechat_server.images import data_urls
-from stonechat_server.images.data_urls import read_data_url, type_of
-from stonechat_server.images.errors import ImageError, UrlError
-from tests.server.fake_images import JPEG, PNG
+from stonechat_server.media import data_urls
+from stonechat_server.media.data_urls import read_data_url
+from stonechat_server.media.errors import MediaError, UrlError, refused
+from stonechat_server.media.file_types import image_type
+from tests.server.fake_media import JPEG, PNG
 
 FILES = {
     "image/png": PNG + b"x",
@@ -25,9 +26,9 @@ def url(content: bytes, media_type: str = "image/png") -> str:
 @pytest.mark.parametrize("media_type", FILES)
 def test_each_type_is_read(media_type: str) -> None:
     content = FILES[media_type]
-    assert type_of(content) == media_type
-    assert read_data_url(url(content, media_type), 100) == content
-    assert read_data_url(url(content, ""), 100) == content
+    assert image_type(content) == media_type
+    assert read_data_url(url(content, media_type), "image", 100) == content
+    assert read_data_url(url(content, ""), "image", 100) == content
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_each_type_is_read(media_type: str) -> None:
     ],
 )
 def test_other_spellings(given: str) -> None:
-    assert read_data_url(given, 100) in FILES.values()
+    assert read_data_url(given, "image", 100) in FILES.values()
 
 
 @pytest.mark.parametrize(
@@ -66,30 +67,30 @@ def test_other_spellings(given: str) -> None:
     ],
 )
 def test_what_is_wrong_with_a_url(given: str, code: str) -> None:
-    with pytest.raises(ImageError) as error_info:
-        read_data_url(given, 100)
-    assert error_info.value.code == code
+    with pytest.raises(MediaError) as error_info:
+        read_data_url(given, "image", 100)
+    assert refused("content[0]", "image", error_info.value).code == code
 
 
 def test_a_long_head_takes_no_memory() -> None:
     given = "data:" + ";" * 1_000_000
     tracemalloc.start()
     with pytest.raises(UrlError, match="more than 200 characters before its comma"):
-        read_data_url(given, 100)
+        read_data_url(given, "image", 100)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_500_000
 
 
 def test_the_largest_file() -> None:
-    assert len(read_data_url(url(PNG + b"x" * 92), 100)) == 100
+    assert len(read_data_url(url(PNG + b"x" * 92), "image", 100)) == 100
 
 
 def test_long_data_is_decoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_urls, "PIECE", 8)
     for size in range(1, 40):
         content = PNG + bytes(range(size))
-        assert read_data_url(url(content), 100) == content
+        assert read_data_url(url(content), "image", 100) == content
     for wrong in ("YWJjZA==YWJj", "YWJj====", "YWJjYWJj=", "YWJjYWJjYWJ"):
-        with pytest.raises(ImageError, match="base64"):
-            read_data_url(f"data:;base64,{wrong}", 100)
+        with pytest.raises(MediaError, match="base64"):
+            read_data_url(f"data:;base64,{wrong}", "image", 100)

@@ -1,13 +1,13 @@
-"""Fetches images by `https`, with bounds on size, time, redirects and number."""
+"""Fetches images and audio by `https`, with bounds on size, time, redirects and number."""
 
 import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 from urllib.parse import urljoin
 
-from stonechat_server.images.addresses import Resolver
-from stonechat_server.images.allowed_urls import SCHEME, AllowedUrls, ImageUrl
-from stonechat_server.images.errors import FetchError, UrlError
+from stonechat_server.media.addresses import Resolver
+from stonechat_server.media.allowed_urls import SCHEME, AllowedUrls, FileUrl
+from stonechat_server.media.errors import FetchError, UrlError
 
 MAX_REDIRECTS = 3
 MAX_FETCHES = 16
@@ -18,12 +18,12 @@ NO_CLIENT = "cannot be fetched: on the server, pip install 'stonechat[vision]' i
 class Client(Protocol):
     """Gets what a URL holds: `https.Client`, or a scripted one in tests."""
 
-    async def get(self, url: ImageUrl, max_bytes: int) -> bytes | str:
+    async def get(self, url: FileUrl, max_bytes: int) -> bytes | str:
         """The bytes at a URL, or the URL that it redirects to. Raises `FetchError`."""
 
 
 class Fetcher:
-    """Fetches images of the URLs that `patterns` allow. `client`: by default one of this machine.
+    """Fetches files of the URLs that `patterns` allow. `client`: by default one of this machine.
 
     Each redirect is checked as the first URL is.
     """
@@ -33,11 +33,10 @@ class Fetcher:
         patterns: Sequence[str],
         *,
         timeout: float,
-        max_bytes: int,
         client: Client | None = None,
     ) -> None:
         self._allowed = AllowedUrls(patterns)
-        self._timeout, self._max_bytes = timeout, max_bytes
+        self._timeout = timeout
         self._client = client
         self._resolver: Resolver | None = None
         self._turns = asyncio.Semaphore(MAX_FETCHES)
@@ -46,14 +45,14 @@ class Fetcher:
         """Raise `UrlError` for a URL that is not allowed."""
         self._allowed.check(url)
 
-    async def fetch(self, url: str) -> bytes:
-        """The bytes at a URL. Raises `ImageError`."""
+    async def fetch(self, url: str, max_bytes: int) -> bytes:
+        """The bytes at a URL. Raises `MediaError`."""
         wanted = self._allowed.check(url)
         client = self._client = self._client or self._new_client()
         try:
             async with asyncio.timeout(self._timeout), self._turns:
                 for _ in range(MAX_REDIRECTS + 1):
-                    answer = await client.get(wanted, self._max_bytes)
+                    answer = await client.get(wanted, max_bytes)
                     if isinstance(answer, bytes):
                         return answer
                     url = _joined(url, answer)
@@ -62,7 +61,7 @@ class Fetcher:
             raise FetchError(f"did not arrive within {self._timeout:g} s") from None
         raise FetchError(f"is behind more than {MAX_REDIRECTS} redirects")
 
-    def _redirected(self, url: str) -> ImageUrl:
+    def _redirected(self, url: str) -> FileUrl:
         if url[: len(SCHEME)].lower() != SCHEME:
             raise UrlError("redirects to one that is not https://")
         try:
@@ -72,7 +71,7 @@ class Fetcher:
 
     def _new_client(self) -> Client:
         try:
-            from stonechat_server.images.https import Client as HttpsClient
+            from stonechat_server.media.https import Client as HttpsClient
         except ImportError as error:
             raise FetchError(NO_CLIENT) from error
         self._resolver = Resolver()

@@ -12,14 +12,14 @@ from fastapi.testclient import TestClient
 
 from stonechat_server.access.keys_file import add_key
 from stonechat_server.app import create_app
-from stonechat_server.images.errors import FetchError
-from stonechat_server.images.loading import ImageLoader
+from stonechat_server.media.errors import FetchError
+from stonechat_server.media.loading import MediaLoader
 from stonechat_server.settings import Settings
 from tests.openai_schema import validate
 from tests.server.batches_api.batch_files import create, line, results, wait_for
 from tests.server.bodies import URL, body, error_of
 from tests.server.fake_engine import FakeEngine
-from tests.server.fake_images import JPEG, SHOWN, FakeMediaProcessor, data_url, image, png, user
+from tests.server.fake_media import JPEG, SHOWN, FakeMediaProcessor, data_url, image, png, user
 from tests.server.messages_api.answers import check_known
 from tests.server.storing import NewServer, upload
 
@@ -315,7 +315,7 @@ def test_urls_of_allowed_hosts(new_server: NewServer, engine: FakeEngine) -> Non
     server, web = new_server(), Web()
     settings = Settings(allow_image_urls=["a.example"])
     services = server.app.state.server  # type: ignore[attr-defined]
-    services.images = ImageLoader(settings, services.metrics.images_loaded, web)
+    services.media = MediaLoader(settings, services.metrics.media.loaded, web)
     urls = ["https://a.example/1", "https://a.example/2"]
     answer = server.post(URL, json=body(messages=[user(*map(image, urls))]))
     assert answer.status_code == 200, answer.text

@@ -16,7 +16,7 @@ from tests.openai_schema import validate
 from tests.server.bodies import URL, ask, error_of, post, stream
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import ByteTokenizer, FakeEngine
-from tests.server.fake_images import (
+from tests.server.fake_media import (
     IMAGES,
     JPEG,
     PLACEHOLDER,
@@ -24,11 +24,13 @@ from tests.server.fake_images import (
     TEMPLATE,
     TOKEN,
     FakeMediaProcessor,
+    audio,
     data_url,
     image,
     png,
     text,
     user,
+    wav,
 )
 
 TOOL_CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
@@ -230,7 +232,7 @@ def test_images_move_behind_results_that_take_only_text(
         ([image(png("x" * 2000))], "content[0]", "image_file_too_large"),
         ([image(png(), detail="ultra")], "content[0].image_url.detail", "invalid_value"),
         ([{"type": "image_url"}], "content[0].image_url", "missing_required_parameter"),
-        ([{"type": "input_audio", "input_audio": {}}], "content[0]", "unsupported_parameter"),
+        ([audio(wav())], "content[0]", "unsupported_parameter"),
         ([{"type": "video_url", "video_url": {}}], "content[0]", "unsupported_parameter"),
         ([{"type": "file", "file": {"file_data": "x"}}], "content[0]", "unsupported_parameter"),
         ([{"type": "file", "file": {"file_id": "x"}}], "content[0]", "image_file_not_found"),
@@ -283,7 +285,7 @@ def test_a_model_of_text_alone_says_so(new_client: ClientFactory, engine: FakeEn
     client = new_client()
     error = error_of(post(client, messages=[user("a", image(png()))]))
     assert (error["param"], error["code"]) == ("messages[0].content[1]", "unsupported_parameter")
-    assert error["message"] == "This model takes text only: no images or files."
+    assert error["message"] == "This model takes text only: no images, audio or files."
     object.__setattr__(engine.model, "image_refusal", "Pillow is missing")
     error = error_of(post(client, messages=[user("a", image(png()))]))
     assert error["message"] == "This model takes no images here: Pillow is missing"

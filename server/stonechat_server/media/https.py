@@ -12,13 +12,13 @@ from typing import Any
 import httpcore2
 
 from stonechat_models import __version__
-from stonechat_server.images.addresses import AddressError, Resolve, check_addresses
-from stonechat_server.images.allowed_urls import ImageUrl
-from stonechat_server.images.errors import FetchError, too_large
+from stonechat_server.media.addresses import AddressError, Resolve, check_addresses
+from stonechat_server.media.allowed_urls import FileUrl
+from stonechat_server.media.errors import FetchError, too_large
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 HEADERS: dict[bytes | str, bytes | str] = {
-    "Accept": "image/png, image/jpeg, image/webp, image/gif",
+    "Accept": "image/png, image/jpeg, image/webp, image/gif, audio/*",
     "Accept-Encoding": "identity",
     "Connection": "close",
     "User-Agent": f"stonechat/{__version__}",
@@ -52,7 +52,7 @@ class CheckedBackend(httpcore2.AsyncNetworkBackend):
 
 
 class Client:
-    """Gets images. `inner` opens the connections: by default TCP ones of this machine."""
+    """Gets files. `inner` opens the connections: by default TCP ones of this machine."""
 
     def __init__(
         self, resolve: Resolve, inner: httpcore2.AsyncNetworkBackend | None = None
@@ -60,7 +60,7 @@ class Client:
         self._backend = CheckedBackend(resolve, inner or httpcore2.AnyIOBackend())
         self._tls: ssl.SSLContext | None = None
 
-    async def get(self, url: ImageUrl, max_bytes: int) -> bytes | str:
+    async def get(self, url: FileUrl, max_bytes: int) -> bytes | str:
         """The bytes at a URL, or the URL that it redirects to. Raises `FetchError`."""
         if self._tls is None:  # it reads the system's certificates
             self._tls = await asyncio.to_thread(httpcore2.default_ssl_context)

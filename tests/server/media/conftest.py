@@ -3,7 +3,7 @@
 import pytest
 
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
-from tests.server.fake_images import IMAGES, TEMPLATE, FakeMediaProcessor
+from tests.server.fake_media import IMAGES, TEMPLATE, FakeMediaProcessor
 from tests.server.storing import new_server, server
 
 __all__ = ["new_server", "server"]

@@ -18,17 +18,17 @@ from stonechat_models import ImageOptions, PreparedMedia, TooManyMediaError
 from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.app import create_app
 from stonechat_server.errors import APIError
-from stonechat_server.images import loading
-from stonechat_server.images.budget import busy
-from stonechat_server.images.loading import ImageLoader
-from stonechat_server.images.references import ImageReference, find_images
+from stonechat_server.media import loading
+from stonechat_server.media.budget import busy
+from stonechat_server.media.loading import MediaLoader
+from stonechat_server.media.references import MediaReference, find_media
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.settings import Settings
 from tests.server.bodies import URL, body
 from tests.server.catalog.scripted_models import in_loop, until
-from tests.server.fake_engine import FakeEngine
-from tests.server.fake_images import FakeMediaProcessor, image, png, prepared, user
+from tests.server.fake_engine import FakeEngine, model_info
+from tests.server.fake_media import IMAGES, FakeMediaProcessor, image, png, prepared, user
 from tests.server.live import live_server, wait_until
 
 
@@ -53,19 +53,23 @@ class SlowWeb:
         return png(url.target)
 
 
-def loader(web: SlowWeb | None = None, **settings: Any) -> ImageLoader:
+def seeing(processor: FakeMediaProcessor) -> FakeEngine:
+    return FakeEngine(model=model_info(images=IMAGES), media_processor=processor)
+
+
+def loader(web: SlowWeb | None = None, **settings: Any) -> MediaLoader:
     values: dict[str, Any] = {"allow_image_urls": ["*"], "image_fetch_timeout": 60.0} | settings
-    return ImageLoader(Settings(**values), lambda *_: None, web)
+    return MediaLoader(Settings(**values), lambda *_, **__: None, web)
 
 
 def references(*paths: str) -> Any:
     parts = [image(f"https://a.example{path}") for path in paths]
-    return find_images(ChatCompletionRequest(**body(messages=[user(*parts)])).messages)
+    return find_media(ChatCompletionRequest(**body(messages=[user(*parts)])).messages)
 
 
 def small(*sizes: int) -> Any:
     parts = [image(png("x" * size)) for size in sizes]
-    return find_images(ChatCompletionRequest(**body(messages=[user(*parts)])).messages)
+    return find_media(ChatCompletionRequest(**body(messages=[user(*parts)])).messages)
 
 
 async def no_file(file_id: str, max_bytes: int) -> bytes:
@@ -74,7 +78,7 @@ async def no_file(file_id: str, max_bytes: int) -> bytes:
 
 @in_loop
 async def test_images_are_fetched_together_and_keep_their_order() -> None:
-    web, engine = SlowWeb(3), FakeEngine(media_processor=FakeMediaProcessor())
+    web, engine = SlowWeb(3), seeing(FakeMediaProcessor())
     wanted = references("/1", "/2", "/3")
     await loader(web).load(wanted, engine, no_file, "m")
     assert sorted(web.begun) == ["/1", "/2", "/3"]
@@ -82,12 +86,12 @@ async def test_images_are_fetched_together_and_keep_their_order() -> None:
     files = [file for call in engine.media_processor.calls for file in call[0]]
     assert files == [png("/1"), png("/2"), png("/3")]
     expected = [prepared(file, ImageOptions()).content_hash for file in files]
-    assert [r.part.image.content_hash for r in wanted] == expected
+    assert [r.part.media.content_hash for r in wanted] == expected
 
 
 @in_loop
 async def test_an_error_ends_the_other_fetches() -> None:
-    web, engine = SlowWeb(2), FakeEngine(media_processor=FakeMediaProcessor())
+    web, engine = SlowWeb(2), seeing(FakeMediaProcessor())
     with pytest.raises(APIError) as error_info:
         await loader(web).load(references("/never", "/bad"), engine, no_file, "m")
     assert error_info.value.param == "messages[0].content[1]"
@@ -97,7 +101,7 @@ async def test_an_error_ends_the_other_fetches() -> None:
 @in_loop
 async def test_a_cancelled_load_ends_its_fetches_and_its_preparation() -> None:
     web, processor = SlowWeb(1), FakeMediaProcessor(holds=True)
-    engine, images = FakeEngine(media_processor=processor), loader(web)
+    engine, images = seeing(processor), loader(web)
     fetching = asyncio.create_task(images.load(references("/never"), engine, no_file, "m"))
     preparing = asyncio.create_task(images.load(small(1), engine, no_file, "m"))
     await until(lambda: bool(web.begun and processor.futures))
@@ -115,7 +119,7 @@ async def test_a_cancelled_load_ends_its_fetches_and_its_preparation() -> None:
 async def test_what_the_processor_still_has_counts() -> None:
     """Clients that come and leave do not fill the memory."""
     processor = FakeMediaProcessor(holds=True)
-    engine, images = FakeEngine(media_processor=processor), loader(max_images_size=1000)
+    engine, images = seeing(processor), loader(max_images_size=1000)
     for number in range(1, loading.HELD_REQUESTS + 1):
         task = asyncio.create_task(images.load(small(980), engine, no_file, "m"))
         await until(lambda number=number: len(processor.futures) == number)
@@ -133,7 +137,7 @@ async def test_what_the_processor_still_has_counts() -> None:
 @in_loop
 async def test_too_many_requests_are_refused() -> None:
     processor = FakeMediaProcessor(holds=True)
-    engine, images = FakeEngine(media_processor=processor), loader()
+    engine, images = seeing(processor), loader()
     tasks = [
         asyncio.create_task(images.load(small(1), engine, no_file, "m"))
         for _ in range(loading.MAX_LOADING)
@@ -150,7 +154,7 @@ async def test_too_many_requests_are_refused() -> None:
 @in_loop
 async def test_the_bytes_of_all_requests_are_bounded() -> None:
     processor = FakeMediaProcessor(holds=True)
-    engine, images = FakeEngine(media_processor=processor), loader(max_images_size=1000)
+    engine, images = seeing(processor), loader(max_images_size=1000)
     tasks = [
         asyncio.create_task(images.load(small(980), engine, no_file, "m"))
         for _ in range(loading.HELD_REQUESTS)
@@ -167,11 +171,11 @@ async def test_the_bytes_of_all_requests_are_bounded() -> None:
 @in_loop
 async def test_files_count_while_others_of_their_request_are_read() -> None:
     web = SlowWeb(1)
-    engine = FakeEngine(media_processor=FakeMediaProcessor())
+    engine = seeing(FakeMediaProcessor())
     images = loader(web, max_images_size=1000)
     parts = [image(png("x" * 900)), image("https://a.example/never")]
     wanted = [
-        find_images(ChatCompletionRequest(**body(messages=[user(*parts)])).messages)
+        find_media(ChatCompletionRequest(**body(messages=[user(*parts)])).messages)
         for _ in range(loading.HELD_REQUESTS + 1)
     ]
     tasks = [asyncio.create_task(images.load(w, engine, no_file, "m")) for w in wanted[1:]]
@@ -201,7 +205,7 @@ class SlowHash(FakeMediaProcessor):
 @in_loop
 async def test_a_file_counts_although_nobody_waits_until_the_processor_has_it() -> None:
     processor = SlowHash()
-    engine, images = FakeEngine(media_processor=processor), loader()
+    engine, images = seeing(processor), loader()
     task = asyncio.create_task(images.load(small(900), engine, no_file, "m"))
     await until(processor.has_begun.is_set)
     task.cancel()
@@ -215,13 +219,13 @@ async def test_a_file_counts_although_nobody_waits_until_the_processor_has_it() 
 
 @in_loop
 async def test_prepared_images_count_until_their_request_ends() -> None:
-    engine, images = FakeEngine(media_processor=FakeMediaProcessor()), loader(image_memory=11)
+    engine, images = seeing(FakeMediaProcessor()), loader(image_memory=11)
     first, second = small(1, 2), small(3)  # 4 bytes each
     await images.load(first, engine, no_file, "m")
     with pytest.raises(RefusedError) as error_info:
         await images.load(second, engine, no_file, "m")
     assert error_info.value.reason == "images_full"
-    assert second[0].part.image is None
+    assert second[0].part.media is None
     for _ in range(2):  # the second time nothing is left to give back
         images.release(first)
         assert images.prepared.num_bytes == 0
@@ -232,7 +236,7 @@ async def test_prepared_images_count_until_their_request_ends() -> None:
 @in_loop
 async def test_one_request_has_no_more_than_the_memory_either() -> None:
     processor = FakeMediaProcessor()
-    engine, images = FakeEngine(media_processor=processor), loader(image_memory=11)
+    engine, images = seeing(processor), loader(image_memory=11)
     large = small(*range(32))
     with pytest.raises(APIError) as error_info:
         await images.load(large, engine, no_file, "m")
@@ -260,7 +264,7 @@ def no_collection() -> Iterator[None]:
 def test_a_request_that_has_ended_gives_its_memory_back(engine: FakeEngine, stream: bool) -> None:
     """At once, whatever its end was: nothing waits for a collection of garbage."""
     app = create_app(Settings(image_memory=11), engine)
-    images = app.state.server.images
+    images = app.state.server.media
     long, broken = image(png(num_tokens=100_000)), image(png("broken"))
     endings: list[tuple[str, list[Any], dict[str, Any], int]] = [
         (URL, [image(png())], {}, 200),
@@ -291,7 +295,7 @@ def test_a_refused_image_leaves_nothing_in_memory(
             sent = body(messages=[user(image(file))], stream=stream)
             assert client.post(URL, json=sent).status_code == 400
             processor.futures.clear()
-            assert [o for o in gc.get_objects() if isinstance(o, ImageReference)] == []
+            assert [o for o in gc.get_objects() if isinstance(o, MediaReference)] == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -306,9 +310,9 @@ def test_a_request_that_gets_no_place_leaves_no_image_in_memory(
     with TestClient(app, "http://127.0.0.1:8000") as client, no_collection():
         sent = body(messages=[user(image(png()))], stream=stream)
         assert client.post(URL, json=sent).status_code == 429
-        assert app.state.server.images.prepared.num_bytes == 0
+        assert app.state.server.media.prepared.num_bytes == 0
         left = [o for o in gc.get_objects() if isinstance(o, PreparedRequest)]
-        assert [prompt for prompt in left if prompt.images] == []
+        assert [prompt for prompt in left if prompt.media] == []
 
 
 @pytest.mark.parametrize("path", [URL, "/tokenize"])
@@ -355,7 +359,7 @@ class FullProcessor:
 @in_loop
 async def test_a_processor_that_is_full_is_a_429() -> None:
     with pytest.raises(RefusedError) as error_info:
-        await loader().load(small(1), FakeEngine(media_processor=FullProcessor()), no_file, "m")
+        await loader().load(small(1), seeing(FullProcessor()), no_file, "m")
     assert error_info.value.status == 429
 
 

@@ -1,4 +1,4 @@
-"""Which addresses images may be fetched from: those of the public internet, and no others.
+"""Which addresses files may be fetched from: those of the public internet, and no others.
 
 A host that an operator allows may have any address in its DNS records, also one inside the
 operator's network. So each address that a name resolves to is checked, and the connection goes to

@@ -1,4 +1,4 @@
-"""Counts bytes of images against bounds: on one request, and on all requests together."""
+"""Counts bytes of images and audio against bounds: on one request, and on all together."""
 
 from collections.abc import Callable
 
@@ -46,7 +46,7 @@ class Share:
         self._num_own -= num_bytes
 
     def close(self) -> None:
-        """Give back the memory that no image has taken."""
+        """Give back the memory that nothing prepared has taken."""
         self._budget.give_back(self._num_own)
         self._num_own = 0
 
@@ -54,7 +54,7 @@ class Share:
 def busy() -> APIError:
     """429: the client may try again when other requests have ended."""
     return too_many_requests(
-        "The images of too many requests are being loaded. Try again later.",
+        "The images or audio of too many requests are being loaded. Try again later.",
         reason="images_full",
         retry_after=1.0,
     )

@@ -13,7 +13,7 @@ from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
 from tests.models.media.prompts import VisionModel, noise
 from tests.server.bodies import ask
-from tests.server.fake_images import data_url, image, user
+from tests.server.fake_media import data_url, image, user
 
 FAMILIES = [
     "qwen3_vl",

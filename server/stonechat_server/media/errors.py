@@ -1,0 +1,109 @@
+"""What can be wrong with the images and the audio of a request.
+
+The codes of images are those that OpenAI publishes. It publishes none of audio.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal
+
+from stonechat_models import InvalidMediaError, size_text
+from stonechat_server.errors import APIError, invalid
+from stonechat_server.prompt.media import counted
+
+if TYPE_CHECKING:
+    from stonechat_models import Modality
+
+Kind = Literal["url", "download", "base64", "empty", "format", "file_too_large"]
+CODES: Mapping["Modality", Mapping[str, str]] = {
+    "image": {
+        "url": "invalid_image_url",
+        "download": "failed_to_download_image",
+        "base64": "invalid_base64_image",
+        "empty": "empty_image_file",
+        "format": "unsupported_image_media_type",
+        "broken": "image_parse_error",
+        "file_too_large": "image_file_too_large",
+        "too_large": "image_too_large",
+    },
+    "audio": {
+        "url": "invalid_audio_url",
+        "download": "failed_to_download_audio",
+        "base64": "invalid_base64_audio",
+        "empty": "empty_audio_file",
+        "format": "unsupported_audio_format",
+        "broken": "audio_parse_error",
+        "file_too_large": "audio_file_too_large",
+        "too_large": "audio_too_large",
+        "too_long": "audio_too_long",
+    },
+}
+"""The code of the error for each kind of `MediaError` and `InvalidMediaError`. For others, it is
+`invalid_image` or `invalid_audio`."""
+
+
+class MediaError(Exception):
+    """The message goes on from "the image" or "the audio"."""
+
+    def __init__(self, message: str, kind: Kind) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class FetchError(MediaError):
+    """A file could not be fetched."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "download")
+
+
+class UrlError(MediaError):
+    """A URL leads to no file, or may not be fetched. The message goes on from "the URL"."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "url")
+
+
+def too_large(limit: int) -> MediaError:
+    """The error for a file beyond `--max-image-size` or `--max-audio-size`."""
+    return MediaError(f"has more than {size_text(limit)}", "file_too_large")
+
+
+# --- the answers ---
+
+
+def refused(path: str, modality: "Modality", error: MediaError | InvalidMediaError) -> APIError:
+    """400: the image or audio at `path` cannot be read, or not be prepared."""
+    reason = error.reason if isinstance(error, InvalidMediaError) else str(error)
+    if error.kind == "file_too_large":
+        reason += f", the limit that the server's --max-{modality}-size sets"
+    what = "URL" if isinstance(error, UrlError) else modality
+    code = CODES[modality].get(error.kind, f"invalid_{modality}")
+    return invalid(path, f"'{path}': the {what} {reason}.", code)
+
+
+def too_many(number: int, limit: int, modality: "Modality") -> APIError:
+    """400: a request has more images than `--max-images`, or audio than `--max-audio-clips`."""
+    name = counted(modality)
+    message = (
+        f"There are {number} {name}, and at most {limit} are allowed: the server's "
+        f"--max-{name.replace(' ', '-')} sets the limit."
+    )
+    return invalid("messages", message, f"too_many_{name.replace(' ', '_')}")
+
+
+def too_large_together(limit: int) -> APIError:
+    """400: the files of a request are beyond `--max-images-size`."""
+    message = (
+        f"The images and audio have more than {size_text(limit)} together, the limit that the "
+        "server's --max-images-size sets."
+    )
+    return invalid("messages", message, "image_file_too_large")
+
+
+def too_much_memory(limit: int) -> APIError:
+    """400: the prepared images and audio of a request are beyond `--image-memory`."""
+    message = (
+        f"The images and audio need more than {size_text(limit)} of memory together once they are "
+        "prepared, the limit that the server's --image-memory sets. Send fewer or smaller ones."
+    )
+    return invalid("messages", message, "image_too_large")

@@ -1,0 +1,65 @@
+"""What the first bytes of a file say that it holds."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from stonechat_server.media.errors import MediaError
+
+if TYPE_CHECKING:
+    from stonechat_models import Modality
+    from stonechat_server.schema.messages import AudioFormat
+
+READ: Mapping["Modality", str] = {
+    "image": "a PNG, JPEG, WebP or GIF file",
+    "audio": "a WAV, MP3, FLAC or Ogg file",
+}
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+_OTHER_NAMES = {"image/jpg": "image/jpeg", "image/pjpeg": "image/jpeg", "image/x-png": "image/png"}
+_UNKNOWN = frozenset({"", "application/octet-stream"})
+"""Media types that say nothing. Without one, a `data:` URL would be text."""
+
+
+def image_type(content: bytes) -> str | None:
+    """The media type of an image, one of `IMAGE_TYPES`; None if it is none."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if content.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    return "image/gif" if content[:6] in (b"GIF87a", b"GIF89a") else None
+
+
+def audio_format(content: bytes) -> "AudioFormat | None":
+    """The format of audio; None if it is none that is read."""
+    if content[:4] in (b"RIFF", b"RF64") and content[8:12] == b"WAVE":
+        return "wav"
+    if content[:4] == b"fLaC":
+        return "flac"
+    if content[:4] == b"OggS":
+        return "ogg"
+    # The header of an MPEG frame: 11 set bits, and a layer that is not the reserved one, which AAC
+    # has.
+    is_frame = content[:1] == b"\xff" and content[1:2] >= b"\xe0" and bool(content[1] & 6)
+    return "mp3" if is_frame or content[:3] == b"ID3" else None
+
+
+def check_type(content: bytes, modality: "Modality", media_type: str = "") -> None:
+    """Raise `MediaError` for a file that is no image or no audio.
+
+    So is an image of another type than `media_type` says. Audio has too many names for its types:
+    what it is counts, not what it is called.
+    """
+    if not content:
+        raise MediaError("is empty", "empty")
+    if modality == "audio":
+        if audio_format(content) is None:
+            raise MediaError(f"is not {READ['audio']}", "format")
+        return
+    said = _OTHER_NAMES.get(media_type, media_type)
+    found = image_type(content)
+    if found is None or (said not in IMAGE_TYPES and said not in _UNKNOWN):
+        raise MediaError(f"is not {READ['image']}", "format")
+    if said not in _UNKNOWN and said != found:
+        wrong = f"is {found}, and not {media_type[:40]} as the request says"
+        raise MediaError(wrong, "format")

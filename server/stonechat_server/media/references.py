@@ -1,0 +1,169 @@
+"""Finds the images and the audio in the messages of a request: of users, and of tools' results."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import ValidationError
+
+from stonechat_server.errors import APIError, format_path, invalid, unsupported
+from stonechat_server.media.data_urls import is_data_url
+from stonechat_server.prompt.template_messages import is_parts, no_media
+from stonechat_server.schema.messages import (
+    AudioPart,
+    AudioUrlPart,
+    FilePart,
+    FunctionMessage,
+    ImageFilePart,
+    ImagePart,
+    Message,
+    SourcePart,
+    ToolMessage,
+    UserMessage,
+    VideoPart,
+)
+
+if TYPE_CHECKING:
+    from stonechat_models import Modality
+
+MAX_SHOWN = 60
+TOOL_IMAGES = frozenset({"image_url", "input_image"})
+"""The types of images in a tool's result: of chat completions, and of Responses."""
+TOOL_AUDIO: dict[str, type[SourcePart]] = {"input_audio": AudioPart, "audio_url": AudioUrlPart}
+
+
+@dataclass(slots=True)
+class MediaReference:
+    """An image or audio of a request, at `path` in its chat messages."""
+
+    path: str
+    part: SourcePart
+    modality: "Modality | None"
+    """None for a file of `/v1/files` until it is read: its content says it."""
+    content: bytes | None = None
+    """The file itself, if it came beside the messages."""
+
+    @property
+    def detail(self) -> Literal["auto", "low", "high"]:
+        """How closely the model looks at an image: auto, low or high."""
+        given = None
+        if isinstance(self.part, ImagePart):
+            given = self.part.image_url.detail
+        elif isinstance(self.part, FilePart):
+            given = self.part.file.detail
+        return "high" if given == "original" else given or "auto"
+
+    @property
+    def url(self) -> str | None:
+        """The URL, if it has one."""
+        if isinstance(self.part, ImagePart):
+            return self.part.image_url.url
+        return self.part.audio_url.url if isinstance(self.part, AudioUrlPart) else None
+
+    @property
+    def data(self) -> str:
+        """The file in base64, alone or in a `data:` URL; empty if it is elsewhere."""
+        if isinstance(self.part, AudioPart):
+            return self.part.input_audio.data
+        url = self.url
+        return url if url is not None and is_data_url(url) else ""
+
+    @property
+    def num_bytes(self) -> int:
+        """How much of the body the file is."""
+        return len(self.data) or len(self.content or b"")
+
+    def shorten(self) -> None:
+        """Leave only the beginning of the data: the file itself is neither kept nor logged."""
+        self.content = None
+        match self.part:
+            case ImagePart():
+                self.part.image_url.url = shortened(self.part.image_url.url)
+            case AudioUrlPart():
+                self.part.audio_url.url = shortened(self.part.audio_url.url)
+            case AudioPart():
+                self.part.input_audio.data = shortened_data(self.part.input_audio.data)
+
+
+def shortened(url: str) -> str:
+    """A URL as logs and the ledger have it: of a `data:` URL, its beginning and its length."""
+    if len(url) <= MAX_SHOWN or not is_data_url(url):
+        return url
+    return f"{url[:MAX_SHOWN].partition(',')[0]},... ({len(url)} characters)"
+
+
+def shortened_data(data: str) -> str:
+    """Base64 as logs and the ledger have it: its length."""
+    return data if len(data) <= MAX_SHOWN else f"... ({len(data)} characters)"
+
+
+def find_media(messages: Sequence[Message]) -> list[MediaReference]:
+    """The images and audio in messages, in order. Parts in results of tools become typed.
+
+    Raises `APIError` 400 for a part that is not well made or in another message, and for video.
+    """
+    return [
+        MediaReference(f"messages[{i}].content[{j}]", part, _modality(part))
+        for i, message in enumerate(messages)
+        if isinstance(message.content, list | dict)
+        for j, part in _parts(message, f"messages[{i}].content")
+    ]
+
+
+def _parts(message: Message, path: str) -> Iterator[tuple[int, SourcePart]]:
+    if isinstance(message, ToolMessage | FunctionMessage):
+        given = message.content if isinstance(message.content, list) else [message.content]
+        if is_parts(given) and any(_is_media(part) for part in given):
+            message.content = [_typed(part, f"{path}[{j}]") for j, part in enumerate(given)]
+    takes_media = isinstance(message, UserMessage | ToolMessage | FunctionMessage)
+    for j, part in enumerate(message.content or ()):
+        if isinstance(part, VideoPart):
+            raise no_media(f"{path}[{j}]")
+        if not isinstance(part, SourcePart):
+            continue
+        if not takes_media:
+            raise unsupported(
+                f"{path}[{j}]",
+                f"'{path}[{j}]': images and audio may be in user messages and in results of tools, "
+                f"not in messages of the role {message.role}.",
+            )
+        yield j, part
+
+
+def _modality(part: SourcePart) -> "Modality | None":
+    if isinstance(part, AudioPart | AudioUrlPart):
+        return "audio"
+    return "image" if isinstance(part, ImagePart | ImageFilePart) else None
+
+
+def _is_media(part: object) -> bool:
+    return isinstance(part, dict) and (part["type"] in TOOL_IMAGES or part["type"] in TOOL_AUDIO)
+
+
+def _typed(part: Any, path: str) -> Any:
+    """The part of a tool's result as a part of a chat message, if it is an image or audio."""
+    if not _is_media(part):
+        return part
+    try:
+        if part["type"] in TOOL_AUDIO:
+            return TOOL_AUDIO[part["type"]].model_validate(part)
+        if part.get("file_id") is not None:
+            file = {"file_id": part["file_id"], "detail": part.get("detail")}
+            return ImageFilePart.model_validate({"type": "file", "file": file})
+        url = part.get("image_url")
+        if isinstance(url, str):
+            url = {"url": url, "detail": part.get("detail")}
+        return ImagePart.model_validate({"type": "image_url", "image_url": url})
+    except ValidationError as error:
+        raise _malformed(error, path) from error
+
+
+def _malformed(error: ValidationError, path: str) -> APIError:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    where = f"{path}.{format_path(detail['loc'])}"
+    if detail["type"] == "model_type":  # pydantic's own text names a class of Python
+        reason = "It must be an object with a url, or a URL."
+        if detail["loc"] == ("input_audio",):
+            reason = "It must be an object with data and a format."
+        return invalid(where, f"Invalid '{where}': {reason}")
+    return invalid(where, f"Invalid '{where}': {detail['msg']}.")

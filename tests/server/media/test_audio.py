@@ -1,0 +1,332 @@
+"""Audio in requests, from the body to the engine, and back in the usage."""
+
+import base64
+import json
+import logging
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+from tests.openai_schema import validate
+from tests.server.bodies import URL, ask, error_of, post
+from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
+from tests.server.fake_media import (
+    AUDIO,
+    AUDIO_PLACEHOLDER,
+    HEARD,
+    IMAGES,
+    PLACEHOLDER,
+    SHOWN,
+    TEMPLATE,
+    FakeMediaProcessor,
+    audio,
+    audio_url,
+    data_url,
+    image,
+    png,
+    text,
+    user,
+    wav,
+)
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "hear", "arguments": "{}"}}
+CALLED = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [CALL]}]
+MP3 = (b"\xff\xfb\x90\x00", b"ID3\x04\x00")
+
+
+@pytest.fixture
+def engine(processor: FakeMediaProcessor) -> FakeEngine:
+    """Sees and hears."""
+    return FakeEngine(
+        model=model_info(images=IMAGES, audio=AUDIO),
+        tokenizer=ByteTokenizer(chat_template=TEMPLATE),
+        media_processor=processor,
+    )
+
+
+def turn(content: str, role: str = "user") -> str:
+    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
+
+
+def test_audio_and_images_stand_in_their_order(client: TestClient, engine: FakeEngine) -> None:
+    first, second = wav("a", 3), wav("b", 2)
+    messages = [
+        user("one ", audio(first), " two ", image(png()), audio_url(second), "!"),
+        {"role": "assistant", "content": "heard"},
+        user(audio(first)),
+    ]
+    answer = ask(client, messages=messages)
+    request = engine.requests[0]
+    assert engine.prompt == (
+        turn(f"one {HEARD} two {SHOWN}<a>(\x02\x02)</a>!")
+        + turn("heard", "assistant")
+        + turn(HEARD)
+        + "<|im_start|>assistant\n"
+    )
+    ids = list(request.prompt_token_ids)
+    for modality, token_id, sizes in (("audio", 2, [3, 2, 3]), ("image", 1, [2])):
+        media = [one for one in request.media if one.modality == modality]
+        assert [one.num_tokens for one in media] == sizes
+        places = [i for one in media for s, n in one.places for i in range(s, s + n)]
+        assert places == [i for i, other in enumerate(ids) if other == token_id]
+    details = answer["usage"]["prompt_tokens_details"]
+    assert (details["audio_tokens"], details["image_tokens"]) == (8, 2)
+    assert answer["usage"]["prompt_tokens"] == len(ids)
+    validate("CreateChatCompletionResponse", answer)
+
+
+@pytest.mark.parametrize("start", [*MP3, b"fLaC", b"OggS", b"RIFF....WAVE"])
+@pytest.mark.parametrize("format", ["wav", "mp3", "flac", "ogg", "opus"])
+def test_what_a_file_holds_counts(start: bytes, format: str, new_client: ClientFactory) -> None:
+    """And not what the request calls it: the processor refuses the file, which is broken."""
+    client = new_client()
+    error = error_of(post(client, messages=[user(audio(start + b" broken", format))]))
+    assert error["code"] == "audio_parse_error"
+
+
+def test_the_url_may_stand_alone(client: TestClient, engine: FakeEngine) -> None:
+    part = {"type": "audio_url", "audio_url": data_url(wav(), "audio/x-anything")}
+    ask(client, messages=[user(part)])
+    assert engine.prompt.startswith(turn(HEARD))
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_typed_placeholders_are_text(
+    new_client: ClientFactory, engine: FakeEngine, as_text: bool
+) -> None:
+    """In brackets: it is encoded as ordinary text."""
+    client = new_client(special_tokens_as_text=as_text)
+    typed = f"{AUDIO_PLACEHOLDER} {PLACEHOLDER}"
+    ask(client, messages=[user(typed, audio(wav()), image(png()))])
+    assert engine.prompt.startswith(turn(f"[{AUDIO_PLACEHOLDER}] [{PLACEHOLDER}]{HEARD}{SHOWN}"))
+
+
+@pytest.mark.parametrize("form", [audio(wav()), audio_url(wav())])
+def test_audio_of_tools(client: TestClient, engine: FakeEngine, form: dict[str, Any]) -> None:
+    result = {"role": "tool", "tool_call_id": "c1", "content": [text("heard: "), form]}
+    ask(client, messages=[*CALLED, result])
+    assert f"heard: {HEARD}" in engine.prompt
+
+
+def test_audio_of_tools_moves_behind_results_of_text(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    engine.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>"
+        "{% if m.role == 'tool' %}{{ m.content + '' }}"
+        "{% elif m.content is string %}{{ m.content }}{% else %}"
+        "{% for i in m.content %}<{{ i.type }}>{% endfor %}{% endif %}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}{{ tools }}{% endfor %}{% endfor %}"
+    )
+    client = new_client()
+    result = {"role": "tool", "tool_call_id": "c1", "content": [audio(wav())]}
+    ask(client, messages=[*CALLED, result])
+    assert "<tool>The result is the audio in the next message.<user>(\x02" in engine.prompt
+
+
+def test_a_template_of_texts_gets_the_placeholder(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    """As Granite Speech is prompted."""
+    engine.tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
+    )
+    client = new_client()
+    typed = f"say {AUDIO_PLACEHOLDER}"
+    ask(client, messages=[user("a", audio(wav()), typed, audio(wav("b", 1)), "b"), user("c")])
+    assert engine.prompt == (f"<user>a(\x02\x02\x02)say [{AUDIO_PLACEHOLDER}](\x02)b<user>c")
+    assert [one.num_tokens for one in engine.requests[0].media] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    ("part", "code"),
+    [
+        (audio("#"), "invalid_base64_audio"),
+        (audio(""), "empty_audio_file"),
+        (audio(b"\x00\x01\x02"), "unsupported_audio_format"),
+        (audio(png()), "unsupported_audio_format"),
+        (audio(b"\xff\xf1\x50\x80"), "unsupported_audio_format"),  # AAC
+        (audio(wav("broken")), "audio_parse_error"),
+        (audio(wav("long", 99)), "audio_too_long"),
+        (audio(wav("x" * 2000)), "audio_file_too_large"),
+        (audio_url(wav("x" * 2000)), "audio_file_too_large"),
+        (audio_url("http://a.example/x.wav"), "invalid_audio_url"),
+        (audio_url("https://a.example/x.wav"), "invalid_audio_url"),
+        (audio_url(data_url(png(), "audio/wav")), "unsupported_audio_format"),
+        (image(data_url(wav())), "unsupported_image_media_type"),
+        ({"type": "file", "file": {"file_data": "x"}}, "unsupported_parameter"),
+    ],
+)
+def test_errors_name_the_part(
+    new_client: ClientFactory, engine: FakeEngine, part: dict[str, Any], code: str
+) -> None:
+    client = new_client(max_audio_size=1000, max_audio_seconds=50.0)
+    response = post(client, messages=[user("first"), user(audio(wav()), part)])
+    error = error_of(response)
+    assert (response.status_code, error["param"], error["code"]) == (
+        400,
+        "messages[1].content[1]",
+        code,
+    )
+    assert len(error["message"]) < 300
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(
+    ("given", "where", "says"),
+    [
+        ({}, "input_audio.data", "Missing"),
+        ({"data": "", "format": "aac"}, "input_audio.format", "'wav', 'mp3', 'flac', 'ogg'"),
+        ({"data": ""}, "input_audio.format", "Missing"),
+        ({"data": 5, "format": "wav"}, "input_audio.data", "string"),
+    ],
+)
+def test_parts_that_are_not_well_made(
+    client: TestClient, given: dict[str, Any], where: str, says: str
+) -> None:
+    part = {"type": "input_audio", "input_audio": given}
+    error = error_of(post(client, messages=[user(part)]))
+    assert error["param"] == f"messages[0].content[0].{where}"
+    assert says in error["message"]
+    result = {"role": "tool", "tool_call_id": "c1", "content": [part]}
+    error = error_of(post(client, messages=[*CALLED, result]))
+    assert error["param"] == f"messages[2].content[0].{where}"
+
+
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_instructions_have_no_audio(client: TestClient, role: str) -> None:
+    error = error_of(post(client, messages=[{**user(audio(wav())), "role": role}]))
+    assert error["param"] == "messages[0].content[0]"
+    assert "user messages" in error["message"]
+
+
+def test_the_number_and_the_size_are_bounded(new_client: ClientFactory) -> None:
+    client = new_client(max_audio_clips=2, max_images_size=70)
+    parts = [audio(wav("x" * 20)) for _ in range(3)]
+    error = error_of(post(client, messages=[user(*parts)]))
+    assert (error["param"], error["code"]) == ("messages", "too_many_audio_clips")
+    assert "--max-audio-clips" in error["message"]
+    error = error_of(post(client, messages=[user(*parts[:2], image(png("x" * 20)))]))
+    assert (error["param"], error["code"]) == ("messages", "image_file_too_large")
+    assert "--max-images-size" in error["message"]
+
+
+def test_audio_does_not_count_to_the_body(new_client: ClientFactory) -> None:
+    client = new_client(max_body_size=1000)
+    ask(client, messages=[user("x" * 500, audio(wav("x" * 5000)))])
+    response = post(client, messages=[user("x" * 1000, audio(wav("x" * 5000)))])
+    assert (response.status_code, error_of(response)["code"]) == (413, "request_too_large")
+
+
+def test_a_model_that_does_not_hear_says_so(new_client: ClientFactory, engine: FakeEngine) -> None:
+    object.__setattr__(engine.model, "audio", None)
+    client = new_client()
+    ask(client, messages=[user(image(png()))])
+    error = error_of(post(client, messages=[user("a", audio(wav()))]))
+    assert (error["param"], error["code"]) == ("messages[0].content[1]", "unsupported_parameter")
+    assert error["message"] == "This model takes no audio."
+    object.__setattr__(engine.model, "audio_refusal", "soundfile is missing")
+    error = error_of(post(client, messages=[user("a", audio(wav()))]))
+    assert error["message"] == "This model takes no audio here: soundfile is missing"
+
+
+def test_a_model_that_only_hears(new_client: ClientFactory, engine: FakeEngine) -> None:
+    object.__setattr__(engine.model, "images", None)
+    client = new_client()
+    ask(client, messages=[user(audio(wav()))])
+    assert client.get("/v1/models").json()["data"][0]["input_modalities"] == ["text", "audio"]
+    error = error_of(post(client, messages=[user(image(png()))]))
+    assert error["message"] == "This model takes no images."
+
+
+def test_models_say_what_they_take(client: TestClient) -> None:
+    card = client.get("/v1/models").json()["data"][0]
+    assert card["input_modalities"] == ["text", "image", "audio"]
+
+
+def test_tokens_are_counted_with_audio(client: TestClient, engine: FakeEngine) -> None:
+    messages = [user("a", audio(wav()))]
+    num_tokens = ask(client, messages=messages)["usage"]["prompt_tokens"]
+    ids = list(engine.requests[0].prompt_token_ids)
+    answer = client.post("/tokenize", json={"messages": messages}).json()
+    assert (answer["count"], answer["tokens"]) == (num_tokens, ids)
+    rendered = client.post(f"{URL}/render", json={"messages": messages}).json()
+    assert rendered["token_ids"] == ids
+    assert HEARD in rendered["prompt"]
+
+
+def test_audio_is_neither_kept_nor_logged(
+    engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    records: list[Any] = []
+    caplog.set_level(logging.DEBUG)
+    file = wav("secret" * 100)
+    secret = base64.b64encode(file).decode()
+    settings = Settings(ledger_text=True, log_level="debug")
+    app = create_app(settings, engine, sinks=[records.append])
+    with TestClient(app, "http://127.0.0.1:8000") as client:
+        for part in (audio(file), audio_url(file), audio(b"no audio" + file)):
+            client.post(URL, json={"messages": [user("hello", part)]})
+        given = [{"role": "user", "content": [audio(file)]}]
+        client.post("/v1/responses", json={"input": given, "store": False})
+    assert len(records) == 3
+    kept = json.dumps([record.prompt for record in records]) + caplog.text
+    assert secret[40:80] not in kept
+    assert f"... ({len(secret)} characters)" in kept
+
+
+def test_metrics_count_audio(client: TestClient) -> None:
+    files = [wav("a", 3), wav("b", 2)]
+    ask(client, messages=[user(*map(audio, files), image(png()))])
+    lines = client.get("/metrics").text.splitlines()
+    label = '{model_name="tiny-test"}'
+    assert f"stonechat:audio_clips_total{label} 2.0" in lines
+    assert f"stonechat:audio_bytes_total{label} {sum(map(len, files))}.0" in lines
+    assert f"stonechat:audio_seconds_total{label} 5.0" in lines
+    assert f"stonechat:audio_load_seconds_count{label} 1.0" in lines
+    assert f"stonechat:images_total{label} 1.0" in lines
+
+
+def test_responses(client: TestClient, engine: FakeEngine) -> None:
+    content = [{"type": "input_text", "text": "What is said?"}, audio(wav())]
+    answer = client.post(
+        "/v1/responses", json={"input": [{"role": "user", "content": content}]}
+    ).json()
+    assert engine.prompt.startswith(turn(f"What is said?{HEARD}"))
+    assert answer["usage"]["input_tokens_details"]["audio_tokens"] == 3
+    assert "image_tokens" not in answer["usage"]["input_tokens_details"]
+    more = {"previous_response_id": answer["id"], "input": "And then?"}
+    assert client.post("/v1/responses", json=more).status_code == 200
+    assert engine.prompt.startswith(turn(f"What is said?{HEARD}"))
+    items = client.get(f"/v1/responses/{answer['id']}/input_items").json()["data"]
+    assert items[0]["content"][1] == audio(wav())
+
+
+@pytest.mark.parametrize(
+    ("item", "param", "code"),
+    [
+        ({"role": "user", "content": [audio("#")]}, "content[0]", "invalid_base64_audio"),
+        ({"role": "system", "content": [audio(wav())]}, "content[0]", "unsupported_parameter"),
+        ({"role": "user", "content": [audio_url(wav())]}, "content[0]", "unsupported_parameter"),
+    ],
+)
+def test_errors_of_responses_have_its_names(
+    client: TestClient, item: dict[str, Any], param: str, code: str
+) -> None:
+    error = error_of(client.post("/v1/responses", json={"input": [item]}))
+    assert (error["param"], error["code"]) == (f"input[0].{param}", code)
+
+
+@pytest.mark.parametrize("where", ["user", "tool_result"])
+def test_messages_have_no_audio(client: TestClient, where: str) -> None:
+    content: list[Any] = [audio(wav())]
+    if where == "tool_result":
+        content = [{"type": "tool_result", "tool_use_id": "c1", "content": content}]
+    body = {"max_tokens": 5, "messages": [{"role": "user", "content": content}]}
+    response = client.post("/v1/messages", json=body)
+    assert response.status_code == 400
+    assert "/v1/chat/completions" in response.json()["error"]["message"]
