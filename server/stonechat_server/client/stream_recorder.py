@@ -4,10 +4,11 @@ import msgspec
 
 
 class MeasuredPromptDetails(msgspec.Struct):
-    """The part of `usage` that says what of the prompt came from a cache, and what is images."""
+    """The part of `usage` that says what of the prompt came from a cache, and what is media."""
 
     cached_tokens: int | None = None
     image_tokens: int | None = None
+    audio_tokens: int | None = None
 
 
 class MeasuredUsage(msgspec.Struct):

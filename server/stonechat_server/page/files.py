@@ -19,11 +19,12 @@ MEDIA_TYPES = {
 
 
 def security_headers() -> dict[str, str]:
-    """Headers of a page that may use its own server only. Images may be in the page itself."""
+    """Headers of a page that may use its own server only. It may have media in itself."""
     return {
         "Content-Security-Policy": (
             "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
-            "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+            "media-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
         ),
         "X-Content-Type-Options": "nosniff",
         "Referrer-Policy": "no-referrer",

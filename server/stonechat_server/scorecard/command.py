@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from stonechat_server.client.http import HttpClient
 from stonechat_server.options import BaseOptions, OutputFile, option
 from stonechat_server.scorecard import (  # they add the checks
+    audio,
     form,
     images,
     protocol,
@@ -15,10 +16,16 @@ from stonechat_server.scorecard import (  # they add the checks
 )
 from stonechat_server.scorecard.outcome import CHECKS, Check, Finding, Verdict
 from stonechat_server.scorecard.report import LEGEND, Scorecard, as_json, details, markdown, rows
-from stonechat_server.scorecard.server import NoAnswerError, Server, find_model, takes_images
+from stonechat_server.scorecard.server import (
+    NoAnswerError,
+    Server,
+    find_model,
+    takes_audio,
+    takes_images,
+)
 from stonechat_server.terminal.tables import new_console, new_table
 
-__all__ = ["Options", "form", "images", "protocol", "responses", "run", "sampling"]
+__all__ = ["Options", "audio", "form", "images", "protocol", "responses", "run", "sampling"]
 
 
 class Options(BaseOptions):
@@ -35,6 +42,9 @@ class Options(BaseOptions):
     at_once: int = option(2, "checks that run at the same time", metavar="N", ge=1)
     images: bool = option(
         False, "check images also if the server does not say that the model takes them"
+    )
+    audio: bool = option(
+        False, "check audio also if the server does not say that the model takes it"
     )
     responses: bool = option(False, "check the Responses API too, and what it stores")
     json_file: OutputFile | None = option(None, "write all findings as JSON", flag="--json")
@@ -92,6 +102,8 @@ async def examine(label: str, url: str, options: Options) -> Scorecard:
         parts = {"chat"}
         if options.images or takes_images(card):
             parts.add("images")
+        if options.audio or takes_audio(card):
+            parts.add("audio")
         if options.responses:
             parts.add("responses")
         server = Server(client, model, options.timeout)

@@ -69,7 +69,7 @@ def error_shape(answer: Answer, *statuses: int) -> Finding:
     return HONOURED if code is None or isinstance(code, str) else wrong(f"`code` is {code!r}")
 
 
-Part = Literal["chat", "images", "responses"]
+Part = Literal["chat", "images", "audio", "responses"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """A server under examination: sends requests and keeps what came back."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,8 @@ class Server:
 
 EYES = ("image", "vision", "multimodal")
 """What servers call it if a model takes images."""
+EARS = ("audio",)
+"""What servers call it if a model takes audio."""
 
 
 async def find_model(client: HttpClient, timeout: float, name: str | None) -> tuple[str, Json]:
@@ -151,13 +153,22 @@ async def find_model(client: HttpClient, timeout: float, name: str | None) -> tu
 
 def takes_images(card: Json) -> bool:
     """Whether a server says that its model takes images, in one of the ways of servers."""
+    return _takes(card, EYES)
+
+
+def takes_audio(card: Json) -> bool:
+    """Whether a server says that its model takes audio."""
+    return _takes(card, EARS)
+
+
+def _takes(card: Json, names: Sequence[str]) -> bool:
     architecture, capabilities = card.get("architecture"), card.get("capabilities")
     said = card.get("input_modalities")
     if isinstance(architecture, dict):
         said = said or architecture.get("input_modalities")
     if isinstance(capabilities, dict):
         capabilities = [name for name, has_it in capabilities.items() if has_it is True]
-    return any(name in (said or ()) or name in (capabilities or ()) for name in EYES)
+    return any(name in (said or ()) or name in (capabilities or ()) for name in names)
 
 
 async def _models(client: HttpClient, timeout: float) -> list[Json]:

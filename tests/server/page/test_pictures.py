@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.server.fake_images import seeing_engine
+from tests.server.fake_media import seeing_engine
 from tests.server.live import live_server
 from tests.server.live_server import LiveServer
 
@@ -299,10 +299,10 @@ def test_code_has_no_data_of_images(page: Page, sent: list[dict[str, Any]], tmp_
     attach(page, tmp_path, code=png(7, 7))
     ask(page, "in code")
     answered(page)
-    expect(page.locator("#code-images")).to_be_hidden()
+    expect(page.locator("#code-data")).to_be_hidden()
     copy_as(page)
     expect(page.locator("#code-text")).to_contain_text('"data:image/png;base64,…"')
-    expect(page.locator("#code-images")).to_be_visible()
+    expect(page.locator("#code-data")).to_be_visible()
 
 
 OLD_DATABASE = """() => new Promise((resolve, reject) => {

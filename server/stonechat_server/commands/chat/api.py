@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -12,7 +12,11 @@ from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpClient, TransportError
 from stonechat_server.client.stream_recorder import StreamRecorder, new_chunk_decoder
 
+if TYPE_CHECKING:
+    from stonechat_models import Modality
+
 Message = dict[str, Any]
+MODALITIES: "tuple[Modality, ...]" = ("image", "audio")
 TIMEOUT = 3600.0
 
 
@@ -30,6 +34,7 @@ class ChatAnswer:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     image_tokens: int | None = None
+    audio_tokens: int | None = None
     completion_tokens: int | None = None
     first_at: float | None = None
     last_at: float | None = None
@@ -56,8 +61,8 @@ class ChatApi:
     """Whether the server is one of Stonechat. `models` finds it out."""
     states: Mapping[str, str] = field(default_factory=dict)
     """The states of the models, where the server has several. `models` finds them out."""
-    image_refusals: Mapping[str, str] = field(default_factory=dict)
-    """The models that take no images, each with a text that says so. `models` finds them out."""
+    refusals: "Mapping[tuple[str, Modality], str]" = field(default_factory=dict)
+    """Texts that say of a model that it takes no images, or no audio. `models` finds them out."""
     _decoder: Any = field(default_factory=new_chunk_decoder)
 
     async def models(self) -> list[str]:
@@ -76,10 +81,11 @@ class ChatApi:
             cards = msgspec.json.decode(b"".join(parts))["data"]
             self.is_stonechat = any(card.get("owned_by") == "stonechat" for card in cards)
             self.states = {card["id"]: str(card["state"]) for card in cards if "state" in card}
-            self.image_refusals = {
-                card["id"]: _image_refusal(card)
+            self.refusals = {
+                (card["id"], modality): _refusal(card, modality)
                 for card in cards
-                if "image" not in (card.get("input_modalities") or ["image"])  # not said: it may
+                for modality in MODALITIES
+                if modality not in (card.get("input_modalities") or MODALITIES)  # not said: it may
             }
             return [card["id"] for card in cards]
         except (msgspec.DecodeError, KeyError, TypeError, AttributeError) as error:
@@ -154,8 +160,10 @@ def _fold(answer: ChatAnswer, recorder: StreamRecorder) -> None:
         if usage.prompt_tokens_details is not None:
             answer.cached_tokens = usage.prompt_tokens_details.cached_tokens
             answer.image_tokens = usage.prompt_tokens_details.image_tokens
+            answer.audio_tokens = usage.prompt_tokens_details.audio_tokens
 
 
-def _image_refusal(card: Mapping[str, Any]) -> str:
-    reason = card.get("stonechat", {}).get("image_refusal")
-    return f"{card['id']} takes no images{': ' if reason else ''}{reason or ''}"
+def _refusal(card: Mapping[str, Any], modality: "Modality") -> str:
+    reason = card.get("stonechat", {}).get(f"{modality}_refusal")
+    what = "images" if modality == "image" else "audio"
+    return f"{card['id']} takes no {what}{': ' if reason else ''}{reason or ''}"

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from stonechat_server.client.http import HttpClient
 from stonechat_server.commands.chat.api import ChatAnswer, ChatApi, ChatError
-from stonechat_server.commands.chat.images import ImagePart, image_part
 from stonechat_server.commands.chat.line_input import LineInput
+from stonechat_server.commands.chat.media import Part, media_part
 from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.commands.chat.session import CommandError, Session
 from stonechat_server.commands.chat.view import AnswerView
@@ -54,6 +54,11 @@ class TalkOptions(BaseOptions):
         flag="--image",
         metavar="FILE",
     )
+    audio: list[Path] = option(
+        (),
+        "audio for the first message: a WAV, MP3, FLAC or Ogg file (repeatable)",
+        metavar="FILE",
+    )
     markdown: bool = option(True, "show answers as plain text")
     settings: Annotated[Settings, Only(*(name for name in ENGINE_SETTINGS if name != "model"))]
 
@@ -81,9 +86,10 @@ def talk(
     """Talk to the server at `url`, or else to a model that is loaded here."""
     console = Console()
     try:
-        images = [image_part(path.expanduser()) for path in options.images]
+        media = [media_part(path.expanduser(), "image") for path in options.images]
+        media += [media_part(path.expanduser(), "audio") for path in options.audio]
         with _server(options, model, url, key) as (server, name):
-            return asyncio.run(_talk(options, console, server, name, images))
+            return asyncio.run(_talk(options, console, server, name, media))
     except (ChatError, CommandError, _CannotLoadError, ValueError) as error:
         print(f"stonechat {command}: {error}", file=sys.stderr)
         return 1
@@ -138,7 +144,7 @@ async def _talk(
     console: Console,
     server: OwnServer,
     model: str | None,
-    images: Sequence[ImagePart] = (),
+    media: Sequence[Part] = (),
 ) -> int:
     headers = {"Authorization": f"Bearer {server.key}"} if server.key else {}
     async with HttpClient(server.url, headers, unix_socket=server.unix_socket) as client:
@@ -152,8 +158,8 @@ async def _talk(
             if note := session.check_field(field):
                 print(note, file=sys.stderr)
             session.settings[field] = value
-        session.images += images
-        _check_images(api, session)
+        session.media += media
+        _check_media(api, session)
         if options.prompt is not None:
             session.ask(options.prompt)
             errors = Console(stderr=True)
@@ -192,7 +198,7 @@ async def _command(api: ChatApi, session: Session, console: Console, line: str) 
             output = _listed(await api.models(), api.states, session.model)
         elif session.model != before:
             await _check_model(api, session, before)
-        _check_images(api, session)
+        _check_media(api, session)
     except (CommandError, ChatError) as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         return
@@ -200,12 +206,12 @@ async def _command(api: ChatApi, session: Session, console: Console, line: str) 
         console.print(output, style="dim", highlight=False, markup=False)
 
 
-def _check_images(api: ChatApi, session: Session) -> None:
-    """Forget images that the model does not take. Raises `CommandError` then."""
-    refusal = api.image_refusals.get(session.model)
-    if session.images and refusal is not None:
-        session.images.clear()
-        raise CommandError(refusal)
+def _check_media(api: ChatApi, session: Session) -> None:
+    """Forget images and audio that the model does not take. Raises `CommandError` then."""
+    for (model, modality), refusal in api.refusals.items():
+        if model == session.model and session.attached_of(modality):
+            session.forget(modality)
+            raise CommandError(refusal)
 
 
 def _listed(names: Sequence[str], states: Mapping[str, str], current: str) -> str:

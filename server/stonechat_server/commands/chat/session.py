@@ -4,19 +4,24 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stonechat_server.commands.chat.api import Message
-from stonechat_server.commands.chat.images import (
-    ImageError,
-    ImagePart,
+from stonechat_server.commands.chat.media import (
+    MediaError,
+    Part,
+    modality_of,
     names_file,
-    read_images,
+    read_media,
     shown_content,
 )
 from stonechat_server.schema.fields import FIELDS
 from stonechat_server.terminal.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from stonechat_models import Modality
 
 HELP = """\
 /help                 show this help
@@ -32,6 +37,7 @@ HELP = """\
 /file PATH            put a text file in front of the next message
 /image FILE …         put images (PNG, JPEG, WebP, GIF) in front of the next message; without FILE,
                       forget those that wait for it
+/audio FILE …         the same with audio (WAV, MP3, FLAC, Ogg)
 /save PATH            save conversation and settings as JSON
 /load PATH            load a saved conversation and its settings
 /models               list the server's models, with their states
@@ -65,7 +71,8 @@ class Session:
     settings: dict[str, Any] = field(default_factory=dict)
     turns: list[Message] = field(default_factory=list)
     attached: list[str] = field(default_factory=list)
-    images: list[ImagePart] = field(default_factory=list)
+    media: list[Part] = field(default_factory=list)
+    """The images and audio that wait for the next message."""
     knows_all_fields: bool = True
     wants_answer: bool = False
     wants_models: bool = False
@@ -78,12 +85,12 @@ class Session:
         return [*head, *self.turns]
 
     def ask(self, text: str) -> None:
-        """Add a question, with the attached images and the texts of the files in front of it."""
+        """Add a question, with the attached media and the texts of the files in front of it."""
         content: Any = "\n\n".join([*self.attached, text])
-        if self.images:
-            content = [*self.images, {"type": "text", "text": content}]
+        if self.media:
+            content = [*self.media, {"type": "text", "text": content}]
         self.turns.append({"role": "user", "content": content})
-        self.attached, self.images = [], []
+        self.attached, self.media = [], []
 
     def answer(self, text: str) -> None:
         """Add the answer to the last question."""
@@ -106,7 +113,7 @@ class Session:
         name, _, rest = line[1:].strip().partition(" ")
         action = self._actions().get(name)
         if action is None and names_file(line):  # dropped into the terminal
-            return self._image(line)
+            return self._dropped(line)
         if action is None:
             hint = did_you_mean("/" + name, [f"/{known}" for known in self._actions()])
             raise CommandError(f"there is no command /{name}{hint or '; /help lists the commands'}")
@@ -124,7 +131,8 @@ class Session:
             "retry": lambda _: self._retry(),
             "clear": lambda _: self._clear(),
             "file": self._file,
-            "image": self._image,
+            "image": partial(self._attach, "image"),
+            "audio": partial(self._attach, "audio"),
             "save": self._save,
             "load": self._load,
             "models": lambda _: self._models(),
@@ -197,7 +205,7 @@ class Session:
     def _clear(self) -> str:
         self.turns.clear()
         self.attached.clear()
-        self.images.clear()
+        self.media.clear()
         return "the conversation is empty now; settings stay"
 
     def _file(self, rest: str) -> str:
@@ -208,18 +216,33 @@ class Session:
             raise CommandError(f"cannot read {path}: {_reason(error)}") from error
         return f"{path.name} goes in front of your next message"
 
-    def _image(self, rest: str) -> str:
-        if not rest and not self.images:
-            raise CommandError("usage: /image FILE, in quotes if the path contains spaces")
+    def attached_of(self, modality: "Modality") -> list[Part]:
+        """The images, or the audio, that wait for the next message."""
+        return [part for part in self.media if modality_of(part) == modality]
+
+    def forget(self, modality: "Modality") -> None:
+        """Let no image, or no audio, wait for the next message."""
+        self.media = [part for part in self.media if modality_of(part) != modality]
+
+    def _attach(self, modality: "Modality", rest: str) -> str:
+        if not rest and not self.attached_of(modality):
+            raise CommandError(f"usage: /{modality} FILE, in quotes if the path contains spaces")
         if not rest:
-            self.images.clear()
-            return "no image goes in front of your next message"
+            self.forget(modality)
+            return f"no {modality} goes in front of your next message"
         try:
-            parts, names = read_images(rest)
-        except ImageError as error:
+            parts, names = read_media(rest, modality)
+        except MediaError as error:
             raise CommandError(str(error)) from error
-        self.images += parts
+        self.media += parts
         return f"in front of your next message: {names}"
+
+    def _dropped(self, line: str) -> str:
+        """Attach files that were dropped into the terminal: audio, or else images."""
+        try:
+            return self._attach("audio", line)
+        except CommandError:
+            return self._attach("image", line)
 
     def _save(self, rest: str) -> str:
         path = _path(rest)

@@ -72,7 +72,11 @@ def figures(answer: ChatAnswer) -> str:
     """Token counts, times and speed in one line."""
     parts = []
     if answer.prompt_tokens is not None:
-        counts = ((answer.image_tokens, "of images"), (answer.cached_tokens, "cached"))
+        counts = (
+            (answer.image_tokens, "of images"),
+            (answer.audio_tokens, "of audio"),
+            (answer.cached_tokens, "cached"),
+        )
         details = ", ".join(f"{number} {name}" for number, name in counts if number)
         parts.append(f"{answer.prompt_tokens} prompt tokens{f' ({details})' if details else ''}")
     if answer.completion_tokens is not None:

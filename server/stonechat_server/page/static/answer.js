@@ -150,8 +150,12 @@ function describe(turn) {
   const tokens =
     usage?.completion_tokens ?? choices.reduce((sum, one) => sum + one.logprobs.length, 0);
   if (usage) {
-    const { image_tokens: images, cached_tokens: cached } = usage.prompt_tokens_details ?? {};
-    const details = [images && `${images} of images`, cached && `${cached} cached`].filter(Boolean);
+    const given = usage.prompt_tokens_details ?? {};
+    const details = [
+      given.image_tokens && `${given.image_tokens} of images`,
+      given.audio_tokens && `${given.audio_tokens} of audio`,
+      given.cached_tokens && `${given.cached_tokens} cached`,
+    ].filter(Boolean);
     const more = details.length ? ` (${details.join(", ")})` : "";
     parts.push(`${usage.prompt_tokens} prompt tokens${more}`);
   }

@@ -1,14 +1,15 @@
-// Files beside the question: chosen, dropped or pasted. Images are sent as images, other files as
-// text.
+// Files beside the question: chosen, dropped or pasted. Images and audio are sent as such, other
+// files as text. Among `images` are the sounds, too.
 
 import { byId, el, toast } from "./dom.js";
 import { isPicture, pictureNode, readPicture, sizeText } from "./pictures.js";
+import { isSound, isSoundFile, readSound, soundNode } from "./sounds.js";
 
 const MAX_TEXT_BYTES = 1_000_000;
 
 export class Attachments {
-  // tools: modelsRead() resolves once the page knows the models, or cannot; whyNoImages() returns
-  // why the chosen one takes no images, or "".
+  // tools: modelsRead() resolves once the page knows the models, or cannot; whyNo("image") and
+  // whyNo("audio") return why the chosen one takes none, or "".
   constructor(area, tools) {
     this.tools = tools;
     this.files = [];
@@ -64,14 +65,14 @@ export class Attachments {
   }
 
   async read(file) {
-    if (isPicture(file)) {
-      await this.tools.modelsRead();
-      const why = this.tools.whyNoImages();
-      if (why) throw new Error(`${file.name} is not attached. ${why}`);
-      this.images.push(await readPicture(file));
-    } else {
+    if (!isPicture(file) && !isSoundFile(file)) {
       this.files.push({ name: file.name, text: await readText(file) });
+      return;
     }
+    await this.tools.modelsRead();
+    const why = this.tools.whyNo(isPicture(file) ? "image" : "audio");
+    if (why) throw new Error(`${file.name} is not attached. ${why}`);
+    this.images.push(await (isPicture(file) ? readPicture(file) : readSound(file)));
   }
 
   // Returns what is attached and forgets it.
@@ -89,10 +90,10 @@ export class Attachments {
 
   // Says what can be attached.
   drawTitle() {
-    const why = this.tools.whyNoImages();
-    byId("attach").title = why
-      ? `Attach text files. You can drop or paste them too. ${why}`
-      : "Attach images and text files. You can drop or paste them too.";
+    const why = this.tools.whyNo("image");
+    const media = [!why && "images", !this.tools.whyNo("audio") && "audio"].filter(Boolean);
+    const what = media.length ? `${media.join(", ")} and text files` : "text files";
+    byId("attach").title = `Attach ${what}. You can drop or paste them too. ${why}`.trim();
   }
 
   draw() {
@@ -116,6 +117,7 @@ function chip(file, remove) {
     "×",
   );
   if (!file.url) return el("span", { class: "file" }, `${file.name} `, button);
+  if (isSound(file)) return el("span", { class: "file sound" }, soundNode(file), button);
   const name = el("span", { class: "name" }, file.name);
   const size = el("span", { class: "quiet" }, sizeText(file));
   return el("span", { class: "file image" }, pictureNode(file), el("span", {}, name, size), button);
@@ -130,5 +132,5 @@ async function readText(file) {
   } catch {
     /* not text */
   }
-  throw new Error(`${file.name} is neither an image nor a text file. It is not attached.`);
+  throw new Error(`${file.name} is neither an image, audio nor a text file. It is not attached.`);
 }

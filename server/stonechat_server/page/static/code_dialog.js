@@ -3,7 +3,7 @@
 import { apiUrl, getKey } from "./api.js";
 import { byId, copyText, el } from "./dom.js";
 import { startTabs } from "./panel.js";
-import { curlSnippet, jsSnippet, pythonSnippet, withoutImages } from "./snippets.js";
+import { curlSnippet, jsSnippet, pythonSnippet, withoutData } from "./snippets.js";
 
 const SNIPPETS = { curl: curlSnippet, Python: pythonSnippet, JavaScript: jsSnippet };
 
@@ -23,8 +23,8 @@ export function startCodeDialog(makeBody) {
     );
   const show = (name) => {
     try {
-      const { body, hasImages } = withoutImages(makeBody());
-      byId("code-images").hidden = !hasImages;
+      const { body, hasData } = withoutData(makeBody());
+      byId("code-data").hidden = !hasData;
       byId("code-text").textContent = SNIPPETS[name](apiUrl(), body, getKey() !== "");
     } catch (error) {
       byId("code-text").textContent = error.message;

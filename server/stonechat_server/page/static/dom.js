@@ -72,3 +72,12 @@ export function toast(text, action = null, seconds = 8) {
   byId("toasts").append(node);
   setTimeout(close, seconds * 1000);
 }
+
+// The content of a file as a data: URL.
+export const dataUrl = (blob) =>
+  new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(blob);
+  });

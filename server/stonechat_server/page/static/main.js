@@ -50,14 +50,14 @@ function requestBody(messages) {
 function sayNotSaved(error) {
   const why =
     error.name === "QuotaExceededError"
-      ? "its storage is full, so delete conversations, those with images first"
+      ? "its storage is full, so delete conversations, those with images and audio first"
       : error.message;
   toast(`The browser could not save the conversation (${why}). Export what you need.`);
 }
 
 const attachments = new Attachments(byId("composer"), {
   modelsRead,
-  whyNoImages: () => models.whyNoImages(),
+  whyNo: (modality) => models.whyNo(modality),
 });
 byId("key").value = getKey();
 let reading = readModels(); // the latest of these; null after no answer

@@ -33,12 +33,13 @@ export class Models {
     return this.cards.get(this.select.value);
   }
 
-  // Why the chosen model takes no images. "" if it takes some, and if the server does not say.
-  whyNoImages() {
+  // Why the chosen model takes no images, or no audio. "" if it does, and if the server does not say.
+  whyNo(modality) {
     const modalities = this.current?.input_modalities;
-    if (!modalities || modalities.includes("image")) return "";
-    const reason = this.current.stonechat?.image_refusal;
-    return `This model takes no images${reason ? `: ${reason}` : ""}.`;
+    if (!modalities || modalities.includes(modality)) return "";
+    const reason = this.current.stonechat?.[`${modality}_refusal`];
+    const what = modality === "image" ? "images" : "audio";
+    return `This model takes no ${what}${reason ? `: ${reason}` : ""}.`;
   }
 
   // Changes nothing if the key is another one by then. Throws what `getJson` throws.
@@ -92,6 +93,7 @@ export class Models {
       ["Quantisation", model.quantization],
       ["Reads", card?.input_modalities?.join(", ")],
       ["No images", model.image_refusal],
+      ["No audio", model.audio_refusal],
       ["Context", card?.max_model_len && `${card.max_model_len.toLocaleString("en")} tokens`],
       ["KV cache", model.kv_bytes_per_token && `${size(model.kv_bytes_per_token)} a token`],
       ["Runs on", model.device && `${model.device} (${model.backend}, ${model.attention_backend})`],

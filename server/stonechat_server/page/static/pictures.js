@@ -3,7 +3,7 @@
 // An image is { id, name, url, width, height, fileWidth, fileHeight }. `url` is a data: URL of what
 // is sent and kept, `width` and `height` are its size, and the file's own size comes last.
 
-import { byId, el, newId } from "./dom.js";
+import { byId, dataUrl, el, newId } from "./dom.js";
 
 const MAX_SIDE = 2048; // pixels
 const MAX_BYTES = 1_500_000; // of an image that is sent
@@ -50,14 +50,6 @@ async function redraw(bitmap, width, height, type) {
   context.fillRect(0, 0, width, height);
   return encode("image/jpeg");
 }
-
-const dataUrl = (blob) =>
-  new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(reader.error);
-    reader.readAsDataURL(blob);
-  });
 
 // An image from a file that someone else may have written. Null if it is none.
 export function checkPicture(image) {

@@ -11,18 +11,20 @@ export function curlSnippet(url, body, hasKey) {
   return lines.join(" \\\n  ");
 }
 
-// The body with a short mark in place of each image's data, which would fill the dialog.
-export function withoutImages(body) {
-  let hasImages = false;
+// The body with a short mark in place of the data of images and audio, which would fill the dialog.
+export function withoutData(body) {
+  let hasData = false;
   const short = (part) => {
-    if (part.type !== "image_url") return part;
-    hasImages = true;
+    if (part.type === "text") return part;
+    hasData = true;
+    if (part.type === "input_audio")
+      return { type: "input_audio", input_audio: { ...part.input_audio, data: "…" } };
     return { type: "image_url", image_url: { url: `${part.image_url.url.split(",")[0]},…` } };
   };
   const messages = body.messages.map((message) =>
     Array.isArray(message.content) ? { ...message, content: message.content.map(short) } : message,
   );
-  return { body: { ...body, messages }, hasImages };
+  return { body: { ...body, messages }, hasData };
 }
 
 // The arguments of the official Python client. Other fields go into extra_body.

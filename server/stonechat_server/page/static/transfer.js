@@ -2,6 +2,7 @@
 
 import { newId } from "./dom.js";
 import { checkPicture } from "./pictures.js";
+import { checkSound, isSound } from "./sounds.js";
 import { textOf, Tree } from "./tree.js";
 
 const FORMAT = "stonechat-conversations";
@@ -26,7 +27,9 @@ export function toMarkdown(tree) {
 const HEADS = { user: "## You", assistant: "## Model", tool: "## Tool result" };
 const BODIES = {
   user: (turn) => {
-    const names = (turn.images ?? []).map(({ name }) => `Image ${name} (not in this file)\n\n`);
+    const names = (turn.images ?? []).map(
+      (one) => `${isSound(one) ? "Audio" : "Image"} ${one.name} (not in this file)\n\n`,
+    );
     return names.join("") + textOf(turn);
   },
   tool: (turn) => turn.results.map(({ name, content }) => `${name}: ${content}`).join("\n"),
@@ -85,7 +88,9 @@ const READERS = {
   user: (turn) => ({
     text: String(turn.text ?? ""),
     files: list(turn.files).map(readFile),
-    images: list(turn.images).map(checkPicture).filter(Boolean),
+    images: list(turn.images)
+      .map((one) => checkPicture(one) ?? checkSound(one))
+      .filter(Boolean),
   }),
   tool: (turn) => ({ results: list(turn.results).map(readResult) }),
   assistant: readAnswer,
@@ -117,6 +122,7 @@ function readUsage(usage) {
     prompt_tokens_details: {
       cached_tokens: number(details?.cached_tokens) ?? 0,
       image_tokens: number(details?.image_tokens) ?? 0,
+      audio_tokens: number(details?.audio_tokens) ?? 0,
     },
   };
 }

@@ -2,13 +2,14 @@
 // the earlier ones. `active` maps a turn's id ("" for the root) to the id of its shown child.
 //
 // Turns:
-//   user       text, files: [{ name, text }], images (pictures.js)
+//   user       text, files: [{ name, text }], images (pictures.js, sounds.js)
 //   assistant  choices: [{ content, reasoning, reasoningMs, refusal, toolCalls, logprobs,
 //              finishReason }], picked, usage, firstMs, lastMs, model, isJson, state, problem
 //   tool       results: [{ id, name, content }]
 // `state` of an answer: "running", "done", "stopped" or "failed".
 
 import { newId } from "./dom.js";
+import { isSound, soundPart } from "./sounds.js";
 
 export class Tree {
   constructor(conversation, turns = []) {
@@ -98,12 +99,14 @@ export function choiceMessage({ content, toolCalls }) {
   return message;
 }
 
-// A question's text, behind its images if it has some.
+// A question's text, behind its images and sounds if it has some.
 function contentOf(turn) {
   const text = textOf(turn);
   const images = (turn.images ?? []).filter(({ url }) => url);
   if (!images.length) return text;
-  const parts = images.map(({ url }) => ({ type: "image_url", image_url: { url } }));
+  const parts = images.map((image) =>
+    isSound(image) ? soundPart(image) : { type: "image_url", image_url: { url: image.url } },
+  );
   return text ? [...parts, { type: "text", text }] : parts;
 }
 

@@ -3,12 +3,13 @@
 import { callTitle, small } from "./choice.js";
 import { copyText, el } from "./dom.js";
 import { pictureNode } from "./pictures.js";
+import { isSound, soundNode } from "./sounds.js";
 import { textOf } from "./tree.js";
 
-// The images and files of a question in a row. Null if there are none.
+// The images, sounds and files of a question in a row. Null if there are none.
 function attachedRow({ files, images = [] }) {
   const names = files.map((file) => el("span", { class: "file" }, file.name));
-  const nodes = [...images.map(pictureNode), ...names];
+  const nodes = [...images.map((one) => (isSound(one) ? soundNode(one) : pictureNode(one))), ...names];
   return nodes.length ? el("div", { class: "row" }, ...nodes) : null;
 }
 

@@ -71,18 +71,22 @@ def test_a_list_of_models() -> None:
     assert models((200, b'{"data": [{"id": "a"}, {"id": "b"}]}')) == ["a", "b"]
 
 
-def test_models_that_say_that_they_take_no_images() -> None:
+def test_models_that_say_that_they_take_no_images_or_no_audio() -> None:
     cards = [
         {"id": "unknown", "input_modalities": None},
+        {"id": "takes", "input_modalities": ["text", "image", "audio"]},
         {"id": "sees", "input_modalities": ["text", "image"]},
         {"id": "reads", "input_modalities": ["text"]},
         {"id": "why", "input_modalities": ["text"], "stonechat": {"image_refusal": "no Pillow"}},
     ]
     found = api((200, json.dumps({"data": cards}).encode()))
     asyncio.run(found.models())
-    assert found.image_refusals == {
-        "reads": "reads takes no images",
-        "why": "why takes no images: no Pillow",
+    assert found.refusals == {
+        ("sees", "audio"): "sees takes no audio",
+        ("reads", "image"): "reads takes no images",
+        ("reads", "audio"): "reads takes no audio",
+        ("why", "image"): "why takes no images: no Pillow",
+        ("why", "audio"): "why takes no audio",
     }
 
 

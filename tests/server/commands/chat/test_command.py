@@ -26,8 +26,8 @@ from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.settings import Settings
 from tests.server import live
 from tests.server.catalog.scripted_models import models
-from tests.server.fake_engine import FakeEngine, endless, model_info, text_script
-from tests.server.fake_images import seeing_engine
+from tests.server.fake_engine import ByteTokenizer, FakeEngine, endless, model_info, text_script
+from tests.server.fake_media import AUDIO, HEARD, TEMPLATE, FakeMediaProcessor, seeing_engine, wav
 from tests.server.live_server import LiveServer, live_server
 
 KEY = "sk-chat"
@@ -101,6 +101,23 @@ def test_a_model_of_text_is_asked_nothing_with_images(
     assert chat(server, "--image", str(image), "--prompt", "What is it?") == 1
     assert "tiny-test takes no images" in capsys.readouterr().err
     assert len(server.engine.requests) == before
+
+
+def test_audio_goes_to_a_model_that_hears(
+    server: LiveServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """And not to one that does not."""
+    clip = tmp_path / "clip"
+    clip.write_bytes(wav())
+    assert chat(server, "--audio", str(clip), "--prompt", "What is said?") == 1
+    assert "tiny-test takes no audio" in capsys.readouterr().err
+    engine = FakeEngine(text_script("Words."), model_info(audio=AUDIO), ByteTokenizer(TEMPLATE))
+    engine.media_processor = FakeMediaProcessor()
+    with live.live_server(engine) as other:
+        url = ["--url", f"{other.url}/v1"]
+        assert main(["chat", *url, "--audio", str(clip), "--prompt", "What is said?"]) == 0
+    assert engine.prompt.count(HEARD) == 1
+    assert "Words." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

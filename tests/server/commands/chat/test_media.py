@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from stonechat_server.cli import main
-from stonechat_server.commands.chat import images
+from stonechat_server.commands.chat import media
 from stonechat_server.commands.chat.session import CommandError, Session
 from stonechat_server.settings import Settings
 
@@ -100,7 +100,7 @@ def test_files_that_are_no_images_are_explained(
     (photo.parent / "a.heic").write_bytes(b"....ftypheic")
     (photo.parent / "large").write_bytes(HEADS["png"])
     os.truncate(photo.parent / "large", 90_000)
-    monkeypatch.setattr(images, "MAX_BYTES", 50_000)
+    monkeypatch.setattr(media, "MAX_BYTES", {"image": 50_000})
     for rest, reason in (
         ("", "usage: /image FILE"),
         ("/no/such.png", r"cannot read /no/such\.png: no such file"),
@@ -113,9 +113,10 @@ def test_files_that_are_no_images_are_explained(
     ):
         with pytest.raises(CommandError, match=reason):
             session.command(f"/image {rest}".rstrip())
-    assert session.images == []
+    assert session.media == []
     monkeypatch.undo()
-    assert Settings().max_image_size == images.MAX_BYTES
+    assert Settings().max_image_size == media.MAX_BYTES["image"]
+    assert Settings().max_audio_size == media.MAX_BYTES["audio"]
     with pytest.raises(CommandError, match="there is no command /no/such"):
         session.command("/no/such.png")
 
@@ -131,6 +132,43 @@ def test_images_are_saved_with_the_conversation_and_named_in_its_history(
     other.command(f"/load {path}")
     assert other.messages == session.messages
     assert other.command("/history") == "user: [image/png, 11 bytes]\nwhat is it?"
+
+
+AUDIO = {
+    "wav": b"RIFF\x04\0\0\0WAVEfmt ",
+    "mp3": b"\xff\xfb\x90\x44",
+    "flac": b"fLaC\0",
+    "ogg": b"OggS\0",
+}
+
+
+@pytest.mark.parametrize("kind", AUDIO)
+@pytest.mark.parametrize("command", ["/audio ", ""])
+def test_audio_goes_in_front_of_the_next_message(
+    session: Session, tmp_path: Path, kind: str, command: str
+) -> None:
+    """Also if the file is only dropped into the terminal."""
+    path = tmp_path / "clip"
+    path.write_bytes(AUDIO[kind])
+    assert session.command(f"{command}{path}") == "in front of your next message: clip"
+    clip, text = sent(session)
+    assert (clip["type"], clip["input_audio"]["format"]) == ("input_audio", kind)
+    assert base64.b64decode(clip["input_audio"]["data"]) == AUDIO[kind]
+    assert text == {"type": "text", "text": "what is it?"}
+    assert f"[audio/{kind}, {len(AUDIO[kind])} bytes]" in session.command("/history")
+
+
+def test_images_and_audio_are_forgotten_apart(session: Session, photo: Path) -> None:
+    clip = photo.parent / "clip"
+    clip.write_bytes(AUDIO["wav"])
+    session.command(f"/image {photo}")
+    session.command(f"/audio {clip}")
+    assert session.command("/image") == "no image goes in front of your next message"
+    assert [part["type"] for part in session.media] == ["input_audio"]
+    with pytest.raises(CommandError, match="usage: /image FILE"):
+        session.command("/image")
+    with pytest.raises(CommandError, match="is not a WAV, MP3, FLAC or Ogg file"):
+        session.command(f"/audio {photo}")
 
 
 def test_an_image_that_cannot_be_read_ends_the_command_before_a_model_loads(
