@@ -26,6 +26,7 @@ from stonechat_server.responses_api.fields import FIELDS as RESPONSES_FIELDS
 from stonechat_server.schema.fields import FIELDS as CHAT_FIELDS
 from stonechat_server.schema.fields import FieldNote, FieldStatus
 from stonechat_server.terminal.flags import Flag, actions_of, flags_of
+from stonechat_server.transcriptions_api.fields import TRANSCRIPTION_FIELDS
 
 MAX_REPEATED = 3
 """A command's table repeats at most so many settings of `stonechat serve`."""
@@ -116,6 +117,7 @@ FIELD_TABLES = {
     "embeddings": EMBEDDING_FIELDS,
     "messages": MESSAGES_FIELDS,
     "responses": RESPONSES_FIELDS,
+    "transcriptions": TRANSCRIPTION_FIELDS,
 }
 TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     **{

@@ -28,6 +28,7 @@ from stonechat_server.api import (
     render,
     responses,
     tokens,
+    transcriptions,
 )
 from stonechat_server.api.batch_lines import answer_line
 from stonechat_server.api.openapi import openapi_document
@@ -58,7 +59,7 @@ CPU_BATCH_REQUESTS = 32
 models. With more of them each step takes longer, which other requests feel."""
 
 ROUTES = (
-    *(chat, completions, responses, messages, embeddings, files, batches),
+    *(chat, completions, responses, messages, embeddings, transcriptions, files, batches),
     *(render, tokens, models, health, metrics),
 )
 

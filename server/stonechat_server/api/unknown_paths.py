@@ -25,7 +25,7 @@ NO_OLLAMA = (
     "Ollama's own API is not served; the client needs its OpenAI setting, with a base URL that "
     "ends in /v1."
 )
-NO_MEDIA = "Audio, images and video are not served; the models here read and write text."
+NO_MEDIA = "No audio, images or video are made here: the models write text."
 NO_STORAGE = "No threads, conversations or chat completions are stored here."
 NO_BACKGROUND = "An answer comes in its request: nothing runs in the background."
 ONE_PIECE = "A file is uploaded in one piece, with POST /v1/files."

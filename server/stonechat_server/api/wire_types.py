@@ -35,6 +35,12 @@ from stonechat_server.schema.responses import (
     ModelCard,
     ModelList,
 )
+from stonechat_server.transcriptions_api.answer import (
+    TranscriptDelta,
+    TranscriptDone,
+    Transcription,
+    VerboseTranscription,
+)
 
 PREFIXES = {
     "schema": "Chat",
@@ -58,6 +64,7 @@ ANSWERS: tuple[type, ...] = (
     *(tokens.TokenizeAnswer, tokens.DetokenizeAnswer, tokens.TokenizerInfo),
     *(tokens.RenderedChat, tokens.Version),
     *(FileObject, FileList, DeletedFile, Batch, BatchList),
+    *(Transcription, VerboseTranscription, TranscriptDelta, TranscriptDone),
     *(ModelCard, ModelList, ModelInfo, ModelPage, ErrorResponse),
 )
 

@@ -12,8 +12,8 @@ from starlette.requests import Request
 
 from stonechat_server.admission.refusals import too_many_requests
 from stonechat_server.errors import APIError, invalid, unsupported
-from stonechat_server.files_api.form import UploadForm
 from stonechat_server.request.body import MAX_DISCARDED_BYTES
+from stonechat_server.request.form import UploadForm
 from stonechat_server.settings import Settings
 from stonechat_server.storage.files import StoredFile, lifetime, new_file_id, too_large
 from stonechat_server.storage.storage import Storage
@@ -28,9 +28,9 @@ BATCH_FILE_SECONDS = 30 * 86_400
 """How long the input of a batch is kept, unless the client says it. Other files are kept until they
 are deleted."""
 BATCH = "batch"
-IMAGE_PURPOSES = frozenset({"vision", "user_data"})
-"""The purposes of files that requests may use as images. Both mean the same here."""
-PURPOSES = IMAGE_PURPOSES | {BATCH}
+MEDIA_PURPOSES = frozenset({"vision", "user_data"})
+"""The purposes of files that requests may use as images or audio. Both mean the same here."""
+PURPOSES = MEDIA_PURPOSES | {BATCH}
 MAX_UPLOADS = 4
 """At most this many files of a key are uploaded at the same time."""
 FIELDS = frozenset({"purpose", "expires_after[anchor]", "expires_after[seconds]"})
@@ -81,7 +81,7 @@ async def _receive(
 ) -> UploadForm:
     """Write the file of the form to `path`, and sync it."""
     waiting = BytesIO()
-    form = UploadForm(request.headers.get("content-type", ""), waiting, max_bytes)
+    form = UploadForm(request.headers.get("content-type", ""), waiting, max_bytes, too_large)
     started = asyncio.get_running_loop().time()
     num_received = 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

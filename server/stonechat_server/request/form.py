@@ -3,13 +3,13 @@
 The file goes to a sink, and is never held in memory. All else is bounded.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from stonechat_server.errors import APIError, invalid
-from stonechat_server.storage.files import too_large
 
 MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1_024
@@ -26,11 +26,18 @@ class Sink(Protocol):
 class UploadForm:
     """Give each piece of a body to `feed`, then call `finish`. The file goes to `sink`.
 
-    Both raise `APIError`: 400 for a form that is not well made, 413 for a file of more than
-    `max_bytes`.
+    Both raise `APIError`: 400 for a form that is not well made, and what `too_large` makes for a
+    file of more than `max_bytes`.
     """
 
-    def __init__(self, content_type: str, sink: Sink, max_bytes: int) -> None:
+    def __init__(
+        self,
+        content_type: str,
+        sink: Sink,
+        max_bytes: int,
+        too_large: Callable[[int], APIError],
+        max_field_bytes: int = MAX_FIELD_BYTES,
+    ) -> None:
         kind, options = parse_options_header(content_type)
         boundary = options.get(b"boundary")
         if kind != b"multipart/form-data" or not boundary:
@@ -39,7 +46,8 @@ class UploadForm:
         self.fields: dict[str, str] = {}
         self.filename: str | None = None
         self.num_bytes = 0
-        self._sink, self._max_bytes = sink, max_bytes
+        self._sink, self._max_bytes, self._too_large = sink, max_bytes, too_large
+        self._max_field_bytes = max_field_bytes
         self._is_complete = False
         self._headers: dict[bytes, bytes] = {}
         self._header_name = self._header_value = b""
@@ -107,13 +115,13 @@ class UploadForm:
         if self._name == FILE:
             self.num_bytes += end - start
             if self.num_bytes > self._max_bytes:
-                raise too_large(self._max_bytes)
+                raise self._too_large(self._max_bytes)
             self._sink.write(data[start:end])
             return
         self._value += data[start:end]
-        if len(self._value) > MAX_FIELD_BYTES:
+        if len(self._value) > self._max_field_bytes:
             name = self._name[:MAX_FIELD_BYTES]
-            raise invalid(name, f"The field has more than {MAX_FIELD_BYTES} bytes.")
+            raise invalid(name, f"The field has more than {self._max_field_bytes} bytes.")
 
     def _end_part(self) -> None:
         if self._name != FILE:
