@@ -22,6 +22,7 @@ from stonechat_server.completions_api.fields import COMPLETION_FIELDS
 from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
 from stonechat_server.messages_api.fields import FIELDS as MESSAGES_FIELDS
 from stonechat_server.options import detail
+from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
 from stonechat_server.responses_api.fields import FIELDS as RESPONSES_FIELDS
 from stonechat_server.schema.fields import FIELDS as CHAT_FIELDS
 from stonechat_server.schema.fields import FieldNote, FieldStatus
@@ -127,6 +128,10 @@ TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
     "docs/api/tokens.md": {
         "tokenize": partial(field_table, TOKENIZE_TEXT_FIELDS),
         "detokenize": partial(field_table, DETOKENIZE_FIELDS),
+    },
+    "docs/api/rerank.md": {
+        "rerank": partial(field_table, RERANK_FIELDS),
+        "score": partial(field_table, SCORE_FIELDS),
     },
     "docs/configuration.md": {"settings": settings_table},
     "docs/scale.md": {"split types": split_types},

@@ -28,6 +28,8 @@ from stonechat_models.model_info import (
     EngineStats,
     ImageInfo,
     ModelInfo,
+    ModelUse,
+    RankingInfo,
     SamplingDefaults,
     size_text,
 )
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from stonechat_models.media.processor import MediaProcessor
     from stonechat_models.media.records import AudioOptions, ImageOptions, PreparedMedia
     from stonechat_models.runtime.async_engine import AsyncEngine
+    from stonechat_models.text.pair_frame import PairFrame
     from stonechat_models.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -115,8 +118,11 @@ __all__ = [
     "ModelInfo",
     "ModelLoadError",
     "ModelSurvey",
+    "ModelUse",
+    "PairFrame",
     "PreparedMedia",
     "PromptTooLongError",
+    "RankingInfo",
     "ReasoningSpec",
     "RequestOutput",
     "RequestTimings",
@@ -161,6 +167,7 @@ _LAZY = {
     "ModelSurvey": "diagnostics.survey",
     "ServingForm": "diagnostics.survey",
     "StoredModel": "checkpoint.store",
+    "PairFrame": "text.pair_frame",
     "Tokenizer": "text.tokenizer",
     "GrammarChecker": "grammar.checker",
     "ImageOptions": "media.records",

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 MAX_PROMPT_LOGITS_BYTES = 256 << 20
 """A step computes at most this much of float32 logits for log-probabilities of prompts."""
+ModelUse = Literal["generation", "embeddings", "reranking"]
+"""What a model does. One that generates may also make embeddings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,18 @@ class EmbeddingInfo:
     """The name of the prompt for inputs whose request names none."""
     skips_prompt: bool = False
     """Whether a prompt's tokens do not count in the pooling."""
+    lower_case: bool = False
+    """Whether texts are made lower case first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingInfo:
+    """How a model scores pairs of a question and a document."""
+
+    activation: str
+    """What makes the score of the model's number: the name of an activation of PyTorch."""
+    prompt: str = ""
+    """What the model's makers put before each question."""
     lower_case: bool = False
     """Whether texts are made lower case first."""
 
@@ -136,9 +151,11 @@ class ModelInfo:
     notes: tuple[str, ...] = ()
     """What the user should know of the model's files."""
     generates: bool = True
-    """False for a model that only makes embeddings."""
+    """False for a model that only makes embeddings, or scores."""
     embedding: EmbeddingInfo | None = None
     """The embeddings that the model makes; None if it makes none."""
+    ranking: RankingInfo | None = None
+    """How the model scores documents; None if it is no reranker."""
     draft: DraftInfo | None = None
     """The draft model; None if there is none."""
     images: ImageInfo | None = None
@@ -157,6 +174,13 @@ class ModelInfo:
         """The placeholder tokens of what the model takes beside text."""
         infos = {"image": self.images, "audio": self.audio}
         return {modality: info.token_id for modality, info in infos.items() if info is not None}
+
+    @property
+    def use(self) -> ModelUse:
+        """What the model is for."""
+        if self.generates:
+            return "generation"
+        return "embeddings" if self.ranking is None else "reranking"
 
     @property
     def kv_capacity_tokens(self) -> int:

@@ -159,14 +159,15 @@ def _check_range(param: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingParams:
-    """How the embedding of a prompt is made."""
+    """How the embedding of a prompt, or the score of a pair of texts, is made."""
 
     dimensions: int | None = None
     """Keep only this many of the first numbers, and normalise again. None: all."""
     normalize: bool | None = None
     """Whether the embedding is scaled to the length 1. None: as the model does."""
     num_unpooled: int = 0
-    """The first tokens of the prompt that do not count in the pooling."""
+    """The first tokens of the prompt that do not count in the pooling. Of a pair: those of its
+    first text."""
 
 
 Modality = Literal["image", "audio"]
@@ -215,7 +216,7 @@ class GenerateRequest:
     prediction_token_ids: tuple[int, ...] = ()
     """A text that the answer may largely repeat. It makes the answer faster, not different."""
     embedding: EmbeddingParams | None = None
-    """Set: nothing is generated, and the output is the embedding of the prompt."""
+    """Set: nothing is generated, and the output is the embedding of the prompt, or its score."""
     adapter: str = ""
     """The name of the LoRA adapter that computes it beside the model, one of
     `ModelInfo.adapters`. Empty: the model alone."""
@@ -256,7 +257,8 @@ class TokenOutput(msgspec.Struct, frozen=True, gc=False, array_like=True):
     prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
     """Those of all prompt tokens but the first, in the request's first output after its prompt."""
     embedding: bytes | None = None
-    """The embedding of the prompt, as little-endian float32."""
+    """The embedding of the prompt, as little-endian float32. Of a reranker: the score of the pair,
+    and the number that the score is made of."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -328,4 +330,5 @@ class RequestOutput(msgspec.Struct, frozen=True, gc=False):
     """One entry per prompt token, None for the first, in the first output after the prompt. The
     joined `token` of the entries that are not special is the text after the first token."""
     embedding: bytes | None = None
-    """The embedding of the prompt, as little-endian float32."""
+    """The embedding of the prompt, as little-endian float32. Of a reranker: the score of the pair,
+    and the number that the score is made of."""

@@ -26,6 +26,7 @@ from stonechat_server.api import (
     metrics,
     models,
     render,
+    rerank,
     responses,
     tokens,
     transcriptions,
@@ -59,8 +60,8 @@ CPU_BATCH_REQUESTS = 32
 models. With more of them each step takes longer, which other requests feel."""
 
 ROUTES = (
-    *(chat, completions, responses, messages, embeddings, transcriptions, files, batches),
-    *(render, tokens, models, health, metrics),
+    *(chat, completions, responses, messages, embeddings, rerank, transcriptions),
+    *(files, batches, render, tokens, models, health, metrics),
 )
 
 

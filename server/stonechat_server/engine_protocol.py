@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from stonechat_models import (
     AudioOptions,
@@ -13,6 +13,9 @@ from stonechat_models import (
     PreparedMedia,
     RequestOutput,
 )
+
+if TYPE_CHECKING:
+    from stonechat_models import PairFrame
 
 
 class TokenizerLike(Protocol):
@@ -41,6 +44,10 @@ class TokenizerLike(Protocol):
 
     @property
     def added_token_ids(self) -> Collection[int]: ...
+
+    @property
+    def pair_frame(self) -> "PairFrame":
+        """What stands around the two texts of a pair."""
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]: ...
 

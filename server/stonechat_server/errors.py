@@ -14,6 +14,8 @@ from stonechat_models import (
     EngineDeadError,
     GrammarError,
     InvalidParamsError,
+    ModelInfo,
+    ModelUse,
     PromptTooLongError,
 )
 from stonechat_server.schema.errors import ErrorBody, ErrorResponse
@@ -26,6 +28,12 @@ MISSING = "missing_required_parameter"
 
 MAX_PROBLEMS = 100
 """At most this many validation problems of a body are examined."""
+USES: Mapping[ModelUse, tuple[str, str]] = {
+    "generation": ("generates text", "/v1/chat/completions"),
+    "embeddings": ("makes embeddings", "/v1/embeddings"),
+    "reranking": ("scores documents", "/v1/rerank"),
+}
+"""What a model does, and the endpoint for it."""
 ENGINE_RETRY_AFTER = "5"
 """Seconds after which a crashed engine process may be running again."""
 
@@ -88,14 +96,11 @@ def context_length_exceeded(error: PromptTooLongError) -> APIError:
     )
 
 
-def not_generative() -> APIError:
-    """A 400 for a request for text to a model that only makes embeddings."""
-    return APIError(
-        400,
-        "This model makes embeddings; it does not generate. Use POST /v1/embeddings.",
-        param="model",
-        code="model_not_generative",
-    )
+def other_use(model: ModelInfo, refusal: str, code: str) -> APIError:
+    """A 400 for a request for what the model does not do. It says what the model does."""
+    does, path = USES[model.use]
+    message = f"This model {does}; it {refusal}. Use POST {path}."
+    return APIError(400, message, param="model", code=code)
 
 
 def server_error() -> APIError:

@@ -272,16 +272,20 @@ class StatefulModel(CausalModel, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """The tokens of one text, at least one. Of the first `num_unpooled`, none is pooled."""
+    """The tokens of one text, at least one. Of the first `num_unpooled`, none is pooled; of a pair
+    of texts, they belong to its first text."""
 
     token_ids: Sequence[int]
     num_unpooled: int = 0
 
 
 class EmbeddingModel(Protocol):
-    """A loaded model that makes embeddings only. Called from the engine's thread only."""
+    """A loaded model that only makes embeddings or scores. Called from the engine's thread only."""
 
     info: ModelInfo
 
     def embed(self, texts: Sequence[Text]) -> "torch.Tensor":
-        """Return the embeddings of the texts, float32[N, D] on the CPU."""
+        """Return the embeddings of the texts, float32[N, D] on the CPU.
+
+        Of a reranker, D is 2: the score of a pair of texts, and the number that it is made of.
+        """

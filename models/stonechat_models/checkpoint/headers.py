@@ -22,7 +22,12 @@ from stonechat_models.checkpoint.hf_config import (
 )
 from stonechat_models.checkpoint.hub_errors import not_found, require_network
 from stonechat_models.checkpoint.resolve import Located, WeightFormat, locate
-from stonechat_models.checkpoint.sentence_transformers import MODULES_FILE, transformer_folder
+from stonechat_models.checkpoint.sentence_transformers import (
+    MODULES_FILE,
+    SETTINGS_FILE,
+    has_embedder_files,
+    transformer_folder,
+)
 from stonechat_models.checkpoint.vision_file import find_vision_file, refuse_vision_file
 from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.config import EngineConfig
@@ -180,7 +185,7 @@ def _with_vision(
 
 def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders:
     refuse_adapter_alone(folder)
-    has_modules = (folder / MODULES_FILE).is_file()
+    has_modules = has_embedder_files(folder)
     folder = transformer_folder(folder)
     config = read_config(folder / "config.json")
     files = weights_in(folder, allow_pickle)
@@ -236,6 +241,8 @@ def _hub_headers(model: str, revision: str | None) -> ModelHeaders:
         for name, info in file.tensors.items()
     ]
     has_modules = _fetch(model, revision, MODULES_FILE)
+    if has_modules and _fetch(model, revision, SETTINGS_FILE):
+        has_modules = has_embedder_files(Path(path).parent)
     return ModelHeaders(model, read_config(Path(path)), tensors, "safetensors", has_modules)
 
 

@@ -26,6 +26,7 @@ from stonechat_models.checkpoint.hf_config import HFConfig, read_config
 from stonechat_models.checkpoint.hub_gguf import cached_or_header
 from stonechat_models.checkpoint.hub_names import choose_gguf, parse_hub_name
 from stonechat_models.checkpoint.known_models import did_you_mean
+from stonechat_models.checkpoint.rerankers import RerankerFiles, read_reranker_files
 from stonechat_models.checkpoint.sentence_transformers import (
     EmbedderFiles,
     read_embedder_files,
@@ -176,6 +177,8 @@ class ModelFiles:
     """What the user should know of the files."""
     embedder: EmbedderFiles | None = None
     """How the model makes embeddings, if its files say so."""
+    reranker: RerankerFiles | None = None
+    """How the model scores pairs of texts, if it does."""
     adapters: tuple[Adapter, ...] = ()
     """What is computed beside the weights, for the requests that name it."""
     mmproj: Path | None = None
@@ -277,14 +280,15 @@ def _from_folder(
     name: str, folder: Path, adapter: Adapter | None, allow_pickle: bool, progress: Progress
 ) -> ModelFiles:
     refuse_adapter_alone(folder)
-    embedder = read_embedder_files(folder)
+    embedder, whole = read_embedder_files(folder), folder
     folder = transformer_folder(folder)
     config = read_config(folder / "config.json")
+    reranker = read_reranker_files(whole, config) if embedder is None else None
     weights = weights_in(folder, allow_pickle)
     notes = _notes(folder, adapter)
     if not (folder / "tokenizer.json").is_file():
         folder = with_tokenizer(folder, progress)
-    return ModelFiles(name, folder, config, None, weights, adapter, notes, embedder)
+    return ModelFiles(name, folder, config, None, weights, adapter, notes, embedder, reranker)
 
 
 def _notes(folder: Path, adapter: Adapter | None) -> tuple[str, ...]:

@@ -21,6 +21,9 @@ MODULES_FILE = "modules.json"
 SETTINGS_FILE = "config_sentence_transformers.json"
 PACKAGE = "sentence_transformers."
 SENTENCE_EMBEDDING = "sentence_embedding"
+CROSS_ENCODER = "CrossEncoder"
+"""The kind of model that scores pairs of texts."""
+TASK = "transformer_task"
 MAX_LENGTH = 1 << 24
 """Larger lengths in a file mean that there is no limit."""
 
@@ -78,8 +81,20 @@ def transformer_folder(folder: Path) -> Path:
     return _subfolder(folder, modules[0])
 
 
+def has_embedder_files(folder: Path) -> bool:
+    """Whether files say how the model of `folder` makes embeddings. They may be wrong."""
+    if not (folder / MODULES_FILE).is_file():
+        return False
+    return (read_json(folder / SETTINGS_FILE) or {}).get("model_type") != CROSS_ENCODER
+
+
+def module_kinds(folder: Path) -> list[str]:
+    """Return the classes of the modules in modules.json; empty if there is no such file."""
+    return [_kind(module) for module in _read_modules(folder)]
+
+
 def read_embedder_files(folder: Path) -> EmbedderFiles | None:
-    """Read the files of an embedding model; None if `folder` has none.
+    """Read the files of an embedding model; None if `folder` has none, or is a cross-encoder.
 
     Raises `ModelLoadError` for a file that is not right, and `UnsupportedModelError` with its name
     for a module that is not served.
@@ -89,10 +104,12 @@ def read_embedder_files(folder: Path) -> EmbedderFiles | None:
         return None
     settings = JsonObject(str(folder / SETTINGS_FILE), read_json(folder / SETTINGS_FILE) or {})
     kind = settings.read("model_type", str, "SentenceTransformer")
+    if kind == CROSS_ENCODER:
+        return None
     if kind != "SentenceTransformer":
         raise UnsupportedModelError(
-            f"{settings.source}: models of type {shown(kind)} are no text "
-            "embedders, which are all that is served"
+            f"{settings.source}: models of type {shown(kind)} are neither text "
+            "embedders nor rerankers, which are all that is served"
         )
     for i, module in enumerate(modules):
         if _kind(module) not in (FIRST_MODULES[i : i + 1] or STEPS):
@@ -109,12 +126,12 @@ def read_embedder_files(folder: Path) -> EmbedderFiles | None:
     default = settings.read("default_prompt_name", str, "")
     if default and default not in prompts:
         raise settings.error("default_prompt_name", f"is {shown(default)}, which is no prompt")
-    transformer = _transformer_settings(_subfolder(folder, modules[0]))
+    transformer = transformer_settings(_subfolder(folder, modules[0]))
     return EmbedderFiles(
         pooling=_poolings(pooling),
         skips_prompt=not pooling.read("include_prompt", bool, True),
         steps=tuple(steps),
-        max_length=_max_length(_subfolder(folder, modules[0]), transformer),
+        max_length=max_length(_subfolder(folder, modules[0]), transformer),
         lower_case=transformer.read("do_lower_case", bool, False),
         prompts=prompts,
         default_prompt=default,
@@ -187,13 +204,13 @@ def _poolings(config: JsonObject) -> tuple[str, ...]:
     return chosen
 
 
-def _transformer_settings(folder: Path) -> JsonObject:
+def transformer_settings(folder: Path) -> JsonObject:
     """Return sentence_bert_config.json, whose name may have another family than BERT."""
     path = next(iter(sorted(folder.glob("sentence_*_config.json"))), None)
     return JsonObject(str(path), {} if path is None else read_json(path) or {})
 
 
-def _max_length(folder: Path, transformer: JsonObject) -> int:
+def max_length(folder: Path, transformer: JsonObject) -> int:
     """Return the longest input in tokens; 0 if the files name none."""
     length = transformer.size("max_seq_length")
     if not length:

@@ -1,6 +1,7 @@
 """Decides from a config whether the paged engine can serve a model, and up to which length."""
 
 from stonechat_models.checkpoint.hf_config import HFConfig
+from stonechat_models.checkpoint.rerankers import CLASSIFIER, num_labels
 from stonechat_models.checkpoint.rope_length import (
     DEFAULT_LENGTH,
     original_length,
@@ -17,10 +18,15 @@ OTHER_HEADS = (
 
 
 def refuse_other_heads(config: HFConfig) -> None:
-    """Raise `UnsupportedModelError` for a classifier, a reranker, and the like.
+    """Raise `UnsupportedModelError` for a classifier with several labels, and the like.
 
     If it is a decoder whose embedding is tied, it could complete text, and nonsense.
     """
+    if config.architecture.endswith(CLASSIFIER):
+        raise UnsupportedModelError(
+            f"{config.architecture} is a classifier with {num_labels(config)} labels; of "
+            "classifiers, only rerankers are served, which have one label"
+        )
     if any(name in config.architecture for name in OTHER_HEADS):
         raise UnsupportedModelError(
             f"{config.architecture} neither completes texts nor makes embeddings; choose a "

@@ -49,7 +49,7 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         refusal=next(iter(planner.refusals), None),
         native_refusal=planner.native_refusal,
         forms=forms,
-        is_embedder=planner.is_embedder,
+        use=planner.use,
         attention=planner.attention if planner.native_refusal is not None else "",
         draft=draft,
         may_take_images=planner.may_take_images,

@@ -34,7 +34,8 @@ from stonechat_models.diagnostics.survey import ServingForm
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
 from stonechat_models.media.hf_processor import pillow_refusal
-from stonechat_models.runtime.build import is_embedder, native_refusal, why_no_graphs
+from stonechat_models.model_info import ModelUse
+from stonechat_models.runtime.build import model_use, native_refusal, why_no_graphs
 from stonechat_models.runtime.cache_sizes import size_kv_cache, size_states
 from stonechat_models.runtime.ranks.refusals import (
     refuse_model,
@@ -72,7 +73,7 @@ class FormPlanner:
         self.max_model_len = context_length(headers.config, None)
         self.packing = Packing()
         self.native_refusal: str | None = None
-        self.is_embedder = False
+        self.use: ModelUse = "generation"
         self.attention = ""
         """The attention backend that is tried first, if the model runs through PyTorch."""
         self.refusals: list[str] = []
@@ -107,11 +108,10 @@ class FormPlanner:
         headers = self.headers
         with self._noting():
             refuse_weight_format(self.config, self.device)
-            self.is_embedder = is_embedder(
-                headers.config, headers.weight_format, headers.has_modules
-            )
-        if self.is_embedder:
-            self.native_refusal = "it is an embedding model"
+            self.use = model_use(headers.config, headers.weight_format, headers.has_modules)
+        if self.use != "generation":
+            is_embedder = self.use == "embeddings"
+            self.native_refusal = "it is an embedding model" if is_embedder else "it is a reranker"
             return
         with self._noting():
             refuse_other_heads(self.headers.config)
@@ -181,7 +181,7 @@ class FormPlanner:
 
     def forms(self) -> Iterator[ServingForm]:
         """Yield the forms that the device supports."""
-        if self.is_embedder:
+        if self.use != "generation":
             yield self._embedder_form()
             return
         default = self._default()
@@ -204,7 +204,7 @@ class FormPlanner:
                 )
 
     def _embedder_form(self) -> ServingForm:
-        """Return the only form of an embedding model: the one that the settings choose."""
+        """Return the only form of an embedding model or reranker: the one that settings choose."""
         dtype = choose_dtype(self.config.dtype, self.headers.config.dtype, self.device)
         num_weights = sum(tensor.num_elements for tensor in self.headers.tensors)
         return ServingForm(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from stonechat_models.model_info import ModelUse
+
 
 @dataclass(frozen=True, slots=True)
 class ServingForm:
@@ -41,8 +43,8 @@ class ModelSurvey:
     native_refusal: str | None
     """Why the compiled CPU path does not serve the model. None: it does."""
     forms: tuple[ServingForm, ...]
-    is_embedder: bool = False
-    """Whether the model only makes embeddings."""
+    use: ModelUse = "generation"
+    """What the model does."""
     attention: str = ""
     """The attention backend that is tried first. Empty: none, or the native backend's own."""
     draft: ServingForm | None = None

@@ -34,7 +34,7 @@ class EmbeddingEngine:
     """
 
     def __init__(self, model: EmbeddingModel) -> None:
-        assert model.info.embedding is not None, "the model makes no embeddings"
+        assert not model.info.generates, "the model has an engine with a KV cache"
         self.model = model
         self.num_steps = self.num_failed_steps = self.num_consecutive_failed_steps = 0
         self.num_prompt_tokens = 0
@@ -130,10 +130,8 @@ class EmbeddingEngine:
         self, request: GenerateRequest, scheduled: float, vector: npt.NDArray[np.float32]
     ) -> TokenOutput:
         """Return the output of a computed text. It alone fails if its vector is not finite."""
-        info = self.model.info.embedding
-        assert info is not None
         try:
-            embedding = finish_embedding(vector, _params(request), info)
+            embedding = finish_embedding(vector, _params(request), self.model.info.embedding)
         except StepError as error:
             logger.error("request %s failed: %s", request.request_id, error)
             return _output(request, scheduled, None, str(error))

@@ -12,16 +12,19 @@ LEAST_LENGTH = np.float32(1e-12)
 
 
 def finish_embedding(
-    vector: npt.NDArray[np.float32], params: EmbeddingParams, info: EmbeddingInfo
+    vector: npt.NDArray[np.float32], params: EmbeddingParams, info: EmbeddingInfo | None
 ) -> bytes:
     """Cut and normalise a vector float32[D] as `params` say. Return it as little-endian float32.
+
+    `info`: None for the score of a reranker, which stays as it is.
 
     Raises `StepError` for a vector with a number that is not finite.
     """
     cut = vector[: params.dimensions]
     if not np.isfinite(cut).all():
-        raise StepError("the model computed an embedding that is not finite")
+        raise StepError("the model computed a number that is not finite")
     is_default = params.normalize is None
-    if params.normalize or (is_default and (info.is_normalized or params.dimensions is not None)):
+    is_normalized = info is not None and info.is_normalized
+    if params.normalize or (is_default and (is_normalized or params.dimensions is not None)):
         cut = cut / max(np.linalg.norm(cut), LEAST_LENGTH)
     return cut.astype("<f4").tobytes()

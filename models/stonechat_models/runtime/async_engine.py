@@ -284,15 +284,15 @@ class AsyncEngine:
             )
 
     def _check_kind(self, request: GenerateRequest) -> None:
-        """Refuse what the model does not do: to generate, or to make embeddings."""
+        """Refuse what the model does not do: to generate, or to make embeddings or scores."""
         if request.adapter and request.adapter not in [a.name for a in self.model.adapters]:
             raise InvalidParamsError("model", f"there is no adapter {request.adapter}")
         params, info = request.embedding, self.model.embedding
         if params is None:
             if not self.model.generates:
-                raise InvalidParamsError(
-                    "model", "this model makes embeddings; it does not generate"
-                )
+                raise InvalidParamsError("model", "this model does not generate")
+            return
+        if self.model.ranking is not None:
             return
         if info is None:
             raise InvalidParamsError("model", "this model is not served for embeddings")

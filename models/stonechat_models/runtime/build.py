@@ -9,6 +9,7 @@ from stonechat_models.checkpoint.generation_config import read_sampling_defaults
 from stonechat_models.checkpoint.headers import ModelHeaders
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.folder import read_packing
+from stonechat_models.checkpoint.rerankers import is_reranker
 from stonechat_models.checkpoint.resolve import ModelFiles, WeightFormat, resolve_model
 from stonechat_models.checkpoint.rope_length import uses_long_factors
 from stonechat_models.checkpoint.support import (
@@ -30,7 +31,7 @@ from stonechat_models.hardware.device import (
     usable_cores,
 )
 from stonechat_models.model_file import reading
-from stonechat_models.model_info import EmbeddingInfo, ModelInfo
+from stonechat_models.model_info import EmbeddingInfo, ModelInfo, ModelUse
 from stonechat_models.runtime.cache_sizes import (
     DEFAULT_NUM_SEQS,
     size_kv_cache,
@@ -74,7 +75,8 @@ def build_engine(
     config = replace(config, device=str(device), threads=config.threads or usable_cores())
     files = resolve_model(config, progress)
     with reading(files.name):
-        if is_embedder(files.config, files.weight_format, files.embedder is not None):
+        use = model_use(files.config, files.weight_format, files.embedder is not None)
+        if use != "generation":
             return _build_embedding_engine(files, config, device, progress)
         refuse_other_heads(files.config)
         refuse_encoder_decoder(files.config)
@@ -136,30 +138,40 @@ def _with_files(model: CausalModel, files: ModelFiles, config: EngineConfig) -> 
     return replace(info, adapter=adapter, notes=(*files.notes, *ignored))
 
 
-def is_embedder(config: HFConfig, weight_format: WeightFormat, has_modules: bool) -> bool:
-    """Whether a model makes embeddings only. `has_modules`: its files say how.
+def model_use(config: HFConfig, weight_format: WeightFormat, has_modules: bool) -> ModelUse:
+    """Return what a model does. `has_modules`: its files say how it makes embeddings.
 
     Raises `UnsupportedModelError` for an encoder with the head of another task.
     """
+    if has_modules:
+        return "embeddings"
     generates = config.architecture.endswith(("ForCausalLM", "ForConditionalGeneration"))
-    if has_modules or weight_format == "gguf" or generates:
-        return has_modules
+    if weight_format == "gguf" or generates:
+        return "generation"
+    if is_reranker(config):
+        return "reranking"
     from stonechat_models.backends.transformers.embedder import is_bare_encoder
 
-    return is_bare_encoder(config)
+    return "embeddings" if is_bare_encoder(config) else "generation"
 
 
 def _build_embedding_engine(
     files: ModelFiles, config: EngineConfig, device: "torch.device | HostDevice", progress: Progress
 ) -> tuple[EmbeddingEngine, Tokenizer]:
-    from stonechat_models.backends.transformers.embedder import load_embedder
+    from stonechat_models.backends.transformers.embedder import TransformersEmbedder, load_embedder
+    from stonechat_models.backends.transformers.reranker import load_reranker
 
+    does = "makes embeddings" if files.reranker is None else "is a reranker"
     if config.draft_model is not None:
-        raise UnsupportedModelError(f"{files.name} makes embeddings: nothing is drafted")
+        raise UnsupportedModelError(f"{files.name} {does}: nothing is drafted")
     if config.tensor_parallel > 1:
-        raise UnsupportedModelError(f"{files.name} makes embeddings: it is not split")
+        raise UnsupportedModelError(f"{files.name} {does}: it is not split")
     tokenizer = Tokenizer.from_folder(files.folder)
-    model = load_embedder(files, config, as_torch(device), progress)
+    model: TransformersEmbedder
+    if files.reranker is not None:
+        model = load_reranker(files, config, as_torch(device), tokenizer, progress)
+    else:
+        model = load_embedder(files, config, as_torch(device), progress)
     tokenizer.refuse_missing_rows(model.info.vocab_size)
     model.info = replace(
         model.info,

@@ -65,8 +65,8 @@ def load_draft_model(
     settings = draft_config(config)
     files = resolve_model(settings, progress)
     with reading(files.name):
-        if files.embedder is not None:
-            raise UnsupportedModelError(f"{files.name} cannot draft: it makes embeddings only")
+        if files.embedder is not None or files.reranker is not None:
+            raise UnsupportedModelError(f"{files.name} cannot draft: it does not generate")
         own_tokenizer = Tokenizer.from_folder(files.folder)
         difference = vocabulary_difference(tokenizer, own_tokenizer)
         if difference is not None:

@@ -5,7 +5,7 @@ It needs only the `tokenizers` library, to load quickly.
 
 import codecs
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading
+from stonechat_models.text.pair_frame import PairFrame
 from stonechat_models.text.plain_text import PlainTextEncoder
 from stonechat_models.text.token_bytes import token_spelling
 from stonechat_models.text.tokenizer_config import TokenizerFiles, read_tokenizer_files
@@ -126,6 +127,14 @@ class Tokenizer:
     def chat_template(self) -> str | None:
         """The default chat template, or None if the model has none."""
         return self.chat_templates.get("default")
+
+    @cached_property
+    def pair_frame(self) -> PairFrame:
+        """What stands around the two texts of a pair, such as a question and a document.
+
+        Raises `UnsupportedModelError` if the tokenizer does not keep them in their order.
+        """
+        return PairFrame.of(self._backend)
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Return the ids of `text`. The text of a special token becomes the token's id.

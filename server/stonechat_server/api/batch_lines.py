@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from starlette.types import Message
 
 from stonechat_server.access.auth import Identity
-from stonechat_server.api import chat, completions, embeddings, responses
+from stonechat_server.api import chat, completions, embeddings, rerank, responses
 from stonechat_server.api.generate import generate
 from stonechat_server.batches_api.lines import Answered
 from stonechat_server.errors import server_error, to_api_error
@@ -16,7 +16,8 @@ from stonechat_server.observability.access_log import new_request_id
 from stonechat_server.serving.endpoint import Endpoint
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    module.ENDPOINT.path: module.ENDPOINT for module in (chat, completions, responses, embeddings)
+    module.ENDPOINT.path: module.ENDPOINT
+    for module in (chat, completions, responses, embeddings, rerank)
 }
 RETRIED = (429, 503)
 """Statuses after which a request is tried again, if the answer says when."""

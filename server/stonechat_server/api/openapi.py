@@ -38,6 +38,7 @@ TAGS = {
     "Messages": "Continue a conversation, in Anthropic's shape.",
     "Completions": "Continue a text.",
     "Embeddings": "Turn texts into vectors.",
+    "Reranking": "Score how well documents answer a question.",
     "Audio": "Turn speech into text.",
     "Files": "Keep files of requests and of results.",
     "Batches": "Run a file of requests behind all others.",

@@ -29,7 +29,7 @@ NO_MEDIA = "No audio, images or video are made here: the models write text."
 NO_STORAGE = "No threads, conversations or chat completions are stored here."
 NO_BACKGROUND = "An answer comes in its request: nothing runs in the background."
 ONE_PIECE = "A file is uploaded in one piece, with POST /v1/files."
-NO_RANKING = "Scores, classes and rankings are not served."
+NO_CLASSES = "Classes are not served, nor hidden states; POST /v1/rerank and /v1/score give scores."
 CHAT_INSTEAD = "That is another server's own API; here, use POST /v1/chat/completions."
 COMPLETIONS_INSTEAD = "That is another server's own API; here, use POST /v1/completions."
 
@@ -63,10 +63,8 @@ NOTES = {
     "/messages/batches": NO_STORAGE,
     "/fine_tuning": "Models are not trained here.",
     "/moderations": "There is no moderation model here.",
-    "/rerank": NO_RANKING,
-    "/score": NO_RANKING,
-    "/classify": NO_RANKING,
-    "/pooling": NO_RANKING,
+    "/classify": NO_CLASSES,
+    "/pooling": NO_CLASSES,
 }
 """What to say of paths that clients of other servers ask for, with or without `/v1` before them.
 The paths below such a path count too."""

@@ -19,6 +19,8 @@ from stonechat_server.messages_api.answer import MessageAnswer, MessageEvent, To
 from stonechat_server.messages_api.errors import MessagesError
 from stonechat_server.messages_api.models import ModelInfo, ModelPage
 from stonechat_server.messages_api.request import CountTokensRequest, MessagesRequest
+from stonechat_server.rerank_api.answer import RerankAnswer, ScoreList
+from stonechat_server.rerank_api.request import RerankRequest, ScoreRequest
 from stonechat_server.responses_api.answer import (
     DeletedResponse,
     InputTokens,
@@ -48,12 +50,14 @@ PREFIXES = {
     "responses_api": "Response",
     "messages_api": "Anthropic",
     "embeddings_api": "Embedding",
+    "rerank_api": "Rerank",
     "api": "Token",
 }
 """What the name of a type begins with, by its package, if several types have its name."""
 REQUESTS: tuple[type[BaseModel], ...] = (
     *(ChatCompletionRequest, CompletionRequest, ResponsesRequest),
-    *(MessagesRequest, CountTokensRequest, EmbeddingRequest, BatchRequest),
+    *(MessagesRequest, CountTokensRequest, EmbeddingRequest),
+    *(RerankRequest, ScoreRequest, BatchRequest),
     *(tokens.TokenizeTextRequest, tokens.TokenizeChatRequest, tokens.DetokenizeRequest),
     *(LoadRequest, UnloadRequest),
 )
@@ -61,6 +65,7 @@ ANSWERS: tuple[type, ...] = (
     *(ChatCompletion, ChatCompletionChunk, Completion, Response),
     *(ResponseItemList, DeletedResponse, InputTokens),
     *(MessageAnswer, TokenCount, MessagesError, EmbeddingList),
+    *(RerankAnswer, ScoreList),
     *(tokens.TokenizeAnswer, tokens.DetokenizeAnswer, tokens.TokenizerInfo),
     *(tokens.RenderedChat, tokens.Version),
     *(FileObject, FileList, DeletedFile, Batch, BatchList),
@@ -76,6 +81,11 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "MessagesRequest": {"messages": _MESSAGES, "max_tokens": 50},
     "CountTokensRequest": {"messages": _MESSAGES},
     "EmbeddingRequest": {"input": "Name a river."},
+    "RerankRequest": {
+        "query": "What flows?",
+        "documents": ["The Volga is a river.", "Everest is a mountain."],
+    },
+    "ScoreRequest": {"text_1": "What flows?", "text_2": "The Volga is a river."},
     "BatchRequest": {
         "input_file_id": "file-0123456789abcdef01234567",
         "endpoint": "/v1/chat/completions",

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings")
+ENDPOINTS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/embeddings",
+    "/v1/rerank",
+)
 """The endpoints whose requests a batch may have."""
 ENVELOPE_BYTES = 16_384
 """What a line may have beside the body of its request."""

@@ -61,7 +61,7 @@ def planned_need(
     process = _process_bytes(survey.device)
     if settings.kv_cache_size is not None:
         kv_bytes = int(settings.kv_cache_size)
-    elif survey.is_embedder:
+    elif survey.use != "generation":
         kv_bytes = 0
     elif settings.kv_cache_fraction is not None and form is not None:
         kv_bytes = form.kv_tokens * form.kv_bytes_per_token

@@ -1,17 +1,26 @@
 """The text that the server prints when it has started."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from stonechat_models import size_text
 
 if TYPE_CHECKING:
-    from stonechat_models import ModelInfo
+    from stonechat_models import ModelInfo, ModelUse
     from stonechat_server.catalog.entry import Entry
 
 KEY_VARIABLE = "STONECHAT_API_KEY"
+FIRST_REQUESTS: "Mapping[ModelUse, tuple[str, dict[str, object]]]" = {
+    "generation": (
+        "chat/completions",
+        {"messages": [{"role": "user", "content": "Say hello."}], "max_completion_tokens": 100},
+    ),
+    "embeddings": ("embeddings", {"input": "Hello."}),
+    "reranking": ("rerank", {"query": "Who?", "documents": ["Nobody.", "A friend."]}),
+}
+"""A path below `/v1` and a body for a first try, by what the model does."""
 
 
 def start_banner(
@@ -37,6 +46,7 @@ def start_banner(
         "weights": size_text(model.weight_bytes),
         **(_generation_rows(model) if model.generates else {}),
         **_embedding_rows(model),
+        **_ranking_rows(model),
         **_media_rows("images", model.images, model.image_refusal, f"up to {max_images} a request"),
         **_media_rows(
             "audio", model.audio, model.audio_refusal, f"up to {max_audio_clips} clips a request"
@@ -56,7 +66,7 @@ def start_banner(
         rows["prompts"] = "computed in one piece each; no prefix is cached"
     labelled = [*rows.items(), *(("warning", text) for text in warnings)]
     lines = [f"  {label:<9} {text}" for label, text in labelled]
-    return "\n".join(["", *lines, "", *_ending(name, url, needs_key, model.generates)])
+    return "\n".join(["", *lines, "", *_ending(name, url, needs_key, model.use)])
 
 
 def _draft_rows(model: "ModelInfo") -> dict[str, str]:
@@ -88,22 +98,22 @@ def models_banner(
     """The same for several models: a line for each, with its state and its size."""
     width = max(len(entry.name) for entry in entries)
     first = entries[0].served
-    generates = first is None or first.engine.model.generates
+    use = "generation" if first is None else first.engine.model.use
     lines = []
     for entry in entries:
         size = "" if entry.num_bytes is None else f", {size_text(entry.num_bytes)}"
         state = f"{entry.state}{size}" if entry.error is None else f"failed: {entry.error.message}"
         lines.append(f"  {entry.name:<{width}}  {state}")
     lines += [f"  warning   {text}" for text in warnings]
-    return "\n".join(["", *lines, "", *_ending(entries[0].name, url, needs_key, generates)])
+    return "\n".join(["", *lines, "", *_ending(entries[0].name, url, needs_key, use)])
 
 
-def _ending(name: str, url: str, needs_key: bool, generates: bool) -> list[str]:
+def _ending(name: str, url: str, needs_key: bool, use: "ModelUse") -> list[str]:
     places = [("API", f"{url}/v1"), ("docs", f"{url}/docs")]
-    if generates:
+    if use == "generation":
         places.insert(0, ("page", f"{url}/"))
     shown = [f"  {label:<9} {place}" for label, place in places]
-    curl = curl_line(name, url, needs_key, generates)
+    curl = curl_line(name, url, needs_key, use)
     key = f" (put an API key into {KEY_VARIABLE} first: export {KEY_VARIABLE}=…)"
     hint = f"Try{key if needs_key else ''}:"
     return ["Ready.", *shown, "", hint, "", curl, ""]
@@ -137,6 +147,15 @@ def _embedding_rows(model: "ModelInfo") -> dict[str, str]:
     return rows
 
 
+def _ranking_rows(model: "ModelInfo") -> dict[str, str]:
+    """What the scores are like; empty if the model is no reranker."""
+    info = model.ranking
+    if info is None:
+        return {}
+    rows = {"scores": info.activation, "pairs": f"up to {model.max_model_len:,} tokens"}
+    return rows | ({"prompt": repr(info.prompt)} if info.prompt else {})
+
+
 def _media_rows(name: str, info: object, refusal: str, limit: str) -> dict[str, str]:
     """Whether prompts may have images, or audio; empty for a model that cannot take them."""
     if info is not None:
@@ -150,12 +169,10 @@ def _sampling_text(model: "ModelInfo") -> str:
     return ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None)
 
 
-def curl_line(name: str, url: str, needs_key: bool, generates: bool = True) -> str:
-    """A curl command for a POSIX shell that sends a chat request, or one for an embedding."""
-    messages = [{"role": "user", "content": "Say hello."}]
-    fields: dict[str, object] = {"messages": messages, "max_completion_tokens": 100}
-    path = "chat/completions" if generates else "embeddings"
-    body = json.dumps({"model": name, **(fields if generates else {"input": "Hello."})})
+def curl_line(name: str, url: str, needs_key: bool, use: "ModelUse" = "generation") -> str:
+    """A curl command for a POSIX shell that sends a request for what the model does."""
+    path, fields = FIRST_REQUESTS[use]
+    body = json.dumps({"model": name, **fields})
     quoted = body.replace("'", "'\\''")
     # Without the variable, the shell prints the text in place of running the command.
     secret = f"${{{KEY_VARIABLE}:?put an API key into this variable}}"

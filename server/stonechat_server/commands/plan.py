@@ -110,7 +110,7 @@ def print_plan(
 ) -> None:
     """Print the plan as tables."""
     console.print(facts_table(_facts(survey, bandwidth).items()))
-    if survey.is_embedder:
+    if survey.use != "generation":
         table = new_table(("precision", "weights"))
         for row in rows:
             table.add_row(*_cells(row)[:2])
@@ -141,7 +141,7 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
         **_images_fact(survey),
         "parameters": f"{_count(survey.num_parameters)}{mixture}",
         "stored": f"{size_text(survey.stored_bytes)} ({stored_types})",
-        **({} if survey.is_embedder else {"context": f"{survey.max_model_len:,} tokens"}),
+        **_context_fact(survey),
         "device": f"{survey.device}, {size_text(survey.free_memory)} of "
         f"{size_text(survey.total_memory)} free, reads {bandwidth / 1e9:.1f} GB/s",
         **_ranks_fact(survey),
@@ -150,10 +150,16 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
     }
 
 
+def _context_fact(survey: "ModelSurvey") -> Mapping[str, str]:
+    """How long a conversation may be."""
+    has_context = survey.use == "generation"
+    return {"context": f"{survey.max_model_len:,} tokens"} if has_context else {}
+
+
 def _images_fact(survey: "ModelSurvey") -> Mapping[str, str]:
     """Whether a model for images and text takes images."""
     refusal = survey.image_refusal
-    if survey.is_embedder or not (survey.may_take_images or refusal):
+    if survey.use != "generation" or not (survey.may_take_images or refusal):
         return {}
     return {"images": f"no: {refusal}" if refusal else "yes, if they pass the checks at load"}
 
@@ -179,7 +185,7 @@ def _draft_fact(survey: "ModelSurvey") -> Mapping[str, str]:
 
 def _steps_fact(survey: "ModelSurvey") -> Mapping[str, str]:
     """How steps run on a CUDA device."""
-    if survey.is_embedder or not survey.device.startswith("cuda"):
+    if survey.use != "generation" or not survey.device.startswith("cuda"):
         return {}
     refusal = survey.graphs_refusal
     graphs = "with CUDA graphs" if refusal is None else f"without CUDA graphs: {refusal}"
@@ -189,8 +195,8 @@ def _steps_fact(survey: "ModelSurvey") -> Mapping[str, str]:
 def _served_text(survey: "ModelSurvey") -> str:
     if survey.refusal is not None:
         return f"[bold red]no[/]: {survey.refusal}"
-    if survey.is_embedder:
-        return "[green]yes[/], for embeddings, through PyTorch"
+    if survey.use != "generation":
+        return f"[green]yes[/], for {survey.use}, through PyTorch"
     if survey.native_refusal is None:
         return "[green]yes[/], by the compiled CPU path"
     is_plain = any(form.backend == "plain" for form in survey.forms)

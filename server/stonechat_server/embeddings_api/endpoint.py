@@ -8,7 +8,7 @@ from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
 from stonechat_server.embeddings_api.inputs import InputEncoder, inputs_of, params_without_effect
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.embeddings_api.writer import EmbeddingCollector, EmbeddingWriter
-from stonechat_server.errors import APIError, invalid, unsupported
+from stonechat_server.errors import APIError, invalid, other_use, unsupported
 from stonechat_server.request.field_checks import asked_for, ignored_params
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.schema.fields import FieldStatus
@@ -53,6 +53,8 @@ class EmbeddingsEndpoint(Endpoint):
         engine, wire = model.engine, cast(EmbeddingRequest, call.wire)
         info = engine.model.embedding
         call.ignored = [*call.ignored, *params_without_effect(wire, engine.model)]
+        if engine.model.ranking is not None:
+            raise other_use(engine.model, "makes no embeddings", "model_not_embedding")
         if info is None:
             raise APIError(
                 400,

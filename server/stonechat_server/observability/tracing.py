@@ -14,8 +14,13 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 NANOSECONDS = 1_000_000_000
-OPERATIONS = {"/v1/completions": "text_completion", "/v1/embeddings": "embeddings"}
-"""OpenTelemetry's name of what an endpoint does, where it is not `chat`."""
+OPERATIONS = {
+    "/v1/completions": "text_completion",
+    "/v1/embeddings": "embeddings",
+    "/v1/rerank": "rerank",
+    "/v1/score": "rerank",
+}
+"""OpenTelemetry's name of what an endpoint does, where it is not `chat`. `rerank` is our own."""
 
 
 class TracingUnavailableError(Exception):

@@ -34,6 +34,7 @@ from tests.models.packed_writers import (
 from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_embedders import save_embedder, save_encoder
 from tests.models.tiny_models import FAMILIES, tiny_config
+from tests.models.tiny_rerankers import save_reranker
 from tests.models.tiny_tokenizers import ascii_backend
 from tests.models.vision_models import save_vision_model
 from tests.nightly import nightly
@@ -348,7 +349,7 @@ def test_settings_are_refused_as_at_load(
     ("key", "value", "part"),
     [
         ("is_encoder_decoder", True, "encoder-decoder models are not served"),
-        ("architectures", ["LlamaForSequenceClassification"], "neither completes texts nor"),
+        ("architectures", ["LlamaForSequenceClassification"], "a classifier with 2 labels"),
         ("architectures", ["Qwen2ForRewardModel"], "neither completes texts nor"),
         ("model_type", "nothing_known", "nothing_known"),
         ("head_dim", 40, "head_dim is not a multiple"),
@@ -385,7 +386,7 @@ def test_an_embedding_model_has_one_form(family: str, tmp_path: Path) -> None:
     folder = save_embedder(tmp_path / "model", family)
     report = survey(folder)
     assert report.refusal is None
-    assert report.is_embedder
+    assert report.use == "embeddings"
     engine, _ = build_engine(config_for(folder), silent)
     (only,) = report.forms
     assert (only.name, only.backend) == (engine.model.info.dtype, "transformers")
@@ -399,7 +400,17 @@ def test_an_encoder_for_another_task_is_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps(config))
     refusal = survey(folder).refusal
     assert refusal is not None
-    assert "neither completes texts nor makes embeddings" in refusal
+    assert "a classifier with 2 labels" in refusal
+
+
+def test_a_reranker_has_one_form(tmp_path: Path) -> None:
+    folder = save_reranker(tmp_path / "model", "bert")
+    report = survey(folder)
+    assert (report.refusal, report.use) == (None, "reranking")
+    engine, _ = build_engine(config_for(folder), silent)
+    (only,) = report.forms
+    assert (only.name, only.backend) == (engine.model.info.dtype, "transformers")
+    assert only.weight_bytes == engine.model.info.weight_bytes
 
 
 def test_models_that_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

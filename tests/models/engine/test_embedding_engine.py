@@ -144,7 +144,7 @@ def test_vectors_that_are_not_finite_fail_alone_and_break_nothing():
         for name, token in ((f"bad{i}", 14), (f"good{i}", 3)):
             engine.add(request(name, 2, token=token, normalize=i % 2 == 0))
         outputs = run(engine)
-        assert outputs[f"bad{i}"].error == "the model computed an embedding that is not finite"
+        assert outputs[f"bad{i}"].error == "the model computed a number that is not finite"
         assert outputs[f"bad{i}"].finish_reason is FinishReason.ERROR
         assert np.isfinite(vector(outputs[f"good{i}"])).all()
     for i in range(12):

@@ -14,7 +14,10 @@ from tests.server.fake_engine import text_script
 from tests.server.fake_media import seeing_engine
 
 Document = dict[str, Any]
-ELSEWHERE = ("/v1/audio/", "/v1/embeddings", "/v1/files", "/v1/batches")
+ELSEWHERE = (
+    *("/v1/audio/", "/v1/embeddings", "/v1/rerank", "/v1/score"),
+    *("/v1/files", "/v1/batches"),
+)
 """What a server with the scripted engine and no folder for files does not do."""
 
 

@@ -104,7 +104,7 @@ def test_a_base_url_is_not_called_wrong_if_it_is_right(
         ("/v1/uploads/upload_1/parts", "POST /v1/files"),
         ("/v1/chat/completions/chatcmpl-1234", "are stored here"),
         ("/v1/moderations", "no moderation model"),
-        ("/rerank", "rankings are not served"),
+        ("/classify", "POST /v1/rerank"),
     ],
 )
 def test_other_servers_paths_get_a_sentence(client: TestClient, path: str, words: str) -> None:

@@ -100,7 +100,7 @@ def test_a_failure_and_an_answer_without_text_are_found() -> None:
 
 
 def test_a_model_for_embeddings_is_refused() -> None:
-    with pytest.raises(BenchError, match="makes embeddings; it does not generate"):
+    with pytest.raises(BenchError, match="is for embeddings; it does not generate"):
         bench(FakeEngine(model=model_info(generates=False)))
 
 

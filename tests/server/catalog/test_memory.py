@@ -55,7 +55,7 @@ def test_the_budget_is_named_or_a_part_of_what_is_free() -> None:
         (Settings(), ON_CUDA, 2 * GIB, 1, 64 << 20),  # that does not fit
         (Settings(), SURVEY, 20 * GIB, 2, 4 * GIB),  # the most on a CPU
         (Settings(), SURVEY, 8 * GIB, 2, 2 * GIB - PROCESS_BYTES),
-        (Settings(), dataclasses.replace(SURVEY, is_embedder=True), 20 * GIB, 2, 0),
+        (Settings(), dataclasses.replace(SURVEY, use="embeddings"), 20 * GIB, 2, 0),
     ],
 )
 def test_the_size_of_the_cache(

@@ -86,7 +86,7 @@ def test_the_plan_measures_bandwidth(tiny: Path, capsys: pytest.CaptureFixture[s
             {"device": "cuda:0", "attention": "batched", "graphs_refusal": "it is old"},
             "batched attention, without CUDA graphs: it is old",
         ),
-        ({"device": "cuda:0", "is_embedder": True}, None),
+        ({"device": "cuda:0", "use": "embeddings"}, None),
     ],
     ids=["cpu", "graphs", "no graphs", "embedder"],
 )

@@ -41,6 +41,7 @@ def spans_of(engine: FakeEngine, headers: dict[str, str], **fields: Any) -> dict
         ("/v1/responses", "chat"),
         ("/v1/messages", "chat"),
         ("/v1/embeddings", "embeddings"),
+        ("/v1/rerank", "rerank"),
     ],
 )
 def test_the_span_names_the_endpoint(endpoint: str, operation: str) -> None:

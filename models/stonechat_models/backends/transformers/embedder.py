@@ -31,6 +31,7 @@ TEXT_ENCODERS = frozenset({"t5", "mt5", "umt5"})
 """Types with an encoder and a decoder, of which the encoder alone makes embeddings."""
 PADDING_LENGTH = 24
 """Tokens of the text that another is padded to for the check of padding."""
+CANNOT_PAD = 1e9
 DEFAULT_LENGTH = 512
 """The longest input in tokens, if neither the files nor the model's positions say."""
 NO_CONFIGURATION = (
@@ -43,7 +44,7 @@ class TransformersEmbedder:
     """A loaded encoder with its head; an `EmbeddingModel`."""
 
     def __init__(
-        self, module: nn.Module, head: EmbeddingHead, info: ModelInfo, device: torch.device
+        self, module: nn.Module, head: nn.Module, info: ModelInfo, device: torch.device
     ) -> None:
         self.info = info
         self._module = module
@@ -62,14 +63,20 @@ class TransformersEmbedder:
     @torch.inference_mode()
     def padding_error(self) -> float:
         """Return the largest difference that padding makes to a number of a random text's vector,
-        in standard deviations. Raises what the model raises if it does not run."""
-        generator = torch.Generator().manual_seed(0)
-        length = min(PADDING_LENGTH, self.info.max_model_len)
-        draws = torch.rand(length, generator=generator)
-        ids = (draws * self.info.vocab_size).long().tolist()
-        short = Text(ids[: max(1, length // 2)])
-        alone, padded = self._embed([short])[0], self._embed([short, Text(ids)])[0]
+        in standard deviations; `CANNOT_PAD` if the model takes no padded texts.
+
+        Raises what the model raises if it does not run.
+        """
+        long, *_ = self._random_texts(1)
+        short = Text(long.token_ids[: max(1, len(long.token_ids) // 2)])
+        alone, padded = self._embed([short])[0], self._embed([short, long])[0]
         return float((alone - padded).abs().max() / alone.std().clamp(min=1e-6))
+
+    def _random_texts(self, num_texts: int) -> list[Text]:
+        """Return texts of random tokens, the same ones in each call."""
+        length = min(PADDING_LENGTH, self.info.max_model_len)
+        draws = torch.rand(num_texts, length, generator=torch.Generator().manual_seed(0))
+        return [Text(ids) for ids in (draws * self.info.vocab_size).long().tolist()]
 
     def _embed(self, texts: Sequence[Text]) -> torch.Tensor:
         longest = max(len(text.token_ids) for text in texts)
@@ -82,11 +89,17 @@ class TransformersEmbedder:
             mask[row, :length] = 1
             counts[row, min(text.num_unpooled, length - 1) : length] = True
         ids, mask, counts = (tensor.to(self._device) for tensor in (ids, mask, counts))
+        return self._vectors(ids, mask, counts).cpu()
+
+    def _vectors(self, ids: torch.Tensor, mask: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of padded texts: ids and mask int64[N, T], and bool[N, T], false for
+        the first tokens that do not count."""
+        num_tokens = ids.shape[1]
         hidden = self._module(input_ids=ids, attention_mask=mask).last_hidden_state
-        if hidden.shape[1] < longest:
+        if hidden.shape[1] < num_tokens:
             raise UnsupportedModelError("it gives fewer hidden states than a text has tokens")
-        embeddings: torch.Tensor = self._head(hidden[:, :longest], counts)
-        return embeddings.cpu()
+        embeddings: torch.Tensor = self._head(hidden[:, :num_tokens], counts)
+        return embeddings
 
 
 def load_embedder(
@@ -96,7 +109,7 @@ def load_embedder(
 
     Raises `ModelLoadError`, or `UnsupportedModelError` for settings that it cannot have.
     """
-    _refuse_settings(files, config)
+    refuse_settings(files, config, "an embedding model")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     embedder = files.embedder or EmbedderFiles()
@@ -119,7 +132,7 @@ def load_embedder(
         new_info(files, config, device, module, dtype),
         num_parameters=sum(p.numel() for part in (module, head) for p in part.parameters()),
         weight_bytes=weight_bytes(module) + weight_bytes(head),
-        max_model_len=_max_length(embedder, module, config.max_model_len),
+        max_model_len=max_length(module, embedder.max_length, config.max_model_len),
         generates=False,
         embedding=EmbeddingInfo(
             size=head.size,
@@ -133,12 +146,12 @@ def load_embedder(
         notes=(NO_CONFIGURATION,) if files.embedder is None else (),
     )
     model = TransformersEmbedder(module, head, info, device)
-    _check_padding(model, dtype, progress)
+    check_padding(model, dtype, progress)
     return model
 
 
-def _check_padding(model: TransformersEmbedder, dtype: torch.dtype, progress: Progress) -> None:
-    """Embed one text at a time if padding would change the vectors.
+def check_padding(model: TransformersEmbedder, dtype: torch.dtype, progress: Progress) -> None:
+    """Compute one text at a time if padding would change the vectors.
 
     Raises `UnsupportedModelError` for a model that does not run.
     """
@@ -149,7 +162,7 @@ def _check_padding(model: TransformersEmbedder, dtype: torch.dtype, progress: Pr
     except Exception as problem:
         raise UnsupportedModelError(f"it does not run on a text: {problem}") from problem
     if not math.isfinite(error):
-        raise UnsupportedModelError(f"it computes embeddings that are not finite in {dtype}")
+        raise UnsupportedModelError(f"it computes numbers that are not finite in {dtype}")
     model.pads = error <= TOLERANCE["logits"].get(dtype, 0.25)
     if not model.pads:
         progress(f"running {model.info.name} one text at a time: padding changes its vectors")
@@ -181,12 +194,10 @@ def is_bare_encoder(config: HFConfig) -> bool:
     return True
 
 
-def _refuse_settings(files: ModelFiles, config: EngineConfig) -> None:
-    """Raise `ModelLoadError` for a setting that embedding models do not have."""
+def refuse_settings(files: ModelFiles, config: EngineConfig, kind: str) -> None:
+    """Raise `ModelLoadError` for a setting that models do not have whose texts are padded."""
     if config.backend == "native":
-        raise ModelLoadError(
-            f"the native backend cannot run {files.name}: it is an embedding model"
-        )
+        raise ModelLoadError(f"the native backend cannot run {files.name}: it is {kind}")
     refused = {
         "--quantize": precision_of(config) is not None,
         "--adapter": config.adapter is not None,
@@ -196,12 +207,14 @@ def _refuse_settings(files: ModelFiles, config: EngineConfig) -> None:
     }
     for flag, is_set in refused.items():
         if is_set:
-            raise UnsupportedModelError(f"{files.name} is an embedding model: leave out {flag}")
+            raise UnsupportedModelError(f"{files.name} is {kind}: leave out {flag}")
 
 
-def _max_length(embedder: EmbedderFiles, module: nn.Module, requested: int | None) -> int:
-    """Return the longest input in tokens. Raises `UnsupportedModelError` if `requested` is more
-    than the model has positions."""
+def max_length(module: nn.Module, stated: int, requested: int | None) -> int:
+    """Return the longest input in tokens. `stated`: what the files say, or 0.
+
+    Raises `UnsupportedModelError` if `requested` is more than the model has positions.
+    """
     limit = _num_positions(module)
     if requested is not None:
         if limit and requested > limit:
@@ -209,7 +222,7 @@ def _max_length(embedder: EmbedderFiles, module: nn.Module, requested: int | Non
                 f"a context length of {requested} tokens exceeds this model's limit of {limit}"
             )
         return requested
-    length = embedder.max_length or limit or DEFAULT_LENGTH
+    length = stated or limit or DEFAULT_LENGTH
     return min(length, limit) if limit else length
 
 

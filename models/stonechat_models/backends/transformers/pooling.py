@@ -81,7 +81,7 @@ class Dense(nn.Module):
         config = step.config
         num_in, num_out = config.size("in_features"), config.size("out_features")
         self.linear = nn.Linear(num_in, num_out, bias=config.read("bias", bool, True))
-        self.activation = _activation(
+        self.activation = activation_named(
             config.read("activation_function", str, "torch.nn.modules.activation.Tanh")
         )
         self.has_residual = config.read("use_residual", bool, False)
@@ -142,12 +142,13 @@ class EmbeddingHead(nn.Module):
         return embeddings
 
 
-def _activation(name: str) -> nn.Module:
+def activation_named(name: str) -> nn.Module:
+    """Return the layer of PyTorch with this name. Raises `UnsupportedModelError` for others."""
     kind = name.rpartition(".")[2] if name.startswith("torch.nn.") else ""
     if kind not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"the activation {shown(name)} of a dense layer is not served: only those of torch.nn "
-            f"named {', '.join(ACTIVATIONS)}"
+            f"the activation {shown(name)} is not served: only those of torch.nn named "
+            f"{', '.join(ACTIVATIONS)}"
         )
     module: nn.Module = getattr(nn, kind)()
     return module

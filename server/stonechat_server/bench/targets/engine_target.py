@@ -31,7 +31,7 @@ async def engine_target(
 ) -> AsyncIterator["EngineTarget"]:
     """Run the engine while the context lasts. Raises BenchError if it does not generate."""
     if not engine.model.generates:
-        raise BenchError(f"{engine.model.name} makes embeddings; it does not generate")
+        raise BenchError(f"{engine.model.name} is for {engine.model.use}; it does not generate")
     if settings.images and engine.model.images is None:
         reason = engine.model.image_refusal
         raise BenchError(f"{engine.model.name} takes no images{': ' if reason else ''}{reason}")

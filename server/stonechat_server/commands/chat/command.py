@@ -132,7 +132,7 @@ def _server(
             settings.engine_config(), lambda line: print(line, file=sys.stderr)
         )
         if not engine.model.generates:
-            raise _CannotLoadError(f"{engine.model.name} makes embeddings: it cannot chat")
+            raise _CannotLoadError(f"{engine.model.name} is for {engine.model.use}: it cannot chat")
         with own_server(engine, settings) as server:
             yield server, None
     except EngineError as error:

@@ -1,0 +1,134 @@
+"""The endpoints `/v1/rerank` and `/v1/score`: each pair of texts is a prompt to score."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
+
+from stonechat_models import EmbeddingParams, SamplingParams
+from stonechat_server.errors import invalid, other_use, unsupported
+from stonechat_server.request.field_checks import asked_for, ignored_params
+from stonechat_server.request.prepare import PreparedRequest
+from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
+from stonechat_server.rerank_api.pairs import EncodedPair, PairEncoder
+from stonechat_server.rerank_api.request import PairFields, RerankRequest, ScoreRequest
+from stonechat_server.rerank_api.writer import RankCollector, ScoreCollector, ScoreWriter
+from stonechat_server.schema.fields import FieldNote, FieldStatus
+from stonechat_server.schema.sampling_fields import SamplingFields
+from stonechat_server.serving.endpoint import Call, Endpoint
+
+if TYPE_CHECKING:
+    from stonechat_server.access.auth import Identity
+    from stonechat_server.catalog.served_model import ServedModel
+    from stonechat_server.serving.services import Services
+    from stonechat_server.streaming.answer_reader import AnswerReader
+    from stonechat_server.streaming.answer_writer import Collector, CompletionHead
+
+SHARED_FIELDS = frozenset({"model", "user", "priority"})
+"""Fields that mean what they mean in a request for text."""
+MANY_PAIRS = 16
+"""More pairs than that take long to prepare."""
+
+
+class PairsEndpoint(Endpoint):
+    """What both endpoints do."""
+
+    fields: Mapping[str, FieldNote]
+    generates = False
+
+    def read(self, wire: PairFields, services: "Services", identity: "Identity") -> Call:
+        for name in asked_for(wire, self.fields, FieldStatus.REJECTED):
+            raise unsupported(name, f"'{name}' is not supported here ({self.fields[name].note}).")
+        given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
+        request = SamplingFields(max_tokens=None, **given)
+        return Call(request=request, wire=wire, ignored=ignored_params(wire, self.fields))
+
+    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
+        info = model.engine.model.ranking
+        if info is None:
+            raise other_use(model.engine.model, "is no reranker", "model_not_reranker")
+        wire = cast(PairFields, call.wire)
+        as_text = model.settings.special_tokens_as_text
+        encoder = PairEncoder(wire, model.engine, info, as_text=as_text)
+        return [
+            PreparedRequest(
+                prompt_token_ids=pair.token_ids,
+                params=SamplingParams(max_tokens=0),
+                new_parser=None,
+                embedding=EmbeddingParams(num_unpooled=pair.num_first),
+            )
+            for pair in self.pairs(wire, encoder)
+        ]
+
+    def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
+        """Encode the pairs of a request. Raises `APIError` 400."""
+        raise NotImplementedError
+
+    def writer(
+        self,
+        call: Call,
+        head: "CompletionHead",
+        reader: "AnswerReader",
+        prepared: Sequence[PreparedRequest],
+    ) -> ScoreWriter:
+        wire = cast(PairFields, call.wire)
+        return ScoreWriter(head, reader, raw=bool(wire.raw_scores) or wire.use_activation is False)
+
+
+class RerankEndpoint(PairsEndpoint):
+    """Documents in the order of their scores."""
+
+    path = "/v1/rerank"
+    wire_type = RerankRequest
+    fields = RERANK_FIELDS
+    id_prefix = "rerank-"
+    prompt_fields = frozenset({"query", "documents"})
+
+    def takes_long(self, call: Call) -> bool:
+        return len(cast(RerankRequest, call.wire).documents) > MANY_PAIRS
+
+    def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
+        wire = cast(RerankRequest, wire)
+        query = encoder.first(wire.query)
+        pairs = []
+        for i, document in enumerate(wire.documents):
+            text = document if isinstance(document, str) else document.text
+            pairs.append(encoder.join(f"documents[{i}]", query, encoder.second(text)))
+        return pairs
+
+    def collector(self, call: Call, head: "CompletionHead") -> "Collector":
+        return RankCollector(head, cast(RerankRequest, call.wire))
+
+
+class ScoreEndpoint(PairsEndpoint):
+    """Scores in the order of the pairs."""
+
+    path = "/v1/score"
+    wire_type = ScoreRequest
+    fields = SCORE_FIELDS
+    id_prefix = "score-"
+    prompt_fields = frozenset({"text_1", "text_2"})
+
+    def takes_long(self, call: Call) -> bool:
+        return len(_texts(cast(ScoreRequest, call.wire).text_2)) > MANY_PAIRS
+
+    def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
+        wire = cast(ScoreRequest, wire)
+        first, second = _texts(wire.text_1), _texts(wire.text_2)
+        if len(first) not in (1, len(second)):
+            message = f"text_1 has {len(first)} texts and text_2 {len(second)}; send 1, or as many."
+            raise invalid("text_1", message)
+        queries = [encoder.first(text) for text in first]
+        return [
+            encoder.join(
+                "text_2" if isinstance(wire.text_2, str) else f"text_2[{i}]",
+                queries[i if len(queries) > 1 else 0],
+                encoder.second(text),
+            )
+            for i, text in enumerate(second)
+        ]
+
+    def collector(self, call: Call, head: "CompletionHead") -> "Collector":
+        return ScoreCollector(head)
+
+
+def _texts(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

@@ -1,0 +1,84 @@
+"""A server on a tiny reranker, called in the same process."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from fastapi.testclient import TestClient
+from httpx import Response
+
+from stonechat_models import AsyncEngine
+from stonechat_server.admission.records import FinishedRequest
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
+from tests.models.tiny_rerankers import save_reranker
+
+URL = "/v1/rerank"
+QUERY = "the cat sat ?"
+DOCUMENTS = ["a dog runs", "the cat sat on the mat", "x", "the dog sat on the mat !"]
+
+Serve = Callable[..., TestClient]
+Post = Callable[..., Response]
+
+
+@pytest.fixture(scope="session")
+def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT for pairs of up to 64 tokens."""
+    return save_reranker(tmp_path_factory.mktemp("rerankers") / "tiny-bert", "bert")
+
+
+@pytest.fixture
+def records() -> list[FinishedRequest]:
+    """What the server records."""
+    return []
+
+
+@pytest.fixture
+def serve(reranker: Path, records: list[FinishedRequest]) -> Iterator[Serve]:
+    """`serve(folder, **settings)` starts a server, by default on `reranker`."""
+    clients = []
+
+    def start(folder: Path = reranker, **changes: Any) -> TestClient:
+        settings = Settings(model=str(folder), device="cpu", threads=1, ledger="off", **changes)
+        engine = AsyncEngine.from_config(settings.engine_config())
+        app = create_app(settings, engine, sinks=[records.append])
+        client = TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False)
+        client.__enter__()
+        clients.append(client)
+        return client
+
+    yield start
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def client(serve: Serve) -> TestClient:
+    return serve()
+
+
+@pytest.fixture
+def post(client: TestClient) -> Post:
+    def send(query: Any = QUERY, documents: Any = DOCUMENTS, **fields: Any) -> Response:
+        return client.post(URL, json={"query": query, "documents": documents, **fields})
+
+    return send
+
+
+@torch.inference_mode()
+def expected(
+    folder: Path, query: str, documents: list[str], **options: Any
+) -> tuple[list[float], int]:
+    """The logits of plain transformers, of one pair at a time, and the tokens of all pairs.
+
+    `options` are those of the tokenizer of transformers.
+    """
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    auto = transformers.AutoModelForSequenceClassification
+    module = auto.from_pretrained(folder, dtype=torch.float32)
+    inputs = [tokenizer([(query, text)], return_tensors="pt", **options) for text in documents]
+    logits = [module(**item).logits.item() for item in inputs]
+    return logits, sum(item["input_ids"].numel() for item in inputs)
