@@ -27,6 +27,7 @@ PYTHON = {
         "pydantic-ai-slim[anthropic,openai]==2.68.0",
     ],
     "aider": ["aider-chat==0.86.2"],
+    "cohere": ["cohere==7.3.1"],
     "litellm": ["litellm[proxy]==1.108.7"],
     "llama-index": ["llama-index-llms-openai-like==0.8.1"],
     "lm-eval": ["lm-eval[api,hf]==0.4.13"],

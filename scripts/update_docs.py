@@ -116,6 +116,7 @@ FIELD_TABLES = {
     "chat-completions": CHAT_FIELDS,
     "completions": COMPLETION_FIELDS,
     "embeddings": EMBEDDING_FIELDS,
+    "rerank": RERANK_FIELDS,
     "messages": MESSAGES_FIELDS,
     "responses": RESPONSES_FIELDS,
     "transcriptions": TRANSCRIPTION_FIELDS,
@@ -130,7 +131,7 @@ TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "detokenize": partial(field_table, DETOKENIZE_FIELDS),
     },
     "docs/api/rerank.md": {
-        "rerank": partial(field_table, RERANK_FIELDS),
+        "fields": partial(field_table, RERANK_FIELDS),
         "score": partial(field_table, SCORE_FIELDS),
     },
     "docs/configuration.md": {"settings": settings_table},

@@ -5,11 +5,14 @@ The recipes of coding agents are in `test_agents.py`.
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from .conftest import LiveServer
+from tests.models.tiny_rerankers import save_reranker
+
+from .conftest import LiveServer, live_server
 from .recipes import PAGES, RECIPES, run
 from .test_agents import AGENTS
 
@@ -17,6 +20,7 @@ pytestmark = pytest.mark.clients
 NEEDS = {
     "anthropic-node": "node:@anthropic-ai/sdk",
     "anthropic-python": "python:anthropic",
+    "cohere": "cohere:cohere",
     "curl": ":curl",
     "curl-stream": ":curl",
     "inspect": "python:inspect",
@@ -47,7 +51,7 @@ PRINTS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - AGENTS.keys()))
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - AGENTS.keys() - {"cohere"}))
 def test_the_recipe_works(name: str, server: LiveServer, tmp_path: Path) -> None:
     printed = run(name, NEEDS[name], server.url, tmp_path)
     if name in ("curl", "litellm-proxy", "open-webui"):
@@ -59,6 +63,15 @@ def test_the_recipe_works(name: str, server: LiveServer, tmp_path: Path) -> None
         assert re.fullmatch(PRINTS[name], printed)
     else:
         assert len(printed.split()) >= 2
+
+
+def test_the_recipe_of_a_reranker_works(say: Callable[[str], None], tmp_path: Path) -> None:
+    folder = save_reranker(tmp_path / "bge-reranker-base")
+    with live_server(say, model=str(folder)) as reranker:
+        printed = run("cohere", NEEDS["cohere"], reranker.url, tmp_path)
+    lines = [line.split(maxsplit=1) for line in printed.splitlines()]
+    assert {text for _, text in lines} == {"The Volga is a river.", "Everest is a mountain."}
+    assert [float(score) for score, _ in lines] == sorted([float(s) for s, _ in lines])[::-1]
 
 
 def test_every_recipe_is_found() -> None:

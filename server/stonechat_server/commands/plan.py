@@ -83,6 +83,7 @@ def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> di
         "model": survey.name,
         "architecture": survey.architecture,
         "served": survey.refusal is None,
+        "use": survey.use,
         "refusal": survey.refusal,
         "native_refusal": survey.native_refusal,
         "parameters": survey.num_parameters,
