@@ -21,6 +21,7 @@ from stonechat_models.checkpoint.hf_config import (
     read_config,
 )
 from stonechat_models.checkpoint.hub_errors import not_found, require_network
+from stonechat_models.checkpoint.rerankers import read_reranker_files
 from stonechat_models.checkpoint.resolve import Located, WeightFormat, locate
 from stonechat_models.checkpoint.sentence_transformers import (
     MODULES_FILE,
@@ -185,9 +186,11 @@ def _with_vision(
 
 def _folder_headers(name: str, folder: Path, allow_pickle: bool) -> ModelHeaders:
     refuse_adapter_alone(folder)
-    has_modules = has_embedder_files(folder)
+    has_modules, whole = has_embedder_files(folder), folder
     folder = transformer_folder(folder)
     config = read_config(folder / "config.json")
+    if not has_modules:
+        read_reranker_files(whole, config)  # refuses what is not served
     files = weights_in(folder, allow_pickle)
     is_safe = all(file.suffix == ".safetensors" for file in files)
     read = safetensors_headers if is_safe else _pickle_headers

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject, shown
 from stonechat_models.checkpoint.sentence_transformers import (
+    CROSS_ENCODER,
     MODULES_FILE,
     SETTINGS_FILE,
     TASK,
@@ -49,21 +50,24 @@ def is_reranker(config: HFConfig) -> bool:
 
 
 def read_reranker_files(folder: Path, config: HFConfig) -> RerankerFiles | None:
-    """Read how the classifier of `folder` scores pairs; None if it has not one label.
+    """Read how the classifier of `folder` scores pairs; None if the model is no reranker.
 
     Raises `ModelLoadError` for a file that is not right, and `UnsupportedModelError` with its name
     for a module that is not served.
     """
+    kinds = module_kinds(folder)
+    content = read_json(folder / SETTINGS_FILE) if kinds else None
+    settings = JsonObject(str(folder / SETTINGS_FILE), content or {})
+    is_classifier = config.architecture.endswith(CLASSIFIER)
+    is_cross_encoder = settings.read("model_type", str, "") == CROSS_ENCODER
+    if kinds not in ([], ["Transformer"]) or (is_cross_encoder and not is_classifier):
+        raise UnsupportedModelError(
+            f"{folder / MODULES_FILE} has the modules {', '.join(map(shown, kinds))} for "
+            f"{config.architecture}; of cross-encoders, only classifiers without further modules "
+            "are served"
+        )
     if not is_reranker(config):
         return None
-    settings = JsonObject(str(folder / SETTINGS_FILE), {})
-    if kinds := module_kinds(folder):
-        settings = JsonObject(settings.source, read_json(folder / SETTINGS_FILE) or {})
-        if kinds != ["Transformer"]:
-            raise UnsupportedModelError(
-                f"{folder / MODULES_FILE} has the modules {', '.join(map(shown, kinds))}; of a "
-                "reranker with one label, only a Transformer alone is served"
-            )
     transformer = transformer_settings(folder)
     task = transformer.read(TASK, str, "sequence-classification")
     if task != "sequence-classification":

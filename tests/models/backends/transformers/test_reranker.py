@@ -12,6 +12,7 @@ from stonechat_models.backends.base import Text
 from stonechat_models.backends.transformers.reranker import TransformersReranker, load_reranker
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
+from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.runtime.build import build_engine
 from stonechat_models.text.tokenizer import Tokenizer
@@ -169,6 +170,28 @@ def test_what_is_not_served(changes: dict[str, Any], problem: str, tmp_path: Pat
     folder = save_reranker(tmp_path / "model", config=changes)
     with pytest.raises(UnsupportedModelError, match=problem):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "architecture"),
+    [
+        (["Transformer", "Dense"], "BertForSequenceClassification"),
+        (["Transformer", "Pooling", "Dense"], "BertModel"),
+        (["Transformer"], "BertModel"),
+    ],
+)
+def test_other_cross_encoders_are_refused(
+    kinds: list[str], architecture: str, tmp_path: Path
+) -> None:
+    """They would else be taken for encoders that make embeddings."""
+    folder = save_reranker(tmp_path / "model", config={"architectures": [architecture]})
+    modules = [{"path": "", "type": f"sentence_transformers.models.{kind}"} for kind in kinds]
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "config_sentence_transformers.json", {"model_type": "CrossEncoder"})
+    config = EngineConfig(model=str(folder), device="cpu")
+    for load_it in (build_engine, survey_model):
+        with pytest.raises(UnsupportedModelError, match="has the modules 'Transformer'"):
+            load_it(config, print)
 
 
 def test_weights_of_the_head_must_be_there(tmp_path: Path) -> None:
