@@ -10,7 +10,13 @@ import msgspec
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_models import EmbeddingInfo, GenerateRequest, RequestOutput
+from stonechat_models import (
+    EmbeddingInfo,
+    GenerateRequest,
+    PairFrame,
+    RankingInfo,
+    RequestOutput,
+)
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
 from tests.server.api.test_openapi import schema_problems
@@ -19,7 +25,7 @@ from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 PAGES = Path(__file__).parents[2] / "docs" / "api"
 MODEL = "SmolLM2-135M-Instruct"
 VOCAB_SIZE = 49_152
-EMBEDDING = EmbeddingInfo(size=3, pooling="mean", is_normalized=True)
+EMBEDDING = EmbeddingInfo(size=2, pooling="mean", is_normalized=True)
 REQUEST = re.compile(
     r"curl [^`]*?http://127\.0\.0\.1:8000(\S+)([^`]*)```(?:\s*```json\n(.*?)```)?", re.S
 )
@@ -36,12 +42,14 @@ def examples() -> Iterator[Any]:
 class WrappedTokenizer(ByteTokenizer):
     """Knows as many ids as the tokenizer of the examples."""
 
+    pair_frame = PairFrame([], [10], [], num_between_of_first=1, has_types=False)
+
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id % 256])
 
 
 class EngineForAll(FakeEngine):
-    """Also makes embeddings."""
+    """Also makes embeddings, and scores documents."""
 
     async def generate(self, request: GenerateRequest) -> AsyncIterator[RequestOutput]:
         async for output in super().generate(request):
@@ -52,7 +60,11 @@ class EngineForAll(FakeEngine):
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     engine = EngineForAll(
-        model=model_info(vocab_size=VOCAB_SIZE, embedding=EMBEDDING),
+        model=model_info(
+            vocab_size=VOCAB_SIZE,
+            embedding=EMBEDDING,
+            ranking=RankingInfo(activation="Sigmoid"),
+        ),
         tokenizer=WrappedTokenizer(vocab_size=VOCAB_SIZE),
     )
     settings = Settings(served_model_name=[MODEL])

@@ -53,7 +53,7 @@ class EmbeddingsEndpoint(Endpoint):
         engine, wire = model.engine, cast(EmbeddingRequest, call.wire)
         info = engine.model.embedding
         call.ignored = [*call.ignored, *params_without_effect(wire, engine.model)]
-        if engine.model.ranking is not None:
+        if info is None and not engine.model.generates:
             raise other_use(engine.model, "makes no embeddings", "model_not_embedding")
         if info is None:
             raise APIError(

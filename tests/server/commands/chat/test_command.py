@@ -250,7 +250,7 @@ def test_a_model_that_only_embeds_is_refused(
     engine = FakeEngine(model=model_info(generates=False))
     monkeypatch.setattr("stonechat_models.AsyncEngine.from_config", lambda *_: engine)
     assert main(["run", "mine", "--prompt", "Hi"]) == 1
-    assert "makes embeddings: it cannot chat" in capsys.readouterr().err
+    assert "is for embeddings: it cannot chat" in capsys.readouterr().err
 
 
 class Screen:
