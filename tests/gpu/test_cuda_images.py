@@ -16,7 +16,7 @@ from stonechat_models.backends.transformers.attention.choose import choose_atten
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
-from stonechat_models.backends.transformers.media_check import media_case, with_media
+from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.verify import TOLERANCE
@@ -102,12 +102,12 @@ def build(module, device, dtype, max_batch_tokens):
     info = model_info(
         device=str(device), dtype=str(dtype).removeprefix("torch."), vocab_size=vocab_size
     )
-    images = media_case(module)
+    images = image_case(module)
     probe = check_packing(module, device, vocab_size)
     replaced = fuse_modules(module)
     assert replaced["FusedRMSNorm"]
     model = TransformersModel(module, info, choose_attention("auto", device), probe=probe)
-    model.info = with_media(model, images)
+    model.info = with_images(model, images)
     assert model.info.images is not None, model.info.image_refusal
     model.set_attention(choose_attention("triton", device, model.attention_parity_check))
     tabulate_rotary(module, MAX_MODEL_LEN)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.audio_check import audio_case, with_audio
+from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.kinds import plain_model, stateful_model
 from stonechat_models.backends.transformers.lora.serve import serve_adapters
-from stonechat_models.backends.transformers.media_check import media_case, with_media
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
@@ -67,18 +68,22 @@ def make_engine(
     num_draft_tokens=4,
     adapters=(),
     media=False,
+    audio_processor="",
     media_cache_bytes=1 << 20,
     **limits,
 ):
     info = model_info(**limits)
-    case = media_case(module) if media else ""
+    case = image_case(module) if media else ""
+    heard = audio_case(module, audio_processor) if audio_processor else ""
     backend = backend or BatchedBackend()
     model = stateful_engine_model(module, info, backend) or TransformersModel(
         module, info, backend, row_multiple, probe, kv_dtype
     )
     if adapters:
         model.info = replace(model.info, adapters=serve_adapters(model, adapters, torch.float32))
-    model.info = with_media(model, case)
+    model.info = with_images(model, case)
+    if audio_processor:
+        model.info = with_audio(model, heard)
     model.allocate_kv_cache(num_blocks, info.block_size)
     engine_class = OverlappedEngine if overlap else Engine
     sampler, draft_model = Sampler(info.vocab_size, CPU), None

@@ -173,7 +173,8 @@ class FormPlanner:
             return OTHER_TOWER
         if self.native_refusal is None or self._empty_model is None:
             return ""
-        from stonechat_models.backends.transformers.media_check import RUNS_PLAINLY, code_refusal
+        from stonechat_models.backends.transformers.image_check import code_refusal
+        from stonechat_models.backends.transformers.media_check import RUNS_PLAINLY
 
         if self._empty_model.runs_plainly:
             return RUNS_PLAINLY

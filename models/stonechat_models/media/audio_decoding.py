@@ -1,7 +1,6 @@
 """The bytes of an audio file to samples. What the file holds counts, not what it is called."""
 
 import io
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,18 +17,12 @@ MAX_CHANNELS = 16
 SAMPLING_RATES = (1000, 384_000)
 BLOCK_SAMPLES = 1 << 18
 """How many samples of all channels are decoded at a time."""
+UNKNOWN_FRAMES = 1 << 62
+"""What libsndfile says of a file of unknown length, or more."""
 NOT_RECOGNISED = 1
 """The code of libsndfile's error for other files."""
 
 Samples = npt.NDArray[np.float32]
-
-
-def audio_packages_refusal() -> str:
-    """Return that packages for audio files are missing; an empty text if they are there."""
-    missing = [name for name in ("soundfile", "soxr") if find_spec(name) is None]
-    if missing:
-        return f"audio needs {' and '.join(missing)}: pip install 'stonechat[audio]'"
-    return ""
 
 
 def decode_audio(data: bytes, options: AudioOptions, sampling_rate: int) -> tuple[Samples, float]:
@@ -39,7 +32,7 @@ def decode_audio(data: bytes, options: AudioOptions, sampling_rate: int) -> tupl
     may be beyond.
 
     Raises `UnusableMediaError`. A file is not decoded if its header says that it is too long, and
-    only up to the limit if the header lies.
+    only up to the limit if the header is wrong.
     """
     import soundfile
 
@@ -80,6 +73,8 @@ def _check_header(file: "SoundFile", options: AudioOptions) -> None:
     if file.channels > MAX_CHANNELS:
         reason = f"has {file.channels} channels, and the limit is {MAX_CHANNELS}"
         raise UnusableMediaError("too_large", reason)
+    if file.frames >= UNKNOWN_FRAMES:  # libsndfile cannot read on in it
+        raise UnusableMediaError("broken", "does not say how long it is")
     if file.frames > options.max_seconds * file.samplerate:
         raise too_long(options.max_seconds)
 

@@ -4,27 +4,28 @@ Transformers is only imported where a processor is loaded. Nothing is fetched, a
 model's folder runs.
 """
 
-import sys
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.model_file import read_json, reason_of
+from stonechat_models.media.processor_loading import load_processor
+from stonechat_models.media.records import UnusableMediaError
+from stonechat_models.model_file import reason_of
 from stonechat_models.types import MediaInput, MediaTensor, Modality
 
 if TYPE_CHECKING:
     import numpy as np
 
-LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 TEST_SIZE = (96, 64)
 """Pixels of the image that a processor must take before its model is served with images."""
+TEST_SECONDS = 1.0
+LONG_SECONDS = 10.0
+"""All models take clips that are shorter."""
+CUT_SECONDS = 0.1
 LARGE_SIZE = (2048, 2048)
 """Pixels of the image by which the memory of the vision tower is measured."""
-CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
-NEEDS_TORCHVISION = "its image processor needs torchvision, which is not installed"
 NEEDS_LONE_IMAGES = "its processor prepares an image otherwise if a prompt has several"
 TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels")
 
@@ -36,20 +37,40 @@ def pillow_refusal() -> str:
     return ""
 
 
-def checked_processor(folder: Path, token_id: int) -> "HFProcessor | str":
-    """Return a model's processor, which has prepared a small image; or why it cannot."""
-    if refusal := pillow_refusal():
-        return refusal
-    from PIL import Image
+def audio_packages_refusal() -> str:
+    """Return that packages for audio files are missing; an empty text if they are there."""
+    missing = [name for name in ("soundfile", "soxr") if find_spec(name) is None]
+    if missing:
+        return f"audio needs {' and '.join(missing)}: pip install 'stonechat[audio]'"
+    return ""
 
+
+def checked_processor(folder: Path, modality: Modality, token_id: int) -> "HFProcessor | str":
+    """Return a model's processor, which has prepared a small image or clip; or why it cannot."""
+    if refusal := pillow_refusal() if modality == "image" else audio_packages_refusal():
+        return refusal
     try:
-        processor = HFProcessor(folder, "image", token_id)
-        processor.prepare(Image.new("RGB", TEST_SIZE))
+        processor = HFProcessor(folder, modality, token_id)
+        processor.prepare(_test_image() if modality == "image" else noise_clip(processor))
     except UnsupportedModelError as error:
         return str(error)
     except Exception as error:
-        return f"its image processor fails: {reason_of(error)}"
+        return f"its {modality} processor fails: {reason_of(error)}"
     return processor
+
+
+def _test_image() -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", TEST_SIZE)
+
+
+def noise_clip(processor: "HFProcessor", seconds: float = TEST_SECONDS) -> Any:
+    """Return noise, float32[n], for a processor of audio."""
+    import numpy as np
+
+    num_samples = int(seconds * processor.sampling_rate)
+    return np.random.default_rng(0).standard_normal(num_samples, np.float32) / 10
 
 
 def large_image(processor: "HFProcessor") -> MediaInput:
@@ -81,7 +102,7 @@ class HFProcessor:
         """
         self._token_id = token_id
         self._modality = modality
-        self._processor = _load(folder, modality)
+        self._processor = load_processor(folder, modality, token_id)
         self.placeholder = getattr(self._processor, f"{modality}_token", None) or ""
         if not self.placeholder:
             raise UnsupportedModelError(f"its processor has no placeholder for {modality}")
@@ -96,25 +117,56 @@ class HFProcessor:
 
         `medium`: an image of Pillow, or the samples of a clip at `sampling_rate`, float32[n].
 
-        Raises what the processor raises, and `UnsupportedModelError` if it gives no text.
+        Raises what the processor raises, `UnsupportedModelError` if it gives no text, and
+        `UnusableMediaError` for a clip that is too long or too loud for it.
         """
-        argument, kind = ("images", "np") if self._modality == "image" else ("audio", "pt")
+        prepared = self._prepare(medium)
+        if self._modality == "audio":
+            self._check_audio(medium, prepared)
+        return prepared
+
+    def _prepare(self, medium: Any) -> tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]:
+        import numpy as np
+
+        if self._modality == "image":
+            arguments: dict[str, Any] = {"images": [medium], "return_tensors": "np"}
+        else:
+            rate = {"sampling_rate": self.sampling_rate}
+            arguments = {"audio": [medium], "return_tensors": "pt", "audio_kwargs": rate}
         outputs = self._processor(
-            **{argument: [medium]},
-            text=[self.placeholder],
-            return_text_replacement_offsets=True,
-            return_tensors=kind,
+            text=[self.placeholder], return_text_replacement_offsets=True, **arguments
         )
         offsets = outputs.pop("text_replacement_offsets", None)
         if not offsets or len(offsets[0]) != 1:
-            raise UnsupportedModelError(f"its processor puts no tokens into prompts for {argument}")
+            raise UnsupportedModelError("its processor puts no tokens into the prompt")
         if "batch_num_images" in outputs:  # LLaVA-OneVision: tiles only where it is alone
             raise UnsupportedModelError(NEEDS_LONE_IMAGES)
-        num_tokens = outputs["input_ids"][0].tolist().count(self._token_id)
+        num_tokens = np.asarray(outputs["input_ids"][0]).tolist().count(self._token_id)
         if not num_tokens:
             raise UnsupportedModelError("the placeholders of its processor are not its model's")
         tensors = {name: _array(v) for name, v in outputs.items() if name not in TEXT_OUTPUTS}
         return offsets[0][0]["replacement"], num_tokens, tensors
+
+    def _check_audio(
+        self, samples: Any, prepared: tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]
+    ) -> None:
+        """Refuse a clip of which the processor drops the end, or that it turns into no numbers.
+
+        Processors do not say how long a clip they take. One that is longer has the same tensors
+        without its last seconds.
+        """
+        import numpy as np
+
+        _, num_tokens, tensors = prepared
+        if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+            raise UnusableMediaError("unfit", "becomes features that are no finite numbers")
+        num_cut = int(CUT_SECONDS * self.sampling_rate)
+        if len(samples) < LONG_SECONDS * self.sampling_rate:
+            return
+        _, fewer_tokens, others = self._prepare(samples[:-num_cut])
+        is_same = all(np.array_equal(others[name], tensors[name]) for name in tensors)
+        if fewer_tokens == num_tokens and is_same:
+            raise UnusableMediaError("too_long", "is longer than this model takes")
 
 
 def _array(value: Any) -> "np.ndarray[Any, Any]":
@@ -124,78 +176,3 @@ def _array(value: Any) -> "np.ndarray[Any, Any]":
     if array.dtype == object:
         raise UnsupportedModelError("its processor gives tensors of several sizes for one file")
     return array
-
-
-def _load(folder: Path, modality: Modality) -> Any:
-    from transformers import AutoTokenizer
-
-    processor_class = _without_other_parts(_processor_class(folder))
-    parts = _image_parts(folder) if modality == "image" else _audio_parts(folder)
-    parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, **LOCAL)
-    settings, _ = processor_class.get_processor_dict(folder, local_files_only=True)
-    arguments = [parts.get(name) for name in processor_class.get_attributes()]
-    return processor_class.from_args_and_dict(arguments, settings)
-
-
-def _image_parts(folder: Path) -> dict[str, Any]:
-    from transformers import AutoImageProcessor
-
-    try:
-        part = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
-    except (ImportError, ValueError) as error:
-        if "torchvision" in str(error) and find_spec("torchvision") is None:
-            raise UnsupportedModelError(NEEDS_TORCHVISION) from None
-        raise
-    return {"image_processor": part}
-
-
-def _audio_parts(folder: Path) -> dict[str, Any]:
-    from transformers import AutoFeatureExtractor
-
-    part = AutoFeatureExtractor.from_pretrained(folder, **LOCAL)
-    return {"feature_extractor": part, "audio_processor": part}
-
-
-def _processor_class(folder: Path) -> Any:
-    """Return the class that the folder's files name; if they name none, that of the model type."""
-    from transformers.models.auto.processing_auto import (
-        PROCESSOR_MAPPING_NAMES,
-        processor_class_from_name,
-    )
-
-    configs = [read_json(folder / name) or {} for name in CONFIGS]
-    names = [config["processor_class"] for config in configs if config.get("processor_class")]
-    model_type = (read_json(folder / "config.json") or {}).get("model_type", "")
-    names.append(PROCESSOR_MAPPING_NAMES.get(model_type))
-    classes = [(name, processor_class_from_name(name)) for name in names if name]
-    name, found = next((pair for pair in classes if pair[1] is not None), ("", None))
-    if found is None:
-        raise UnsupportedModelError("its folder names no processor that transformers has")
-    if getattr(found, "is_dummy", False):
-        if name != "PixtralProcessor":
-            raise UnsupportedModelError(f"its processor needs {', '.join(found._backends)}")
-        return _pixtral_processor()
-    return found
-
-
-def _pixtral_processor() -> Any:
-    """Return the class, which asks for torchvision only because its module imports a function of
-    the module with that image processor. The module without torchvision has the same function."""
-    package = "transformers.models.pixtral"
-    pil = import_module(f"{package}.image_processing_pil_pixtral")
-    sys.modules.setdefault(f"{package}.image_processing_pixtral", pil)
-    return import_module(f"{package}.processing_pixtral").PixtralProcessor
-
-
-def _without_other_parts(processor_class: Any) -> Any:
-    """Return a class of processors that may lack their parts for other modalities."""
-    module: Any = import_module(processor_class.__module__)
-    if getattr(module, "num2words", True) is None:  # for the times of a video's frames
-        module.num2words = str
-
-    def check(self: Any, name: str, argument: object) -> object:
-        if argument is None:
-            return None
-        return processor_class.check_argument_for_proper_class(self, name, argument)
-
-    return type("OnePart", (processor_class,), {"check_argument_for_proper_class": check})

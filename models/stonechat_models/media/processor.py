@@ -18,7 +18,7 @@ from stonechat_models.errors import (
     TooManyMediaError,
 )
 from stonechat_models.hardware.cpus import usable_cpus
-from stonechat_models.media.hf_processor import CONFIGS
+from stonechat_models.media.processor_loading import CONFIGS
 from stonechat_models.media.recently_used import RecentlyUsed
 from stonechat_models.media.records import (
     Answer,

@@ -23,7 +23,7 @@ class Prompt:
     """A prompt's tokens with its images for the engine, and the processor's inputs of all of it."""
 
     token_ids: list[int]
-    images: tuple[MediaInput, ...]
+    media: tuple[MediaInput, ...]
     inputs: dict[str, torch.Tensor]
 
 
@@ -73,22 +73,26 @@ class VisionModel:
         tensors = {k: MediaTensor(v.dtype.name, v.shape, v.tobytes()) for k, v in arrays.items()}
         return MediaInput(image.tobytes()[:16], tuple(runs), tensors)
 
-    @torch.inference_mode()
     def reference(self, prompt: Prompt, num_tokens: int) -> tuple[list[int], list[float]]:
-        """Return the greedy tokens of the model's own `generate`, and their log-probabilities."""
-        implementation = self.module.config._attn_implementation
-        self.module.set_attn_implementation("eager")
-        self.module.generation_config.eos_token_id = None
-        ids = torch.tensor([prompt.token_ids])
-        output = self.module.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=num_tokens,
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-            **prompt.inputs,
-        )
-        self.module.set_attn_implementation(implementation)
-        rows = torch.log_softmax(torch.cat(output.logits).double(), dim=-1)
-        return output.sequences[0, ids.shape[1] :].tolist(), rows.max(dim=-1).values.tolist()
+        return greedy_reference(self.module, prompt, num_tokens)
+
+
+@torch.inference_mode()
+def greedy_reference(module: Any, prompt: Prompt, num_tokens: int) -> tuple[list[int], list[float]]:
+    """Return the greedy tokens of the model's own `generate`, and their log-probabilities."""
+    implementation = module.config._attn_implementation
+    module.set_attn_implementation("eager")
+    module.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt.token_ids])
+    output = module.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+        **prompt.inputs,
+    )
+    module.set_attn_implementation(implementation)
+    rows = torch.log_softmax(torch.cat(output.logits).double(), dim=-1)
+    return output.sequences[0, ids.shape[1] :].tolist(), rows.max(dim=-1).values.tolist()

@@ -93,10 +93,10 @@ def test_answers_equal_plain_transformers(
     if way == "preempted":  # others of a better priority come while it is computed
         del requests["again and seven"]
         params = greedy(NUM_OUTPUT)
-        add(engine, "long", longest.token_ids, params, media=longest.images, priority=1)
+        add(engine, "long", longest.token_ids, params, media=longest.media, priority=1)
         assert not engine.step()
     for key, prompt in requests.items():
-        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), media=prompt.images)
+        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), media=prompt.media)
     results = run(engine)
     for key, prompt in requests.items():
         check(model, results[key, 0], prompt)
@@ -105,9 +105,9 @@ def test_answers_equal_plain_transformers(
         assert engine.stats().num_preemptions > 0
         return
     turn = model.prompt("Look: # What is it? And #", IMAGES[0], IMAGES[4])
-    add(engine, "turn", turn.token_ids, greedy(NUM_OUTPUT, n=2), media=turn.images)
+    add(engine, "turn", turn.token_ids, greedy(NUM_OUTPUT, n=2), media=turn.media)
     results = run(engine)
-    assert results["turn", 0].num_cached_tokens >= turn.images[0].num_tokens
+    assert results["turn", 0].num_cached_tokens >= turn.media[0].num_tokens
     for i in range(2):
         check(model, results["turn", i], turn)
 
@@ -119,7 +119,7 @@ def test_a_lost_recurrent_state_is_computed_again_with_the_images(
     engine = engine_of(model, "qwen3_5", media_cache_bytes=0)
     requests = {"a": prompts(model)["one"], "b": prompts(model)["text"]}
     for key, prompt in requests.items():
-        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), media=prompt.images)
+        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), media=prompt.media)
     forward, steps = engine.model.forward, []
 
     def fail_later(batch: Any) -> Any:

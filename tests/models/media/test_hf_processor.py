@@ -89,18 +89,18 @@ def test_the_tensors_of_images_alone_are_those_of_all_together(tmp_path: Path) -
 def test_why_a_model_takes_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "qwen3_vl"
     folder = save_processor(tmp_path / name, name)
-    assert isinstance(checked_processor(folder, token_id(name)), HFProcessor)
-    reason = checked_processor(folder, token_id(name) + 1)
+    assert isinstance(checked_processor(folder, "image", token_id(name)), HFProcessor)
+    reason = checked_processor(folder, "image", token_id(name) + 1)
     assert reason == "the placeholders of its processor are not its model's"
     (folder / "preprocessor_config.json").unlink()
-    assert "image processor" in str(checked_processor(folder, token_id(name)))
+    assert "image processor" in str(checked_processor(folder, "image", token_id(name)))
     other = save_processor(tmp_path / "several", "llava_onevision")
     reason = "its processor prepares an image otherwise if a prompt has several"
-    assert checked_processor(other, token_id("llava_onevision")) == reason
+    assert checked_processor(other, "image", token_id("llava_onevision")) == reason
     shutil.rmtree(folder)
     folder.mkdir()
     reason = "its folder names no processor that transformers has"
-    assert checked_processor(folder, token_id(name)) == reason
+    assert checked_processor(folder, "image", token_id(name)) == reason
     monkeypatch.setattr("stonechat_models.media.hf_processor.find_spec", lambda _: None)
     reason = "images need Pillow: pip install 'stonechat[vision]'"
-    assert checked_processor(folder, token_id(name)) == reason
+    assert checked_processor(folder, "image", token_id(name)) == reason

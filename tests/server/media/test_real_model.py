@@ -77,7 +77,7 @@ def test_the_answer_is_that_of_plain_transformers(client: TestClient, model: Vis
     assert choice["token_ids"] == tokens
     found = [entry["logprob"] for entry in choice["logprobs"]["content"]]
     assert found == pytest.approx(logprobs, abs=2e-3)
-    num_image = sum(image.num_tokens for image in prompt.images)
+    num_image = sum(image.num_tokens for image in prompt.media)
     assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == num_image
     again = ask(client, model=None, messages=messages, return_token_ids=True, **fields)
     assert again["choices"][0]["token_ids"] == tokens

@@ -24,11 +24,8 @@ from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import cpu_has_bfloat16
 from stonechat_models.media.features import MediaFeatures
-from stonechat_models.media.hf_processor import (
-    NEEDS_LONE_IMAGES,
-    NEEDS_TORCHVISION,
-    pillow_refusal,
-)
+from stonechat_models.media.hf_processor import NEEDS_LONE_IMAGES, pillow_refusal
+from stonechat_models.media.processor_loading import NEEDS_TORCHVISION
 from stonechat_models.model_info import ImageInfo
 from stonechat_models.types import MediaInput
 

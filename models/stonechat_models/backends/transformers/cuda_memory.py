@@ -196,18 +196,19 @@ def _with_most_rows(batch: ForwardBatch, info: ModelInfo) -> ForwardBatch:
 
 
 @torch.inference_mode()
-def tower_memory(model: MediaModel, image: MediaInput, device: torch.device) -> int:
-    """Bytes that encoding an image needs in addition to the weights, measured.
+def tower_memory(
+    model: MediaModel, medium: MediaInput, device: torch.device, name: str = "a large image"
+) -> int:
+    """Bytes that encoding a medium needs in addition to the weights, measured.
 
     Raises `UnsupportedModelError` if it does not fit.
     """
     try:
-        return _peak(lambda: model.encode_media(image), device)
+        return _peak(lambda: model.encode_media(medium), device)
     except torch.OutOfMemoryError as error:
         free, _ = torch.cuda.mem_get_info(device)
         raise UnsupportedModelError(
-            f"its vision tower needs more than the {size_text(free)} that are free on {device} "
-            "for a large image"
+            f"its tower needs more than the {size_text(free)} that are free on {device} for {name}"
         ) from error
     finally:
         torch.cuda.empty_cache()

@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+)
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -25,6 +31,12 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import ModelInfo
 
+HEARING = {
+    **dict.fromkeys(("audioflamingo3", "musicflamingo"), AutoModelForSeq2SeqLM),
+    **dict.fromkeys(("glmasr", "qwen2_audio", "qwen3_asr", "voxtral"), AutoModelForMultimodalLM),
+}
+"""Types of decoders that hear, and transformers' name for their kind. It counts some of them among
+the models with an encoder and a decoder."""
 ENCODERS = {*MODEL_FOR_MASKED_LM_MAPPING_NAMES, "bert-generation", "cpmant", "xlnet"}
 ENCODER_DECODERS = {
     *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
@@ -58,6 +70,8 @@ def auto_class(config: HFConfig, has_own_code: bool = False, *, sees: bool = Tru
     model_type = config.model_type
     if has_own_code:
         return AutoModelForCausalLM
+    if model_type in HEARING:
+        return HEARING[model_type]
     if model_type in ENCODER_DECODERS:
         raise UnsupportedModelError(
             f"models of type {model_type} have an encoder; choose a decoder-only model"

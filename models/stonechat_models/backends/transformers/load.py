@@ -16,9 +16,15 @@ from stonechat_models.backends.transformers.attention.backend import AttentionBa
 from stonechat_models.backends.transformers.attention.choose import choose_attention
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.attention.row import RowBackend
+from stonechat_models.backends.transformers.audio_check import (
+    audio_case,
+    audio_processor,
+    with_audio,
+)
 from stonechat_models.backends.transformers.code_choice import can_keep_codes
 from stonechat_models.backends.transformers.code_compile import compile_products
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
+from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.kinds import (
     auto_class,
     plain_model,
@@ -27,7 +33,6 @@ from stonechat_models.backends.transformers.kinds import (
     vocab_size,
 )
 from stonechat_models.backends.transformers.lora.serve import refuse_lora_settings, serve_adapters
-from stonechat_models.backends.transformers.media_check import media_case, with_media
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.plain import PlainModel
@@ -114,9 +119,12 @@ def _load(
         num_parameters=quantize.num_weights(module),
         num_ranks=config.tensor_parallel,
     )
-    images = media_case(module, config.tensor_parallel)
+    images = image_case(module, config.tensor_parallel)
+    processor = audio_processor(module, files)
+    audio = audio_case(module, processor, config.tensor_parallel)
     model = _checked_model(module, info, settings, config, device, progress)
-    model.info = with_media(model, images, files)
+    model.info = with_images(model, images, files)
+    model.info = with_audio(model, audio, processor)
     quantization = quantize.stored_label(module)
     if settings.precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None

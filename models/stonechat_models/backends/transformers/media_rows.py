@@ -13,7 +13,9 @@ from torch import nn
 
 from stonechat_models.backends.base import StepMedia
 from stonechat_models.backends.transformers.attention.interface import ATTENTION_NAME
+from stonechat_models.backends.transformers.tower_parts import TOWER_CONFIGS
 from stonechat_models.errors import StepError
+from stonechat_models.media.encode import decoder_of
 
 
 @contextmanager
@@ -34,20 +36,16 @@ def media_rows(module: nn.Module, media: StepMedia) -> Iterator[None]:
         handle.remove()
 
 
-def decoder_of(module: nn.Module) -> nn.Module:
-    """Return the part that computes hidden states of the embeddings of tokens."""
-    decoder: nn.Module = module.get_decoder()  # type: ignore[operator]
-    return decoder
-
-
 def give_own_attention(module: Any) -> None:
-    """Let the vision tower of `module` attend as its own code does, not over the paged cache."""
-    if module.config.vision_config._attn_implementation != ATTENTION_NAME:
-        return
-    try:
-        module.set_attn_implementation({"vision_config": "sdpa"})
-    except ValueError:  # the tower does not support it
-        module.set_attn_implementation({"vision_config": "eager"})
+    """Let the towers of `module` attend as their own code does, not over the paged cache."""
+    for name in TOWER_CONFIGS:
+        config = getattr(module.config, name, None)
+        if config is None or config._attn_implementation != ATTENTION_NAME:
+            continue
+        try:
+            module.set_attn_implementation({name: "sdpa"})
+        except ValueError:  # the tower does not support it
+            module.set_attn_implementation({name: "eager"})
 
 
 def _replaced(embeddings: torch.Tensor, media: StepMedia) -> dict[str, Any]:

@@ -291,7 +291,7 @@ def step_of(
     pieces: list[StepMedia] = []
     offsets = []
     for prompt, start, end, _ in parts:
-        pieces.append(prompt.images(start, end) if isinstance(prompt, Prompt) else _no_images())
+        pieces.append(prompt.media(start, end) if isinstance(prompt, Prompt) else _no_images())
         offsets.append(first)
         first += end - start
     prompts = [p for p, *_ in parts if isinstance(p, Prompt)]

@@ -65,9 +65,9 @@ def check_answers(model: VisionModel, engine: Any, processor: HFProcessor) -> No
     model.processor = processor
     for key, prompt in prompts_of(model).items():
         assert prompt.token_ids == expected[key].token_ids
-        assert prompt.images == expected[key].images
+        assert prompt.media == expected[key].media
         params = greedy(NUM_OUTPUT, ignore_eos=True)
-        add(engine, key, prompt.token_ids, params, media=prompt.images)
+        add(engine, key, prompt.token_ids, params, media=prompt.media)
     results = run(engine)
     for key, prompt in expected.items():
         check(model, results[key, 0], prompt)

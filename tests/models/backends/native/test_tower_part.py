@@ -56,13 +56,13 @@ def test_answers_equal_plain_transformers(
         engine = engine_of(tmp_path / "model", max_batch_tokens=max_batch_tokens)
         for key, prompt in prompts.items():
             params = greedy(NUM_OUTPUT, ignore_eos=True)
-            add(engine, key, prompt.token_ids, params, media=prompt.images)
+            add(engine, key, prompt.token_ids, params, media=prompt.media)
         results = run(engine)
         for key, prompt in prompts.items():
             check(model, results[key, 0], prompt)
     turn = model.prompt("Look: # What is it? And #", IMAGES[0], IMAGES[4])
     params = greedy(NUM_OUTPUT, n=2, ignore_eos=True)
-    add(engine, "turn", turn.token_ids, params, media=turn.images)
+    add(engine, "turn", turn.token_ids, params, media=turn.media)
     results = run(engine)
     assert results["turn", 0].num_cached_tokens > 0
     for i in range(2):
@@ -82,7 +82,7 @@ def test_a_tower_is_loaded_alone_and_with_the_first_image(
     run(engine)
     assert part._tower is None
     prompt = model.prompt("#", IMAGES[0])
-    add(engine, "image", prompt.token_ids, greedy(2), media=prompt.images)
+    add(engine, "image", prompt.token_ids, greedy(2), media=prompt.media)
     run(engine)
     inner = part._tower.module.model
     whole = model.module.model
@@ -151,14 +151,14 @@ def test_a_tower_that_cannot_be_loaded_fails_its_requests_alone(
     rewrite(tmp_path / "model", without(["visual.merger.norm.weight"]))
     engine = engine_of(tmp_path / "model")
     prompt = model.prompt("#", IMAGES[0])
-    add(engine, "image", prompt.token_ids, greedy(2), media=prompt.images)
+    add(engine, "image", prompt.token_ids, greedy(2), media=prompt.media)
     add(engine, "text", [5, 6, 7], greedy(2))
     results = run(engine)
     assert "cannot be encoded" in results["image", 0].error
     assert "weights of the vision tower are missing" in caplog.text
     assert results["text", 0].error is None
     monkeypatch.setattr(tower, "load_tower", None)  # it is not tried again
-    add(engine, "again", prompt.token_ids, greedy(2), media=prompt.images)
+    add(engine, "again", prompt.token_ids, greedy(2), media=prompt.media)
     caplog.clear()
     assert "cannot be encoded" in run(engine)["again", 0].error
     assert "weights of the vision tower are missing" in caplog.text
@@ -189,7 +189,7 @@ def test_a_config_may_leave_its_dtype_open(tmp_path: Path, monkeypatch: pytest.M
     engine = engine_of(tmp_path / "model")
     prompt = model.prompt("Look: # What is it?", IMAGES[0])
     params = greedy(NUM_OUTPUT, ignore_eos=True)
-    add(engine, "one", prompt.token_ids, params, media=prompt.images)
+    add(engine, "one", prompt.token_ids, params, media=prompt.media)
     check(model, run(engine)["one", 0], prompt)
 
 
@@ -209,7 +209,7 @@ def test_weights_under_the_names_of_older_files(
     engine = engine_of(tmp_path / "model")
     prompt = model.prompt("Look: # What is it?", IMAGES[0])
     params = greedy(NUM_OUTPUT, ignore_eos=True)
-    add(engine, "one", prompt.token_ids, params, media=prompt.images)
+    add(engine, "one", prompt.token_ids, params, media=prompt.media)
     check(model, run(engine)["one", 0], prompt)
 
 
@@ -238,7 +238,7 @@ def test_drafts_preemption_and_an_int8_cache(
         engine = engine_of(tmp_path / "model", **{**settings, **changes})
         for i, prompt in enumerate(prompts):
             params = greedy(60, ignore_eos=True)
-            add(engine, str(i), prompt.token_ids, params, media=prompt.images)
+            add(engine, str(i), prompt.token_ids, params, media=prompt.media)
         results = run(engine)
         answers.append([results[str(i), 0].token_ids for i in range(3)])
         engines.append(engine)

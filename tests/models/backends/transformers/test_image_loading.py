@@ -15,9 +15,9 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from stonechat_models.backends.transformers import media_check
+from stonechat_models.backends.transformers import image_check
+from stonechat_models.backends.transformers.image_check import image_case
 from stonechat_models.backends.transformers.load import load_transformers_model
-from stonechat_models.backends.transformers.media_check import media_case
 from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
@@ -108,20 +108,20 @@ def replace_place(image, start):
 
 def test_a_step_that_differs_from_the_models_own_code_is_a_reason(folder):
     module = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    case = media_case(module)
+    case = image_case(module)
     assert case.info.has_grid_positions
     model = load(folder)
     other = replace(case, rope_positions=case.rope_positions.clamp(max=9))
-    info = media_check.with_media(model, other)
+    info = image_check.with_images(model, other)
     assert info.images is None
     assert "other logits than the model's own code" in info.image_refusal
-    assert media_check.with_media(model, case).images == case.info
+    assert image_check.with_images(model, case).images == case.info
 
 
 def test_why_models_take_no_images(folder, tmp_path):
     module = AutoModelForImageTextToText.from_pretrained(folder).eval()
-    assert "several devices" in media_case(module, num_ranks=2)
-    assert media_case(module.model.language_model) == ""
+    assert "several devices" in image_case(module, num_ranks=2)
+    assert image_case(module.model.language_model) == ""
     paligemma = save_vision_model(tmp_path / "paligemma", "paligemma")
     assert "attend to later ones" in load(paligemma).info.image_refusal
 
@@ -133,9 +133,9 @@ def test_code_that_raises_is_a_reason(folder, monkeypatch):
         raise ValueError("no such mask")
 
     monkeypatch.setattr(module.model, "get_rope_index", fail)
-    assert media_case(module) == "a forward pass with images fails: no such mask"
-    monkeypatch.setattr(media_check, "bidirectional_layers", fail)
-    assert media_case(module).endswith("cannot be built: no such mask")
+    assert image_case(module) == "a forward pass with images fails: no such mask"
+    monkeypatch.setattr(image_check, "bidirectional_layers", fail)
+    assert image_case(module).endswith("cannot be built: no such mask")
 
 
 def test_a_tower_that_fails_at_load_is_a_reason(folder, monkeypatch):
@@ -145,9 +145,9 @@ def test_a_tower_that_fails_at_load_is_a_reason(folder, monkeypatch):
     module = AutoModelForImageTextToText.from_pretrained(folder).eval()
     model = load(folder)
     model.info = replace(model.info, device="cuda:0")
-    monkeypatch.setattr(media_check, "tower_memory", fail)
+    monkeypatch.setattr(image_check, "tower_memory", fail)
     files = resolve_model(config(folder), print)
-    info = media_check.with_media(model, media_case(module), files)
+    info = image_check.with_images(model, image_case(module), files)
     assert info.images is None
     assert info.image_refusal == "its vision tower fails: CUDA out of memory"
 

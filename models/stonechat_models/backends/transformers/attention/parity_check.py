@@ -77,7 +77,7 @@ class ParityCheck:
                 batch = random_batch(lengths, self.block_size, generator)
                 self._check(backend, kind, name, batch, generator)
             if self.has_visible_ends:
-                batch = with_media(random_batch(CASES["prefill"], self.block_size, generator))
+                batch = with_images(random_batch(CASES["prefill"], self.block_size, generator))
                 self._check(backend, kind, "prefill with images", batch, generator)
 
     def _check(
@@ -114,7 +114,7 @@ class ParityCheck:
             )
 
 
-def with_media(batch: ForwardBatch) -> ForwardBatch:
+def with_images(batch: ForwardBatch) -> ForwardBatch:
     """The prefill case, where the tokens of each run in `IMAGES` see each other."""
     ends = batch.positions + 1
     for i, runs in IMAGES.items():

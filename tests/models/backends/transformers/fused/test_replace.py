@@ -25,7 +25,7 @@ from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
 from stonechat_models.backends.transformers.fused.router import FusedRouter
 from stonechat_models.backends.transformers.fused.step_products import product_groups
-from stonechat_models.backends.transformers.media_check import media_case, with_media
+from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.backends.transformers.quantize import quantize_module
@@ -201,14 +201,14 @@ def test_steps_with_images(family, expected):
     """Steps of the fused model equal its own code's, as the check at load compares them."""
     model_class = transformers.AutoModelForImageTextToText
     module = model_class.from_config(vision_config(family)).eval().to(DEVICE)
-    case = media_case(module)
+    case = image_case(module)
     vocab_size = module.config.get_text_config().vocab_size
     probe = check_packing(module, torch.device(DEVICE), vocab_size)
     replaced = fuse_modules(module)
     replaced["RotaryTable"] = tabulate_rotary(module, 64)
     assert {name: replaced[name] for name in expected} == expected
     model = TransformersModel(module, model_info(), TritonBackend(8), probe=probe)
-    info = with_media(model, case)
+    info = with_images(model, case)
     assert info.images is not None, info.image_refusal
 
 

@@ -1,0 +1,102 @@
+"""Loads the Hugging Face processor of a model without its parts for other modalities.
+
+Transformers is only imported where one is loaded. Nothing is fetched, and no code of a model's
+folder runs.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.media.voxtral import VoxtralProcessor
+from stonechat_models.model_file import read_json
+from stonechat_models.types import Modality
+
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+NEEDS_TORCHVISION = "its image processor needs torchvision, which is not installed"
+
+
+def load_processor(folder: Path, modality: Modality, token_id: int) -> Any:
+    """Return the processor of a folder, with its parts for one modality.
+
+    Raises `UnsupportedModelError` with the reason if there is none, and what transformers raises.
+    """
+    from transformers import AutoTokenizer
+
+    found = _processor_class(folder)
+    parts = _image_parts(folder) if modality == "image" else _audio_parts(folder)
+    if found.__name__ == "VoxtralProcessor":
+        return VoxtralProcessor(parts["feature_extractor"], token_id)
+    processor_class = _without_other_parts(found)
+    parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, **LOCAL)
+    settings, _ = processor_class.get_processor_dict(folder, local_files_only=True)
+    arguments = [parts.get(name) for name in processor_class.get_attributes()]
+    return processor_class.from_args_and_dict(arguments, settings)
+
+
+def _image_parts(folder: Path) -> dict[str, Any]:
+    from transformers import AutoImageProcessor
+
+    try:
+        part = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
+    except (ImportError, ValueError) as error:
+        if "torchvision" in str(error) and find_spec("torchvision") is None:
+            raise UnsupportedModelError(NEEDS_TORCHVISION) from None
+        raise
+    return {"image_processor": part}
+
+
+def _audio_parts(folder: Path) -> dict[str, Any]:
+    from transformers import AutoFeatureExtractor
+
+    part = AutoFeatureExtractor.from_pretrained(folder, **LOCAL)
+    return {"feature_extractor": part, "audio_processor": part}
+
+
+def _processor_class(folder: Path) -> Any:
+    """Return the class that the folder's files name; if they name none, that of the model type."""
+    from transformers.models.auto.processing_auto import (
+        PROCESSOR_MAPPING_NAMES,
+        processor_class_from_name,
+    )
+
+    configs = [read_json(folder / name) or {} for name in CONFIGS]
+    names = [config["processor_class"] for config in configs if config.get("processor_class")]
+    model_type = (read_json(folder / "config.json") or {}).get("model_type", "")
+    names.append(PROCESSOR_MAPPING_NAMES.get(model_type))
+    classes = [(name, processor_class_from_name(name)) for name in names if name]
+    name, found = next((pair for pair in classes if pair[1] is not None), ("", None))
+    if found is None:
+        raise UnsupportedModelError("its folder names no processor that transformers has")
+    if getattr(found, "is_dummy", False):
+        if name != "PixtralProcessor":
+            raise UnsupportedModelError(f"its processor needs {', '.join(found._backends)}")
+        return _pixtral_processor()
+    return found
+
+
+def _pixtral_processor() -> Any:
+    """Return the class, which asks for torchvision only because its module imports a function of
+    the module with that image processor. The module without torchvision has the same function."""
+    package = "transformers.models.pixtral"
+    pil = import_module(f"{package}.image_processing_pil_pixtral")
+    sys.modules.setdefault(f"{package}.image_processing_pixtral", pil)
+    return import_module(f"{package}.processing_pixtral").PixtralProcessor
+
+
+def _without_other_parts(processor_class: Any) -> Any:
+    """Return a class of processors that may lack their parts for other modalities."""
+    module: Any = import_module(processor_class.__module__)
+    if getattr(module, "num2words", True) is None:  # for the times of a video's frames
+        module.num2words = str
+
+    def check(self: Any, name: str, argument: object) -> object:
+        if argument is None:
+            return None
+        return processor_class.check_argument_for_proper_class(self, name, argument)
+
+    return type("OnePart", (processor_class,), {"check_argument_for_proper_class": check})

@@ -1,0 +1,110 @@
+"""Models that hear, loaded from folders: why some take no audio, and what stays of their towers."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stonechat_models.backends.transformers import audio_check
+from stonechat_models.backends.transformers.audio_check import audio_case, with_audio
+from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.backends.transformers.tower_parts import tower_parts
+from stonechat_models.checkpoint.resolve import resolve_model
+from stonechat_models.config import EngineConfig
+from stonechat_models.media.hf_processor import HFProcessor
+from tests.models.engines import CPU
+from tests.models.media.audio_prompts import AudioModel, sound
+
+NAME = "qwen3_asr"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> AudioModel:
+    return AudioModel(tmp_path_factory.mktemp("audio") / NAME, NAME)
+
+
+def load(folder: Path, **settings: Any) -> Any:
+    sizes = {"dtype": "float32", "max_model_len": 256, "kv_cache_bytes": 1 << 20}
+    config = EngineConfig(
+        model=str(folder), backend="transformers", device="cpu", **sizes, **settings
+    )
+    return load_transformers_model(resolve_model(config, print), config, CPU, lambda line: None)
+
+
+def test_the_tower_stays_as_it_is_when_weights_are_quantised(model: AudioModel) -> None:
+    prompt = model.prompt("#", sound(1.3))
+    with torch.inference_mode():
+        expected = model.module.get_audio_features(
+            prompt.inputs["input_features"], prompt.inputs["input_features_mask"]
+        )
+    loaded = load(model.folder, quantize="int8")
+    assert loaded.info.audio is not None
+    assert loaded.info.audio_refusal == loaded.info.image_refusal == ""
+    features = loaded.encode_media(prompt.media[0])
+    torch.testing.assert_close(features.embeddings, expected.pooler_output)
+    kinds = {type(part) for part in tower_parts(loaded.module)}
+    assert torch.nn.Linear in kinds
+
+
+def test_a_step_that_differs_from_the_models_own_code_is_a_reason(model: AudioModel) -> None:
+    loaded = load(model.folder)
+    case = audio_case(loaded.module, model.processor)
+    assert not isinstance(case, str)
+    loaded = load(model.folder)
+    other = replace(case, embeddings=case.embeddings.flip(0))
+    info = with_audio(loaded, other)
+    assert info.audio is None
+    assert "a step with audio gives other logits than the model's own" in info.audio_refusal
+    assert with_audio(loaded, case).audio == case.info
+
+
+def test_why_models_take_no_audio(
+    model: AudioModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = model.processor
+    assert audio_case(model.module.model.language_model, processor) == ""
+    assert "several devices" in str(audio_case(model.module, processor, num_ranks=2))
+    assert audio_case(model.module, "no processor") == "no processor"
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise ValueError("no such tower")
+
+    monkeypatch.setattr(model.module.model.audio_tower, "forward", fail)
+    assert audio_case(model.module, processor) == "a forward pass with audio fails: no such tower"
+    copied = shutil.copytree(model.folder, tmp_path / "copied")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        (copied / name).unlink()
+    info = load(copied).info
+    assert info.audio is None
+    assert "audio processor" in info.audio_refusal
+
+
+def test_the_memory_of_the_tower_is_that_of_the_longest_clip(
+    model: AudioModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load(model.folder)
+    case = audio_case(model.module, model.processor)
+    loaded.info = replace(loaded.info, device="cuda:0")
+    clips = []
+
+    def measure(_: Any, clip: Any, *others: Any) -> int:
+        clips.append(clip)
+        return 77
+
+    monkeypatch.setattr(audio_check, "tower_memory", measure)
+    monkeypatch.setattr(audio_check, "LONG_SECONDS", (20.0, 3.0))
+    prepare = HFProcessor.prepare
+
+    def short(self: HFProcessor, samples: Any) -> Any:
+        if len(samples) > 16 * self.sampling_rate:
+            raise audio_check.UnusableMediaError("too_long", "is longer than this model takes")
+        return prepare(self, samples)
+
+    monkeypatch.setattr(HFProcessor, "prepare", short)
+    info = with_audio(loaded, case, model.processor)
+    assert info.audio is not None
+    assert info.audio.encoding_bytes == 77
+    assert clips[0].num_tokens == prepare(model.processor, sound(3.0))[1]
