@@ -21,6 +21,7 @@ from stonechat_server.commands import serve
 from stonechat_server.completions_api.fields import COMPLETION_FIELDS
 from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
 from stonechat_server.messages_api.fields import FIELDS as MESSAGES_FIELDS
+from stonechat_server.ollama_api.fields import TABLE as OLLAMA_FIELDS
 from stonechat_server.options import detail
 from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
 from stonechat_server.responses_api.fields import FIELDS as RESPONSES_FIELDS
@@ -118,6 +119,7 @@ FIELD_TABLES = {
     "embeddings": EMBEDDING_FIELDS,
     "rerank": RERANK_FIELDS,
     "messages": MESSAGES_FIELDS,
+    "ollama": OLLAMA_FIELDS,
     "responses": RESPONSES_FIELDS,
     "transcriptions": TRANSCRIPTION_FIELDS,
 }

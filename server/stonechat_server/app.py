@@ -25,6 +25,7 @@ from stonechat_server.api import (
     messages,
     metrics,
     models,
+    ollama,
     render,
     rerank,
     responses,
@@ -45,6 +46,7 @@ from stonechat_server.messages_api.errors import is_for_anthropic
 from stonechat_server.observability.access_log import RequestContext
 from stonechat_server.observability.ledger import Ledger
 from stonechat_server.observability.tracing import Tracing
+from stonechat_server.ollama_api.errors import OllamaError, is_for_ollama
 from stonechat_server.page.routes import page_router
 from stonechat_server.serving.generation import CLIENT_GONE
 from stonechat_server.serving.services import Services
@@ -61,7 +63,7 @@ models. With more of them each step takes longer, which other requests feel."""
 
 ROUTES = (
     *(chat, completions, responses, messages, embeddings, rerank, transcriptions),
-    *(files, batches, render, tokens, models, health, metrics),
+    *(files, batches, ollama, render, tokens, models, health, metrics),
 )
 
 
@@ -190,6 +192,8 @@ async def _on_known_error(request: Request, error: Exception) -> Response:
 
 
 def _error_answer(error: APIError, scope: Scope) -> Response:
+    if is_for_ollama(scope):
+        return error.response(OllamaError(error.message))
     if not is_for_anthropic(scope):
         return error.response()
     return error.response(messages_error(error, scope["state"].get("request_id", "")))

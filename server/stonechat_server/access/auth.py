@@ -13,6 +13,8 @@ from stonechat_server.errors import APIError
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 """Addresses that only this machine reaches."""
+LATEST = ":latest"
+"""What Ollama's clients add to a name without a colon."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +118,17 @@ def is_rate_limited(key: ApiKey) -> bool:
 def check_model(name: str | None, served_names: Collection[str], identity: Identity) -> str:
     """Return the name of the model that a request gets. None: the first that its key may use.
 
+    A name may end with `:latest`, which Ollama's clients add.
     Raises `APIError` 404 for a model that is not served, or that this key may not use.
     """
     key = identity.key
     if name is not None and name in served_names and (not key.models or name in key.models):
         return name
     allowed_names = [served for served in served_names if key.may_use(served)]
+    if name is not None and name.endswith(LATEST):
+        short_name = name.removesuffix(LATEST)
+        if name not in served_names and short_name in allowed_names:
+            return short_name
     if name is None and allowed_names:
         return allowed_names[0]
     name_list = ", ".join(f"'{allowed}'" for allowed in allowed_names)

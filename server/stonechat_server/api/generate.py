@@ -39,6 +39,8 @@ INLINE_BODY_BYTES = 16_384
 delay no stream."""
 
 MAX_HEADER_BYTES = 1_024
+SERVER_SENT, JSON_LINES = "text/event-stream", "application/x-ndjson"
+"""The media types of streams."""
 
 log = logging.getLogger("stonechat")
 
@@ -59,14 +61,26 @@ async def generate(
 
     `identity` is who sent the request, if that is known; it has no headers then.
     """
+    return await answer(await receive_counted(http_request, endpoint, identity))
+
+
+async def receive_counted(
+    http_request: Request, endpoint: Endpoint, identity: Identity | None = None
+) -> Received:
+    """Identify who sent a request, and read it. The metrics count a refusal."""
     services: Services = http_request.app.state.server
     if identity is None:
         identity = services.authenticator.identify(http_request)
     try:
-        received = await receive(http_request, services, identity, endpoint)
+        return await receive(http_request, services, identity, endpoint)
     except RefusedError as error:
         services.metrics.refused(error.reason, endpoint.path)
         raise
+
+
+async def answer(received: Received) -> Response:
+    """Answer a request that was read."""
+    services = received.services
     if services.sole is None:
         return await answer_on_demand(received, _answer)
     name = received.call.request.model or ""
@@ -185,19 +199,21 @@ async def respond(
     if call.ignored or prepared[0].unenforced:
         headers = _headers(call, prepared)
     if call.request.stream:
+        has_comments = not received.endpoint.streams_lines
         return EventStream(
             generation.events(),
             writer,
             partial(_encode_error, writer, http_request.state.request_id),
-            keep_alive=services.settings.keep_alive_interval,
+            keep_alive=services.settings.keep_alive_interval if has_comments else 0,
             write_timeout=services.settings.write_timeout,
             headers=headers,
+            media_type=SERVER_SENT if has_comments else JSON_LINES,
         )
     work = collect(generation.events(), received.endpoint.collector(call, writer.head))
-    answer = await run_while_connected(http_request.receive, work)
-    if isinstance(answer, str):
-        return Response(answer, headers=headers, media_type="text/plain")
-    return Response(msgspec.json.encode(answer), headers=headers, media_type="application/json")
+    whole = await run_while_connected(http_request.receive, work)
+    if isinstance(whole, str):
+        return Response(whole, headers=headers, media_type="text/plain")
+    return Response(msgspec.json.encode(whole), headers=headers, media_type="application/json")
 
 
 def _writer(

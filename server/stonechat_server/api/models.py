@@ -16,7 +16,6 @@ from stonechat_server.api.model_types import LoadRequest, UnloadRequest
 from stonechat_server.api.openapi import errors, json_body, request_body
 from stonechat_server.api.router import Router, json_answer
 from stonechat_server.catalog.entry import Entry
-from stonechat_server.catalog.memory import loaded_need
 from stonechat_server.errors import APIError
 from stonechat_server.media.taken import modalities_of
 from stonechat_server.messages_api.errors import is_for_anthropic
@@ -64,7 +63,7 @@ async def list_models(http_request: Request) -> Response:
 async def retrieve_model(http_request: Request, model: str) -> Response:
     """Describe one model. Its name may contain slashes."""
     state = services_of(http_request)
-    check_model(model, state.models, state.authenticator.identify(http_request))
+    model = check_model(model, state.models, state.authenticator.identify(http_request))
     describe = _info if is_for_anthropic(http_request.scope) else _card
     return json_answer(describe(model, state.models[model]))
 
@@ -93,7 +92,13 @@ async def load_model(http_request: Request) -> Response:
 async def unload_model(http_request: Request) -> Response:
     """Unload a model when its running requests have ended, or at once with `force`."""
     state, wire = await _read(http_request, UnloadRequest)
-    entry = state.models[wire.model]
+    await unload(http_request, wire.model, force=wire.force)
+    return json_answer(_card(wire.model, state.models[wire.model]))
+
+
+async def unload(http_request: Request, name: str, *, force: bool = False) -> None:
+    """Unload the model of that name, and wait for it. Raises `APIError` 400 and 409."""
+    state = services_of(http_request)
     if state.catalog is None:
         raise APIError(
             400,
@@ -102,9 +107,8 @@ async def unload_model(http_request: Request) -> Response:
             param="model",
             code="model_not_unloadable",
         )
-    work = state.catalog.unload(entry, force=wire.force)
+    work = state.catalog.unload(state.models[name], force=force)
     await run_while_connected(http_request.receive, work)
-    return json_answer(_card(wire.model, entry))
 
 
 async def _read(http_request: Request, kind: type[T]) -> tuple[Services, T]:
@@ -113,20 +117,17 @@ async def _read(http_request: Request, kind: type[T]) -> tuple[Services, T]:
     identity = state.authenticator.identify(http_request)
     check_manages(identity)
     wire = await read_request(http_request, state.settings, kind)
-    check_model(wire.model, state.models, identity)
+    wire.model = check_model(wire.model, state.models, identity)
     state.count_request(identity)
     return state, wire
 
 
 def _info(name: str, entry: Entry) -> MessagesModel:
-    return model_info(name, entry.created, _max_model_len(entry) or 0)
+    return model_info(name, entry.created, entry.max_model_len or 0)
 
 
 def _card(name: str, entry: Entry) -> ModelCard:
     served, view = entry.served, entry.views.get(name)
-    size = entry.num_bytes
-    if served is not None and size is None:
-        size = loaded_need(served.engine.model).total
     return ModelCard(
         id=name,
         created=entry.created,
@@ -134,9 +135,9 @@ def _card(name: str, entry: Entry) -> ModelCard:
         root=entry.name if served is None else served.engine.model.name,
         parent=None if view is None else view.parent,
         state=entry.state,
-        size=size,
+        size=entry.num_bytes,
         error=None if entry.error is None else entry.error.message,
-        max_model_len=_max_model_len(entry),
+        max_model_len=entry.max_model_len,
         input_modalities=UNSET if served is None else _modalities(served.engine.model),
         stonechat=None if served is None else asdict(served.engine.model),
     )
@@ -144,10 +145,3 @@ def _card(name: str, entry: Entry) -> ModelCard:
 
 def _modalities(info: ModelInfo) -> list[Literal["text", "image", "audio"]]:
     return ["text", *modalities_of(info)]
-
-
-def _max_model_len(entry: Entry) -> int | None:
-    """The context length, which is that of the model's files before it is loaded."""
-    if entry.served is not None:
-        return entry.served.engine.model.max_model_len
-    return None if entry.survey is None else entry.survey.max_model_len

@@ -49,7 +49,7 @@ async def answer_on_demand(received: Received, answer: Answer) -> Response:
 
     if entry.is_loaded:
         return await wait_and_answer()
-    if received.call.request.stream:
+    if received.call.request.stream and not received.endpoint.streams_lines:
         return WaitingStream(received, wait_and_answer)
     return await run_while_connected(http_request.receive, wait_and_answer())
 

@@ -29,14 +29,15 @@ KEY_SCHEMES = {
 }
 """The ways to send a key. A request needs one of them."""
 DESCRIPTION = """\
-A local server behind OpenAI's and Anthropic's endpoints. Fields that are not described here are
-accepted, and the header `X-Ignored-Params` of the answer names them.
+A local server behind OpenAI's, Anthropic's and Ollama's endpoints. Fields that are not described
+here are accepted, and the header `X-Ignored-Params` of the answer names them.
 """
 TAGS = {
     "Chat completions": "Continue a conversation.",
     "Responses": "Continue a conversation, in OpenAI's newer shape.",
     "Messages": "Continue a conversation, in Anthropic's shape.",
     "Completions": "Continue a text.",
+    "Ollama": "The same, and what is served, in Ollama's shapes.",
     "Embeddings": "Turn texts into vectors.",
     "Reranking": "Score how well documents answer a question.",
     "Audio": "Turn speech into text.",
@@ -140,7 +141,13 @@ def errors(*statuses: int, name: str = "ErrorResponse", other: str | None = None
     return {status: {"description": "Error", "content": content} for status in statuses}
 
 
-def generated(answer: str, event: str, end: str = ", then `[DONE]`", **names: str) -> Responses:
+def generated(
+    answer: str,
+    event: str,
+    end: str = ", then `[DONE]`",
+    media_type: str = "text/event-stream",
+    **names: str,
+) -> Responses:
     """The `responses` of a route that generates: an answer, or a stream of the named events."""
     stream = {"schema": {}, "x-event-schema": {"$ref": REF.format(name=event)}}
     return {
@@ -149,7 +156,7 @@ def generated(answer: str, event: str, end: str = ", then `[DONE]`", **names: st
             "headers": HEADERS,
             "content": {
                 **json_body(answer),
-                "text/event-stream": stream,  # `schema` would be that of the whole stream
+                media_type: stream,  # `schema` would be that of the whole stream
             },
         },
         **errors(*GENERATION_ERRORS, **names),

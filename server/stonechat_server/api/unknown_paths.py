@@ -21,10 +21,11 @@ BASE_URL = (
     "The client's base URL is wrong: OpenAI's clients need one that ends in /v1, Anthropic's one "
     "without /v1."
 )
-NO_OLLAMA = (
-    "Ollama's own API is not served; the client needs its OpenAI setting, with a base URL that "
-    "ends in /v1."
+NO_MANAGEMENT = (
+    "Models are named when the server starts, as in `stonechat serve MODEL`; no request creates, "
+    "copies, pushes or deletes one. GET /api/tags lists them."
 )
+MANAGEMENT = ("/api/create", "/api/copy", "/api/push", "/api/delete", "/api/blobs")
 NO_MEDIA = "No audio, images or video are made here: the models write text."
 NO_STORAGE = "No threads, conversations or chat completions are stored here."
 NO_BACKGROUND = "An answer comes in its request: nothing runs in the background."
@@ -34,7 +35,7 @@ CHAT_INSTEAD = "That is another server's own API; here, use POST /v1/chat/comple
 COMPLETIONS_INSTEAD = "That is another server's own API; here, use POST /v1/completions."
 
 NOTES = {
-    "/api": NO_OLLAMA,
+    **dict.fromkeys(MANAGEMENT, NO_MANAGEMENT),
     "/completion": COMPLETIONS_INSTEAD,
     "/infill": COMPLETIONS_INSTEAD,
     "/generate": COMPLETIONS_INSTEAD,
@@ -92,9 +93,11 @@ class ServedPaths:
         """A 404 that names the nearest path and lists all of them."""
         tidy = _tidy(path)
         sentences = [f"{_shown(method, path)} is not served here."]
+        known = _known(tidy)
+        if known in MANAGEMENT:  # nothing near it helps
+            return APIError(404, f"{sentences[0]} {NO_MANAGEMENT}", code="not_found")
         ending = self._ending(tidy)
         nearest = ending or self._nearest(tidy)
-        known = _known(tidy)
         if known is not None and not (nearest is not None and "/v1" + known in self.operations):
             sentences.append(NOTES[known])
         if nearest is not None:

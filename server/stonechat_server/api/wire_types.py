@@ -19,6 +19,16 @@ from stonechat_server.messages_api.answer import MessageAnswer, MessageEvent, To
 from stonechat_server.messages_api.errors import MessagesError
 from stonechat_server.messages_api.models import ModelInfo, ModelPage
 from stonechat_server.messages_api.request import CountTokensRequest, MessagesRequest
+from stonechat_server.ollama_api import answer as ollama
+from stonechat_server.ollama_api import models as ollama_models
+from stonechat_server.ollama_api.errors import OllamaError
+from stonechat_server.ollama_api.request import (
+    OllamaChat,
+    OllamaEmbed,
+    OllamaEmbeddings,
+    OllamaGenerate,
+    OllamaModelName,
+)
 from stonechat_server.rerank_api.answer import RerankAnswer, ScoreList
 from stonechat_server.rerank_api.request import RerankRequest, ScoreRequest
 from stonechat_server.responses_api.answer import (
@@ -50,6 +60,7 @@ PREFIXES = {
     "responses_api": "Response",
     "messages_api": "Anthropic",
     "embeddings_api": "Embedding",
+    "ollama_api": "Ollama",
     "rerank_api": "Rerank",
     "api": "Token",
 }
@@ -60,6 +71,7 @@ REQUESTS: tuple[type[BaseModel], ...] = (
     *(RerankRequest, ScoreRequest, BatchRequest),
     *(tokens.TokenizeTextRequest, tokens.TokenizeChatRequest, tokens.DetokenizeRequest),
     *(LoadRequest, UnloadRequest),
+    *(OllamaChat, OllamaGenerate, OllamaEmbed, OllamaEmbeddings, OllamaModelName),
 )
 ANSWERS: tuple[type, ...] = (
     *(ChatCompletion, ChatCompletionChunk, Completion, Response),
@@ -71,6 +83,10 @@ ANSWERS: tuple[type, ...] = (
     *(FileObject, FileList, DeletedFile, Batch, BatchList),
     *(Transcription, VerboseTranscription, TranscriptDelta, TranscriptDone),
     *(ModelCard, ModelList, ModelInfo, ModelPage, ErrorResponse),
+    *(ollama.OllamaChatLine, ollama.OllamaGenerateLine, ollama.OllamaEmbedAnswer),
+    *(ollama.OllamaEmbeddingsAnswer, ollama.OllamaStatus, ollama.OllamaVersion),
+    *(ollama_models.OllamaModelList, ollama_models.OllamaLoadedList),
+    *(ollama_models.OllamaModelDetails, OllamaError),
 )
 
 _MESSAGES = [{"role": "user", "content": "Name a river."}]
@@ -95,6 +111,11 @@ EXAMPLES: dict[str, dict[str, object]] = {
     "DetokenizeRequest": {"tokens": [1, 2, 3]},
     "LoadRequest": {"model": "SmolLM2-135M-Instruct"},
     "UnloadRequest": {"model": "SmolLM2-135M-Instruct"},
+    "OllamaChat": {"messages": _MESSAGES, "options": {"num_predict": 50}},
+    "OllamaGenerate": {"prompt": "Name a river.", "options": {"num_predict": 50}},
+    "OllamaEmbed": {"input": "Name a river."},
+    "OllamaEmbeddings": {"prompt": "Name a river."},
+    "OllamaModelName": {"model": "SmolLM2-135M-Instruct"},
 }
 """A body of each kind that any server accepts, for a first try."""
 _PNG = (

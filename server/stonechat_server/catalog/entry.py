@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from stonechat_server.catalog.memory import MemoryNeed
+from stonechat_server.catalog.memory import MemoryNeed, loaded_need
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.settings import Settings
 
@@ -121,7 +121,16 @@ class Entry:
     @property
     def num_bytes(self) -> int | None:
         """The size of the model in memory; None as long as it is unknown."""
-        return None if self.need is None else self.need.total
+        if self.need is not None:
+            return self.need.total
+        return None if self.served is None else loaded_need(self.served.engine.model).total
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The context length, which is that of the model's files before it is loaded."""
+        if self.served is not None:
+            return self.served.engine.model.max_model_len
+        return None if self.survey is None else self.survey.max_model_len
 
 
 @dataclass(slots=True)

@@ -39,8 +39,11 @@ class EmbeddingWriter(AnswerWriter):
             raise server_error()
         data = output.embedding
         embedding = b64encode(data).decode() if self._as_base64 else to_floats(data)
-        item = EmbeddingItem(index=piece.index, embedding=embedding)
-        return [EncodedItem(piece.index, _encode(item))]
+        return [EncodedItem(piece.index, _encode(self.item(piece.index, embedding)))]
+
+    def item(self, index: int, embedding: list[float] | str) -> object:
+        """What the answer has of an input."""
+        return EmbeddingItem(index=index, embedding=embedding)
 
     def end(self) -> list[Event]:
         num_tokens = self.reader.usage().num_prompt
@@ -61,11 +64,13 @@ class EmbeddingCollector:
         else:
             self._items[event.index] = msgspec.Raw(event.json)
 
-    def answer(self) -> EmbeddingList:
-        items = [self._items[index] for index in sorted(self._items)]
-        return EmbeddingList(
-            model=self._model, data=cast(list[EmbeddingItem], items), usage=self._usage
-        )
+    def answer(self) -> object:
+        items = cast(list[EmbeddingItem], self.items())
+        return EmbeddingList(model=self._model, data=items, usage=self._usage)
+
+    def items(self) -> list[msgspec.Raw]:
+        """The JSON of each item, in the order of the inputs."""
+        return [self._items[index] for index in sorted(self._items)]
 
 
 def to_floats(data: bytes) -> list[float]:

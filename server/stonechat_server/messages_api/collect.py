@@ -36,7 +36,7 @@ class _Block:
             return TextBody(text)
         if isinstance(self.start, ThinkingBody):
             return ThinkingBody(text, self.signature)
-        return msgspec.structs.replace(self.start, input=_input(text))
+        return msgspec.structs.replace(self.start, input=input_json(text))
 
 
 class MessagesCollector:
@@ -82,7 +82,7 @@ class MessagesCollector:
         )
 
 
-def _input(text: str) -> msgspec.Raw:
+def input_json(text: str) -> msgspec.Raw:
     """The input of a call: the model's own JSON if it is an object, else an object that has it."""
     try:
         is_object = isinstance(msgspec.json.decode(text or "{}"), dict)

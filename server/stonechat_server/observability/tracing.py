@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NANOSECONDS = 1_000_000_000
 OPERATIONS = {
     "/v1/completions": "text_completion",
-    "/v1/embeddings": "embeddings",
+    **dict.fromkeys(("/v1/embeddings", "/api/embed", "/api/embeddings"), "embeddings"),
     "/v1/rerank": "rerank",
     "/v1/score": "rerank",
 }

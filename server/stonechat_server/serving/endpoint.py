@@ -106,6 +106,8 @@ class Endpoint(ABC):
     """Whether its requests are forms with a file, and not JSON."""
     generates = True
     """Whether it needs a model that generates text."""
+    streams_lines = False
+    """Whether a stream is lines of JSON. They have no comments, unlike server-sent events."""
 
     wire_type: type["WireModel"]
     """The type of its requests, which has the field `model`."""

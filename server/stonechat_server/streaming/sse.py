@@ -1,4 +1,4 @@
-"""The response that sends server-sent events, and work that ends if its client disconnects."""
+"""The response that sends a stream of events, and work that ends if its client disconnects."""
 
 import asyncio
 import logging
@@ -41,9 +41,14 @@ class EventStream(EventSourceResponse):
         keep_alive: float,
         write_timeout: float,
         headers: Mapping[str, str] | None = None,
+        media_type: str = "text/event-stream",
     ) -> None:
         super().__init__(
-            batches, headers=headers, ping=keep_alive or math.inf, send_timeout=write_timeout
+            batches,
+            headers=headers,
+            media_type=media_type,
+            ping=keep_alive or math.inf,
+            send_timeout=write_timeout,
         )
         del self.headers["connection"]  # the HTTP server sends its own
         self._batches = batches

@@ -95,9 +95,6 @@ def test_a_base_url_is_not_called_wrong_if_it_is_right(
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("/api/chat", "Ollama"),
-        ("/api/tags", "Ollama"),
-        ("/api/version", "Ollama"),
         ("/completion", "another server's own API"),
         ("/v1/audio/speech", "No audio, images or video are made here"),
         ("/v1/images/generations", "No audio, images or video are made here"),
