@@ -2,12 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 MAX_PROMPT_LOGITS_BYTES = 256 << 20
 """A step computes at most this much of float32 logits for log-probabilities of prompts."""
 ModelUse = Literal["generation", "embeddings", "reranking"]
-"""What a model does. One that generates may also make embeddings."""
+"""What a model does. One that generates may also make embeddings, or score documents."""
+PairTemplate = Literal["pair", "chat", "rerank"]
+"""What makes the prompt of a question and a document: the tokenizer, as a pair of texts; the chat
+template, as messages with the roles `query` and `document`; or the template `rerank` of a GGUF
+file, with `{query}` and `{document}` in it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +55,17 @@ class RankingInfo:
     activation: str
     """What makes the score of the model's number: the name of an activation of PyTorch."""
     prompt: str = ""
-    """What the model's makers put before each question."""
+    """What the model's makers put before each question; the system message, if there is a chat
+    template."""
     lower_case: bool = False
     """Whether texts are made lower case first."""
+    template: PairTemplate = "pair"
+    token_ids: tuple[int, ...] = ()
+    """Of a model that generates: the number is the first one's logit at the end of a prompt, less
+    that of the second one if there are two. Empty: a head makes the number of the last hidden
+    state."""
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """What the chat template is given beside the messages."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

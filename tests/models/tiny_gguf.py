@@ -50,10 +50,13 @@ def write_tiny_gguf(
     metadata: Mapping[str, float | int | str] | None = None,
     skip: frozenset[str] = frozenset(),
     part_size: int = 0,
+    others: Mapping[str, np.ndarray] | None = None,
+    rerank_template: str | None = None,
 ) -> Path:
     """Write a random model. `metadata` goes under `<architecture>.`; `skip` leaves tensors out.
 
     `part_size`: the file is split into parts `-00001-of-…` of this many tensors; 0: it is not.
+    `others`: further tensors. `rerank_template`: a template for pairs beside that for chats.
     """
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=part_size)
     head_dim = HEAD_DIMS[architecture]
@@ -79,7 +82,11 @@ def write_tiny_gguf(
         add = {float: writer.add_float32, int: writer.add_uint32, str: writer.add_string}
         add[type(value)](f"{architecture}.{key}", value)
     add_tokenizer(writer)
+    if rerank_template is not None:
+        writer.add_chat_template([{"name": "rerank", "template": rerank_template}])
     _add_tensors(writer, architecture, head_dim, gguf.GGMLQuantizationType[weight_type], skip)
+    for name, values in (others or {}).items():
+        writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -20,6 +20,7 @@ from stonechat_models.checkpoint.gguf.composite import composite_folder
 from stonechat_models.checkpoint.gguf.convert import converted_folder
 from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_weights
 from stonechat_models.checkpoint.gguf.names import whole_name
+from stonechat_models.checkpoint.gguf.ranking import read_gguf_reranker
 from stonechat_models.checkpoint.gguf.reader import MAGIC, gguf_parts, read_gguf
 from stonechat_models.checkpoint.gguf.weights import Values
 from stonechat_models.checkpoint.hf_config import HFConfig, read_config
@@ -257,6 +258,7 @@ def _from_gguf(
         weights=tuple(weights),
         mmproj=mmproj,
         image_refusal=refusal,
+        reranker=read_gguf_reranker(gguf),
     )
 
 

@@ -88,6 +88,11 @@ def has_embedder_files(folder: Path) -> bool:
     return (read_json(folder / SETTINGS_FILE) or {}).get("model_type") != CROSS_ENCODER
 
 
+def module_config(folder: Path, index: int) -> tuple[Path, JsonObject]:
+    """Return the folder of a module of modules.json, and its settings."""
+    return _config(folder, _read_modules(folder)[index])
+
+
 def module_kinds(folder: Path) -> list[str]:
     """Return the classes of the modules in modules.json; empty if there is no such file."""
     return [_kind(module) for module in _read_modules(folder)]
@@ -120,8 +125,8 @@ def read_embedder_files(folder: Path) -> EmbedderFiles | None:
     for module in modules[2:]:
         step = STEPS[_kind(module)]
         if step is not None:
-            steps.append(EmbeddingStep(step, *_config(folder, module)))
-    pooling = _config(folder, modules[1])[1]
+            steps.append(EmbeddingStep(step, *_embedding_config(folder, module)))
+    pooling = _embedding_config(folder, modules[1])[1]
     prompts = settings.read("prompts", dict[str, str], {})
     default = settings.read("default_prompt_name", str, "")
     if default and default not in prompts:
@@ -185,10 +190,16 @@ def _config(folder: Path, module: Mapping[str, Any]) -> tuple[Path, JsonObject]:
             raise ModelLoadError(f"{path} is missing; download it")
         content = {}
     config = JsonObject(str(path), content)
+    return place, config
+
+
+def _embedding_config(folder: Path, module: Mapping[str, Any]) -> tuple[Path, JsonObject]:
+    """Return the same of a module that makes an embedding of one."""
+    place, config = _config(folder, module)
     for key in ("module_input_name", "module_output_name"):
         name = config.read(key, str, SENTENCE_EMBEDDING)
         if name != SENTENCE_EMBEDDING:
-            raise UnsupportedModelError(f"{path}: {key} {shown(name)} is not served")
+            raise UnsupportedModelError(f"{config.source}: {key} {shown(name)} is not served")
     return place, config
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from stonechat_models.backends.base import CausalModel, StatefulModel
 from stonechat_models.engine.batch import place_of
-from stonechat_models.engine.embeddings import finish_embedding
+from stonechat_models.engine.embeddings import finish_embedding, finish_score
 from stonechat_models.engine.media_steps import ENCODING_FAILED, Encodings, MediaSteps
 from stonechat_models.engine.prompt_lookup import PAST_KEYS
 from stonechat_models.engine.scheduler import Scheduler
@@ -65,9 +65,11 @@ class Engine:
         prompt_lookup: PromptLookup = "off",
         draft_model: DraftModel | None = None,
         media_cache_bytes: int = 0,
+        ranking_head: npt.NDArray[np.float32] | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`media_cache_bytes`: how many bytes of encoded images and clips are kept for later.
+        `ranking_head`: float32[H], of a reranker whose score is not made of logits.
         `clock` returns seconds. Draft tokens that are tried by themselves go by it.
         """
         info = model.info
@@ -88,6 +90,7 @@ class Engine:
         self.num_prompt_tokens = self.num_generated_tokens = 0
         self.last_step_seconds = 0.0
         self._adapters = {adapter.name: i for i, adapter in enumerate(info.adapters)}
+        self._ranking_head = ranking_head
         self._clock = clock
         self._launch = partial(
             InFlightStep, place=self.place, block_size=info.block_size, media=self.media
@@ -350,11 +353,13 @@ class Engine:
     def _end_with_embedding(
         self, sequence: Sequence, vector: npt.NDArray[np.float32]
     ) -> TokenOutput:
-        params, info = sequence.group.request.embedding, self.model.info.embedding
+        params, info = sequence.group.request.embedding, self.model.info
         assert params is not None
-        assert info is not None
         try:
-            embedding = finish_embedding(vector, params, info)
+            if info.ranking is not None:
+                embedding = finish_score(vector, self._ranking_head, info.ranking)
+            else:
+                embedding = finish_embedding(vector, params, info.embedding)
         except StepError as error:
             return self._end(sequence, FinishReason.ERROR, str(error))
         return self._end(sequence, FinishReason.STOP, embedding=embedding)

@@ -44,10 +44,17 @@ class InFlightStep:
         self._logits: Array | None
         """None once sampling starts: they are large, and the next step needs the memory."""
         self._hidden: Array | None = None
-        if model.info.embedding is not None and any(item.wants_vector for item in items):
+        """What vectors are rows of: hidden states, or the logits of a reranker's tokens."""
+        info = model.info
+        makes_vectors = info.embedding is not None or info.ranking is not None
+        makes_vectors = makes_vectors and any(item.wants_vector for item in items)
+        token_ids = [] if info.ranking is None else list(info.ranking.token_ids)
+        if makes_vectors and not token_ids:
             self._logits, self._hidden = model.forward_hidden(batch)
         else:
             self._logits = model.forward(batch)
+        if makes_vectors and token_ids:
+            self._hidden = self._logits[:, token_ids]
         self._sampling: SamplingLike | None = None
         self._prompts: PromptScores | None = None
         if model.info.keeps_state:
@@ -97,8 +104,8 @@ class InFlightStep:
         return self._sampling.read()
 
     def _read_vectors(self, hidden: Array) -> None:
-        """Give each item that wants it the hidden state of its last token. `hidden` has a row for
-        each row of logits."""
+        """Give each item that wants it the row of its last token. `hidden` has a row for each row
+        of logits."""
         rows: dict[int, Scheduled] = {}
         num_rows = 0
         for item in self.items:

@@ -9,7 +9,7 @@ from stonechat_models.checkpoint.generation_config import read_sampling_defaults
 from stonechat_models.checkpoint.headers import ModelHeaders
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.folder import read_packing
-from stonechat_models.checkpoint.rerankers import is_reranker
+from stonechat_models.checkpoint.rerankers import RerankerFiles, is_reranker
 from stonechat_models.checkpoint.resolve import ModelFiles, WeightFormat, resolve_model
 from stonechat_models.checkpoint.rope_length import uses_long_factors
 from stonechat_models.checkpoint.support import (
@@ -19,6 +19,7 @@ from stonechat_models.checkpoint.support import (
 )
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
+from stonechat_models.engine.embeddings import ACTIVATIONS
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.engine.speculation.speculation import PromptLookup
@@ -31,7 +32,7 @@ from stonechat_models.hardware.device import (
     usable_cores,
 )
 from stonechat_models.model_file import reading
-from stonechat_models.model_info import EmbeddingInfo, ModelInfo, ModelUse
+from stonechat_models.model_info import EmbeddingInfo, ModelInfo, ModelUse, RankingInfo
 from stonechat_models.runtime.cache_sizes import (
     DEFAULT_NUM_SEQS,
     size_kv_cache,
@@ -47,6 +48,8 @@ from stonechat_models.sampling.state import SamplerLike
 from stonechat_models.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
     from stonechat_models.backends.native import NativeModel
@@ -107,6 +110,7 @@ def build_engine(
         max_model_len=max_model_len,
         eos_token_ids=tokenizer.eos_token_ids,
         progress=progress,
+        ranking_head=None if files.reranker is None else files.reranker.head,
     )
     return engine, tokenizer
 
@@ -134,8 +138,35 @@ def _with_files(model: CausalModel, files: ModelFiles, config: EngineConfig) -> 
     if config.embeddings:
         made = EmbeddingInfo(size=model.hidden_size, pooling="lasttoken", is_normalized=True)
         info = replace(info, embedding=made)
+    if files.reranker is not None:
+        info = replace(info, ranking=_ranking(files.reranker, model, config))
     adapter = files.adapter.description if files.adapter is not None else ""
     return replace(info, adapter=adapter, notes=(*files.notes, *ignored))
+
+
+def _ranking(reranker: RerankerFiles, model: CausalModel, config: EngineConfig) -> RankingInfo:
+    """How a model that generates scores pairs. Raises `UnsupportedModelError` if it cannot."""
+    activation = reranker.activation.rpartition(".")[2]
+    if activation not in ACTIVATIONS or not reranker.activation.startswith("torch.nn."):
+        raise UnsupportedModelError(
+            f"the activation {reranker.activation} is not served for a model that generates: only "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    info, head = model.info, reranker.head
+    if config.embeddings:
+        raise UnsupportedModelError(f"{info.name} is a reranker: leave out --embeddings")
+    if not all(0 <= token_id < info.vocab_size for token_id in reranker.token_ids):
+        raise ModelLoadError(f"{info.name}: there are no tokens {list(reranker.token_ids)}")
+    if head is not None and head.shape != (model.hidden_size,):
+        raise ModelLoadError(f"{info.name}: its head is for {head.size} numbers")
+    return RankingInfo(
+        activation=activation,
+        template=reranker.template,
+        prompt=reranker.prompt,
+        lower_case=reranker.lower_case,
+        token_ids=reranker.token_ids,
+        template_options=reranker.template_options,
+    )
 
 
 def model_use(config: HFConfig, weight_format: WeightFormat, has_modules: bool) -> ModelUse:
@@ -191,10 +222,12 @@ def assemble_engine(
     eos_token_ids: frozenset[int],
     progress: Progress,
     draft: CausalModel | None = None,
+    ranking_head: "npt.NDArray[np.float32] | None" = None,
 ) -> Engine:
     """Build the engine of a loaded model: size its KV cache and capture its CUDA graphs.
 
-    `draft` is the draft model. Its KV cache has the same blocks.
+    `draft` is the draft model. Its KV cache has the same blocks. `ranking_head` is that of a
+    reranker, if it has one.
 
     Raises `ModelLoadError` with the numbers if there is not enough memory.
     """
@@ -236,6 +269,7 @@ def assemble_engine(
         prompt_lookup=choose_prompt_lookup(config, model.info.backend, overlap=overlap),
         draft_model=draft_model,
         media_cache_bytes=config.media_cache_bytes,
+        ranking_head=ranking_head,
     )
 
 

@@ -116,6 +116,17 @@ class ChatTemplate:
             return self.render(messages, replace(options, added_text=""))
         return prompt
 
+    def render_exactly(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
+        """Return the prompt of messages that are not rewritten, of any roles.
+
+        Raises `APIError` 400 if the template cannot render them.
+        """
+        try:
+            return self._render_once(messages, options)
+        except Exception as error:  # a template is foreign code and may raise anything
+            message = f"The chat template cannot render these messages: {error}"
+            raise invalid("messages", message, code=TEMPLATE_ERROR) from error
+
     def _render_open(self, messages: Sequence[TemplateMessage], options: RenderOptions) -> str:
         """Render the prompt up to the end of the last message's content; the message stays open."""
         content = messages[-1].get("content")

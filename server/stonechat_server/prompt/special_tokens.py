@@ -65,6 +65,10 @@ class SpecialTokenGuard:
         marked = self._marked_fields(request, SHOWN_FIELDS)
         return request.model_copy(update=marked) if marked else request
 
+    def marked_text(self, text: str) -> str:
+        """Return a text with marks."""
+        return self._token.sub(f"{self._mark}\\g<0>{self._mark}", text)
+
     def encode(self, prompt: str) -> list[int]:
         """Return the ids of a prompt with marks."""
         return self._tokenizer.encode_parts(self._split(prompt), self._control_tokens)
@@ -120,7 +124,7 @@ class SpecialTokenGuard:
                 copied.model_extra.update(extra)
             return copied
         if isinstance(value, str):
-            return self._token.sub(f"{self._mark}\\g<0>{self._mark}", value)
+            return self.marked_text(value)
         if isinstance(value, list):
             return [self._with_marks(item) for item in value]
         if isinstance(value, dict):

@@ -8,7 +8,7 @@ from stonechat_server.errors import invalid, other_use, unsupported
 from stonechat_server.request.field_checks import asked_for, ignored_params
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
-from stonechat_server.rerank_api.pairs import EncodedPair, PairEncoder
+from stonechat_server.rerank_api.pairs import EncodedPair, FramedPairs, PairEncoder, TemplatePairs
 from stonechat_server.rerank_api.request import PairFields, RerankRequest, ScoreRequest
 from stonechat_server.rerank_api.writer import RankCollector, ScoreCollector, ScoreWriter
 from stonechat_server.schema.fields import FieldNote, FieldStatus
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stonechat_server.streaming.answer_reader import AnswerReader
     from stonechat_server.streaming.answer_writer import Collector, CompletionHead
 
-SHARED_FIELDS = frozenset({"model", "user", "priority"})
+SHARED_FIELDS = frozenset({"model", "user", "priority", "cache_salt"})
 """Fields that mean what they mean in a request for text."""
 MANY_PAIRS = 16
 """More pairs than that take long to prepare."""
@@ -46,8 +46,9 @@ class PairsEndpoint(Endpoint):
         if info is None:
             raise other_use(model.engine.model, "is no reranker", "model_not_reranker")
         wire = cast(PairFields, call.wire)
-        as_text = model.settings.special_tokens_as_text
-        encoder = PairEncoder(wire, model.engine, info, as_text=as_text)
+        if wire.cache_salt is not None and not model.engine.model.generates:
+            call.ignored = [*call.ignored, "cache_salt"]
+        encoder = (FramedPairs if info.template == "pair" else TemplatePairs)(wire, model, info)
         return [
             PreparedRequest(
                 prompt_token_ids=pair.token_ids,
@@ -87,12 +88,8 @@ class RerankEndpoint(PairsEndpoint):
 
     def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
         wire = cast(RerankRequest, wire)
-        query = encoder.first(wire.query)
-        pairs = []
-        for i, document in enumerate(wire.documents):
-            text = document if isinstance(document, str) else document.text
-            pairs.append(encoder.join(f"documents[{i}]", query, encoder.second(text)))
-        return pairs
+        texts = [item if isinstance(item, str) else item.text for item in wire.documents]
+        return [encoder.encode(f"documents[{i}]", wire.query, text) for i, text in enumerate(texts)]
 
     def collector(self, call: Call, head: "CompletionHead") -> "Collector":
         return RankCollector(head, cast(RerankRequest, call.wire))
@@ -116,14 +113,10 @@ class ScoreEndpoint(PairsEndpoint):
         if len(first) not in (1, len(second)):
             message = f"text_1 has {len(first)} texts and text_2 {len(second)}; send 1, or as many."
             raise invalid("text_1", message)
-        queries = [encoder.first(text) for text in first]
+        first = first if len(first) > 1 else first * len(second)
         return [
-            encoder.join(
-                "text_2" if isinstance(wire.text_2, str) else f"text_2[{i}]",
-                queries[i if len(queries) > 1 else 0],
-                encoder.second(text),
-            )
-            for i, text in enumerate(second)
+            encoder.encode("text_2" if isinstance(wire.text_2, str) else f"text_2[{i}]", *texts)
+            for i, texts in enumerate(zip(first, second, strict=True))
         ]
 
     def collector(self, call: Call, head: "CompletionHead") -> "Collector":

@@ -1,7 +1,7 @@
 """What each field of a request for scores does here: tables for the docs, the tests and the
 checks."""
 
-from stonechat_server.schema.fields import FIELDS, FieldNote, alias, honoured, no_effect, rejected
+from stonechat_server.schema.fields import FIELDS, FieldNote, alias, honoured, rejected
 
 _SHARED: dict[str, FieldNote] = {
     "truncation": honoured(
@@ -21,9 +21,12 @@ _SHARED: dict[str, FieldNote] = {
     "use_activation": honoured("vLLM's way: false is `raw_scores: true`"),
     "user": FIELDS["user"],
     "priority": FIELDS["priority"],
-    "cache_salt": no_effect("a reranker caches no prefixes"),
-    "instruction": rejected("put it into the question, as the model's card says", ""),
-    "instruct": rejected("put it into the question, as the model's card says", ""),
+    "cache_salt": honoured(f"{FIELDS['cache_salt'].note}; no effect with a classifier"),
+    "instruction": honoured(
+        "extension; what is asked of the documents, for models with a chat template; default: what "
+        "the model's files say; 400 with a classifier"
+    ),
+    "instruct": alias("instruction", "SGLang"),
     "mm_processor_kwargs": rejected("only texts are scored", {}),
 }
 RERANK_FIELDS: dict[str, FieldNote] = {

@@ -56,9 +56,10 @@ class PairFields(WireModel):
     priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     cache_salt: str | None = None
 
+    instruction: str | None = None
+    instruct: str | None = None
+
     # Fields of other servers that ask for what these endpoints have not.
-    instruction: Any = None
-    instruct: Any = None
     mm_processor_kwargs: Any = None
 
 

@@ -184,7 +184,12 @@ def test_scores_of_pairs(
 def test_the_model_says_what_it_does(client: TestClient) -> None:
     facts = client.get("/v1/models").json()["data"][0]["stonechat"]
     assert (facts["generates"], facts["embedding"]) == (False, None)
-    assert facts["ranking"] == {"activation": "Sigmoid", "prompt": "", "lower_case": False}
+    ranking = facts["ranking"]
+    assert (ranking["activation"], ranking["template"], ranking["prompt"]) == (
+        "Sigmoid",
+        "pair",
+        "",
+    )
 
 
 def test_a_request_is_one_record(post: Post, records: list[FinishedRequest]) -> None:

@@ -17,6 +17,10 @@ Config = dict[str, Any]
 Read = Callable[[GgufFile], object]
 """Reads one value for config.json."""
 
+RANK_POOLING = 4
+"""llama.cpp's number for the pooling of models that score pairs of texts."""
+HEAD_PREFIX = "cls."
+"""How the names of tensors begin that make a score."""
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -162,3 +166,8 @@ def has_tensor(name: str) -> Read:
 def optional_at(key: str) -> Read:
     """Return a reader of a number above 0, or of null if the key is missing."""
     return lambda gguf: None if gguf.value(key) is None else positive(gguf, key)
+
+
+def ranks(gguf: GgufFile) -> bool:
+    """Whether the model is for scores of pairs."""
+    return gguf.value("pooling_type") == RANK_POOLING

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from stonechat_models.checkpoint.gguf.architecture import Merge
 from stonechat_models.checkpoint.gguf.config import architecture_of
-from stonechat_models.checkpoint.gguf.metadata import num_blocks
+from stonechat_models.checkpoint.gguf.metadata import HEAD_PREFIX, num_blocks, ranks
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor
 from stonechat_models.checkpoint.gguf.rope import CONFIG_TENSORS
 from stonechat_models.checkpoint.hf_config import HFConfig
@@ -69,13 +69,15 @@ def weights_of(gguf: GgufFile) -> list[GgufTensor]:
     """Return the tensors that the model computes with.
 
     Tensors of rotary factors belong to the config, and layers that predict further tokens are not
-    used.
+    used. The head of a reranker is none of its weights (`gguf/ranking`).
     """
-    count = num_blocks(gguf)
+    count, others = num_blocks(gguf), (HEAD_PREFIX,) if ranks(gguf) else ()
     return [
         tensor
         for tensor in gguf.tensors.values()
-        if tensor.name not in NOT_WEIGHTS and (_layer(tensor.name) or 0) < count
+        if tensor.name not in NOT_WEIGHTS
+        and not tensor.name.startswith(others)
+        and (_layer(tensor.name) or 0) < count
     ]
 
 
