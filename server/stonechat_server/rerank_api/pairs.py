@@ -107,9 +107,11 @@ class TemplatePairs(PairEncoder):
             self._template = ChatTemplate(self._tokenizer.chat_templates["rerank"], {})
             _refuse_instruction(request)
         self._guard = None
+        self._system = request.instruction or request.instruct or ""
         if templates.special_tokens_as_text:
             self._guard = templates.guard(self._template)
-        self._system = request.instruction or request.instruct or info.prompt
+            self._system = self._guard.marked_text(self._system)
+        self._system = self._system or info.prompt
         options = dict(info.template_options)
         self._options = RenderOptions(
             add_generation_prompt=bool(options.pop("add_generation_prompt", False)),

@@ -172,8 +172,11 @@ def test_long_documents(folder: Path, serve: Serve) -> None:
 def test_special_tokens_in_texts_can_be_text(folder: Path, serve: Serve) -> None:
     usual, as_text = serve(folder), serve(folder, special_tokens_as_text=True)
     assert numbers(ask(as_text)) == pytest.approx(numbers(ask(usual)), abs=1e-6)
-    spelled = [ask(client, documents=[EOS]).json()["usage"] for client in (usual, as_text)]
-    assert spelled[1]["prompt_tokens"] - spelled[0]["prompt_tokens"] == len(EOS) - 1
+    for fields in ({"documents": [EOS]}, {"documents": ["x"], "instruction": EOS}):
+        counts = [
+            ask(client, **fields).json()["usage"]["prompt_tokens"] for client in (usual, as_text)
+        ]
+        assert counts[1] - counts[0] == len(EOS) - 1
 
 
 def test_a_template_that_leaves_out_a_text(folder: Path, serve: Serve) -> None:

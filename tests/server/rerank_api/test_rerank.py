@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from stonechat_models import AsyncEngine
 from stonechat_server.admission.records import FinishedRequest
+from stonechat_server.settings import Settings
 from tests.models.tiny_embedders import write_json
 from tests.models.tiny_rerankers import save_reranker
+from tests.server.batches_api.batch_files import create, results, wait_for
 from tests.server.rerank_api.conftest import DOCUMENTS, QUERY, URL, Post, Serve, expected
+from tests.server.storing import storing_client
 
 LONG = "the cat sat on the mat " * 20
 
@@ -209,3 +213,25 @@ def test_the_ledger_may_keep_the_texts(serve: Serve, records: list[FinishedReque
 def test_fields_without_effect_are_named(post: Post) -> None:
     response = post(cache_salt="a", something=1)
     assert response.headers["X-Ignored-Params"] == "something, cache_salt"
+
+
+def test_a_batch_of_questions(reranker: Path, tmp_path: Path) -> None:
+    settings = Settings(model=str(reranker), device="cpu", threads=1)
+    engine = AsyncEngine.from_config(settings.engine_config())
+    bodies = {
+        "a": {"query": QUERY, "documents": DOCUMENTS},
+        "b": {"query": "x", "documents": ["a"]},
+    }
+    lines = [
+        {"custom_id": name, "method": "POST", "url": URL, "body": body}
+        for name, body in bodies.items()
+    ]
+    with storing_client(tmp_path / "files", engine, model=str(reranker)) as client:
+        output, errors = results(client, wait_for(client, create(client, lines, URL)))
+    assert errors == {}
+    for name, body in bodies.items():
+        logits, _ = expected(reranker, body["query"], body["documents"])
+        ranked = output[name]["response"]["body"]["results"]
+        best = max(range(len(logits)), key=lambda i: logits[i])
+        assert ranked[0]["index"] == best
+        assert ranked[0]["relevance_score"] == pytest.approx(sigmoid(logits[best]), abs=1e-5)
