@@ -9,6 +9,7 @@ from stonechat_server.admission.limits import AdmissionLimits
 from stonechat_server.catalog.fingerprint import system_fingerprint
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.prompt.chat_template import Templates
+from stonechat_server.prompt.known_templates import KNOWN
 from stonechat_server.settings import Settings
 from stonechat_server.structured.structure import Structure
 
@@ -99,6 +100,7 @@ def _templates(settings: Settings, engine: EngineLike) -> Templates:
         settings.chat_template,
         settings.allow_request_templates,
         special_tokens_as_text=settings.special_tokens_as_text,
+        known=KNOWN.get(engine.model.architecture),
     )
 
 

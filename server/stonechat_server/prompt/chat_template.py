@@ -273,8 +273,9 @@ def new_environment() -> jinja2.Environment:
 class Templates:
     """The server's chat templates, and a request's own template if that is allowed.
 
-    The default is `override`, else the model's template, else the plain one. `override` is a file's
-    path or the text of a template. With `special_tokens_as_text`, prompts need a `guard`.
+    The default is `override`, else the model's template, else `known`, else the plain one.
+    `override` is a file's path or the text of a template. With `special_tokens_as_text`, prompts
+    need a `guard`.
     """
 
     def __init__(
@@ -284,13 +285,14 @@ class Templates:
         allow_request: bool = False,
         *,
         special_tokens_as_text: bool = False,
+        known: str | None = None,
     ) -> None:
         self.special_tokens_as_text = special_tokens_as_text
         self._special_tokens = dict(tokenizer.special_tokens)
         self._allow_request = allow_request
         new_guard = partial(SpecialTokenGuard, tokenizer, only=not special_tokens_as_text)
         self._guards = lru_cache(KNOWN_TEMPLATES)(new_guard)
-        source = _read(override) if override else tokenizer.chat_template
+        source = _read(override) if override else tokenizer.chat_template or known
         self.is_plain = not source
         self.default = self._compile(source or PLAIN_TEMPLATE)
         if special_tokens_as_text:

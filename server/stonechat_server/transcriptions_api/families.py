@@ -123,9 +123,6 @@ FAMILIES: Mapping[str, Family] = {
     "GlmAsrForConditionalGeneration": Family(
         lambda _, part: [_user(part, "Please transcribe this audio into text")]
     ),
-    "GraniteSpeechForConditionalGeneration": Family(
-        lambda _, part: [_user(part, "can you transcribe the speech into a written format?")]
-    ),
     "Qwen3ASRForConditionalGeneration": Family(
         _qwen3_asr, frozenset({"language", "prompt"}), names_language=True
     ),

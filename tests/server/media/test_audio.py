@@ -131,7 +131,7 @@ def test_audio_of_tools_moves_behind_results_of_text(
 def test_a_template_of_texts_gets_the_placeholder(
     new_client: ClientFactory, engine: FakeEngine
 ) -> None:
-    """As Granite Speech is prompted."""
+    """Some models are prompted so."""
     engine.tokenizer.chat_template = (
         "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
     )
@@ -330,3 +330,25 @@ def test_messages_have_no_audio(client: TestClient, where: str) -> None:
     response = client.post("/v1/messages", json=body)
     assert response.status_code == 400
     assert "/v1/chat/completions" in response.json()["error"]["message"]
+
+
+def test_voxtral_has_a_template_though_its_folder_has_none(
+    new_client: ClientFactory, engine: FakeEngine
+) -> None:
+    """Without a space or a line break between parts, as mistral-common writes them."""
+    engine.model = model_info(audio=AUDIO, architecture="VoxtralForConditionalGeneration")
+    engine.tokenizer = ByteTokenizer(None)
+    engine.media_processor = FakeMediaProcessor(audio_placeholder="[AUDIO]")
+    client = new_client()
+    messages = [
+        {"role": "system", "content": "Be short."},
+        user(audio(wav()), "Who speaks?", audio(wav("b", 1))),
+        {"role": "assistant", "content": "Ann."},
+        {"role": "user", "content": "Sure?"},
+    ]
+    ask(client, messages=messages)
+    assert engine.prompt == (
+        "[SYSTEM_PROMPT]Be short.[/SYSTEM_PROMPT]"
+        "[INST][BEGIN_AUDIO](\x02\x02\x02)Who speaks?[BEGIN_AUDIO](\x02)[/INST]"
+        "Ann.<|im_end|>[INST]Sure?[/INST]"
+    )
