@@ -17,8 +17,9 @@ _OWN = {
     ),
     "tools": honoured(
         "at most 128 functions and custom tools, also in a `namespace`; hosted tools: 400, except "
-        "a `web_search` with `external_web_access` beside other tools (Codex's), which is left out "
-        "and named in `X-Ignored-Params`"
+        "Codex's searches beside other tools (`web_search` with `external_web_access`, "
+        '`tool_search` with `execution: "client"`), which are left out and named in '
+        "`X-Ignored-Params`"
     ),
     "tool_choice": honoured("`none`, `auto`, `required`, one tool, or `allowed_tools`"),
     "max_tool_calls": no_effect("it limits the calls of hosted tools"),

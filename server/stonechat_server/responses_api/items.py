@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from stonechat_server.responses_api.tools import ToolParam
 from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.messages import AudioData, Detail
 
@@ -133,6 +134,15 @@ class ItemReference(WireModel):
     id: str
 
 
+class AdditionalTools(WireModel):
+    """Tools beside those of the request: Codex lists its own so."""
+
+    type: Literal["additional_tools"]
+    tools: ListOf[ToolParam]
+    role: str | None = None
+    id: str | None = None
+
+
 class HostedItem(WireModel):
     """A call of a hosted tool, its result, or what manages stored context: refused."""
 
@@ -149,7 +159,6 @@ class HostedItem(WireModel):
         "mcp_approval_response",
         "tool_search_call",
         "tool_search_output",
-        "additional_tools",
         "configuration_update",
         "compaction",
         "compaction_trigger",
@@ -173,7 +182,14 @@ def _with_type(item: object) -> object:
 
 
 Item = Annotated[
-    Message | FunctionCall | CustomToolCall | CallOutput | Reasoning | ItemReference | HostedItem,
+    Message
+    | FunctionCall
+    | CustomToolCall
+    | CallOutput
+    | Reasoning
+    | ItemReference
+    | AdditionalTools
+    | HostedItem,
     Field(discriminator="type"),
     BeforeValidator(_with_type),
 ]

@@ -60,13 +60,15 @@ def to_messages(
     if isinstance(given, str):
         conversation.add_text(chat.UserMessage(role="user", content=given), "input")
     if not conversation.messages:
-        raise invalid("input", "'input' holds only reasoning that cannot be read here.")
+        raise invalid("input", "'input' holds only tools, or reasoning that cannot be read here.")
     return conversation
 
 
 def _add_items(conversation: Conversation, paths: Sequence[str], given: Sequence[Item]) -> None:
     answer: _Answer | None = None
     for path, item in zip(paths, given, strict=True):
+        if isinstance(item, items.AdditionalTools):
+            continue
         if _is_from_model(item):
             if answer is None or not answer.takes(item):
                 _add_answer(conversation, answer)

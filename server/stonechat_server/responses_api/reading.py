@@ -7,7 +7,8 @@ from typing import Any
 from stonechat_server.request.field_checks import ignored_params
 from stonechat_server.request.other_names import with_own_names
 from stonechat_server.responses_api.fields import FIELDS
-from stonechat_server.responses_api.items import Item
+from stonechat_server.responses_api.history import PREVIOUS
+from stonechat_server.responses_api.items import AdditionalTools, Item
 from stonechat_server.responses_api.messages import Conversation, to_messages
 from stonechat_server.responses_api.request import (
     ENCRYPTED_REASONING,
@@ -65,11 +66,11 @@ def read(
 
     Raises `APIError` 400 for what is not supported, by its own name.
     """
-    tools = read_tools(wire.tools or (), wire.tool_choice)
+    tools = read_tools(wire.tools or (), wire.tool_choice, _tool_items(given, history))
     conversation = to_messages(wire.instructions, history, given)
     chat = with_own_names(_to_chat(wire, conversation, tools))
-    left_out = set(tools.ignored)
-    unknown = [path for path in ignored_params(wire, FIELDS) if _first(path) not in left_out]
+    left_out = tuple(f"{path}." for path in tools.ignored)
+    unknown = [path for path in ignored_params(wire, FIELDS) if not path.startswith(left_out)]
     ignored = unknown + conversation.ignored + tools.ignored
     return Reading(
         wire=wire,
@@ -80,8 +81,13 @@ def read(
     )
 
 
-def _first(path: str) -> str:
-    return path.partition(".")[0]
+def _tool_items(
+    given: str | Sequence[Item], history: Sequence[Item]
+) -> list[tuple[str, AdditionalTools]]:
+    """The items with tools, and their paths."""
+    earlier = [(PREVIOUS, item) for item in history]
+    own = [] if isinstance(given, str) else [(f"input[{i}]", item) for i, item in enumerate(given)]
+    return [(path, item) for path, item in earlier + own if isinstance(item, AdditionalTools)]
 
 
 def _to_chat(

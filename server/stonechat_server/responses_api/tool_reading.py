@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.responses_api import tools as wire
+from stonechat_server.responses_api.items import AdditionalTools
 from stonechat_server.responses_api.tool_names import ToolNames
 from stonechat_server.schema import tools as chat
 from stonechat_server.structured.tool_options import MAX_TOOLS, tool_name
@@ -22,37 +23,54 @@ class Tools:
     """Paths of hosted tools that are left out."""
     used: list[wire.ToolParam] = field(default_factory=list)
     """The client's tools without those that are left out."""
+    taken: set[str] | None = None
+    """Set: tools with these names are not added again."""
 
     def add(self, tool: chat.Tool, path: str) -> None:
-        """Append a tool that comes from `path`."""
+        """Append a tool that comes from `path`, unless its name is taken."""
+        if self.taken is not None:
+            if tool_name(tool) in self.taken:
+                return
+            self.taken.add(tool_name(tool))
         where = f"tools[{len(self.tools)}].{tool.type}"
         self.paths += [(f"{where}.format.grammar", f"{path}.format"), (where, path)]
         self.tools.append(tool)
 
 
-def read_tools(given: Sequence[wire.ToolParam], choice: wire.ToolChoice | None) -> Tools:
-    """Translate tools. Raises `APIError` 400 for too many, for a hosted tool, and its choice.
+def read_tools(
+    given: Sequence[wire.ToolParam],
+    choice: wire.ToolChoice | None,
+    items: Sequence[tuple[str, AdditionalTools]] = (),
+) -> Tools:
+    """Translate the tools of a request, and those of its `items`, each with its path.
 
-    Codex lists its web search beside its own tools in every request, and says whether it may reach
-    the web. That one is left out.
+    An item's tool is left out if there is one of its name before it: clients repeat them. Codex
+    lists its searches, for the web and for other tools, beside its own tools in every request, and
+    says where they run. Those are left out. Raises `APIError` 400 for too many tools, for another
+    hosted tool, and its choice.
     """
+    added = [
+        (f"{path}.tools[{i}]", tool) for path, item in items for i, tool in enumerate(item.tools)
+    ]
+    every = [*given, *(tool for _, tool in added)]
     if sum(map(_num_tools, given)) > MAX_TOOLS:
-        raise invalid("tools", f"At most {MAX_TOOLS} tools are allowed, with those in namespaces.")
+        raise _too_many()
+    has_others = not all(isinstance(tool, wire.WebSearch | wire.ToolSearch) for tool in every)
     found = Tools()
-    has_others = not all(isinstance(tool, wire.WebSearch) for tool in given)
     for i, tool in enumerate(given):
-        path = f"tools[{i}]"
-        match tool:
-            case wire.Namespace():
-                _add_namespace(found, tool, path)
-            case wire.WebSearch(external_web_access=True | False) if has_others:
-                found.ignored.append(path)
-                continue
-            case wire.WebSearch() | wire.HostedTool():
-                raise _hosted(tool.type, path)
-            case _:
-                found.add(_to_chat(tool, tool.name, tool.description), path)
-        found.used.append(tool)
+        if _is_left_out(tool, has_others):
+            found.ignored.append(f"tools[{i}]")
+        else:
+            _add(found, tool, f"tools[{i}]")
+            found.used.append(tool)
+    found.taken = {tool_name(tool) for tool in found.tools}
+    for path, tool in added:
+        if _is_left_out(tool, has_others):
+            found.ignored.append(path)
+        else:
+            _add(found, tool, path)
+    if len(found.tools) > MAX_TOOLS:
+        raise _too_many()
     found.choice = _to_choice(found, choice)
     return found
 
@@ -60,7 +78,28 @@ def read_tools(given: Sequence[wire.ToolParam], choice: wire.ToolChoice | None) 
 def _num_tools(tool: wire.ToolParam) -> int:
     if isinstance(tool, wire.Namespace):
         return len(tool.tools)
-    return 0 if isinstance(tool, wire.WebSearch) else 1
+    return 0 if isinstance(tool, wire.WebSearch | wire.ToolSearch) else 1
+
+
+def _too_many() -> APIError:
+    return invalid("tools", f"At most {MAX_TOOLS} tools are allowed, with those in namespaces.")
+
+
+def _is_left_out(tool: wire.ToolParam, has_others: bool) -> bool:
+    match tool:
+        case wire.WebSearch(external_web_access=True | False) | wire.ToolSearch(execution="client"):
+            return has_others
+    return False
+
+
+def _add(found: Tools, tool: wire.ToolParam, path: str) -> None:
+    match tool:
+        case wire.Namespace():
+            _add_namespace(found, tool, path)
+        case wire.WebSearch() | wire.ToolSearch() | wire.HostedTool():
+            raise _hosted(tool.type, path)
+        case _:
+            found.add(_to_chat(tool, tool.name, tool.description), path)
 
 
 def _hosted(kind: str, path: str) -> APIError:

@@ -26,7 +26,6 @@ HostedKind = Literal[
     "shell",
     "apply_patch",
     "programmatic_tool_calling",
-    "tool_search",
 ]
 """Tools that the server would run."""
 
@@ -73,6 +72,13 @@ class WebSearch(WireModel):
     external_web_access: bool | None = None
 
 
+class ToolSearch(WireModel):
+    """The search for tools that a request does not list. A client may run it by itself."""
+
+    type: Literal["tool_search"]
+    execution: Literal["server", "client"] | None = None
+
+
 class HostedTool(WireModel):
     """A tool that the server would run: refused."""
 
@@ -80,7 +86,8 @@ class HostedTool(WireModel):
 
 
 ToolParam = Annotated[
-    Function | Custom | Namespace | WebSearch | HostedTool, Field(discriminator="type")
+    Function | Custom | Namespace | WebSearch | ToolSearch | HostedTool,
+    Field(discriminator="type"),
 ]
 
 
@@ -102,7 +109,7 @@ class AllowedTools(WireModel):
 class HostedChoice(WireModel):
     """Call a tool that the server would run: refused."""
 
-    type: HostedKind | SearchKind
+    type: HostedKind | SearchKind | Literal["tool_search"]
 
 
 Choice = Annotated[NamedChoice | HostedChoice, Field(discriminator="type")]

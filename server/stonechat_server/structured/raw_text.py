@@ -87,6 +87,8 @@ def _options(
     value = {key: item for key, item in value.items() if key not in _ANNOTATIONS}
     if not value:
         return [{"type": name} for name in _TYPES]
+    if "const" in value and "enum" not in value:
+        value["enum"] = [value.pop("const")]
     if value.keys() in ({"anyOf"}, {"oneOf"}):
         found: list[dict[str, Any]] = []
         for option in next(iter(value.values())):

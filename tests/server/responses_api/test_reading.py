@@ -379,3 +379,42 @@ def test_codex_search_is_left_out_and_named(client: TestClient, engine: FakeEngi
         assert [tool["name"] for tool in response.json()["tools"]] == ["get_weather"]
         assert "web_search" not in engine.prompt
         assert error_of(post(client, tools=[search]))["param"] == "tools[0]"
+
+
+def test_tools_in_items_are_offered_beside_the_others(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    """As Codex lists its own. It repeats the item in each request."""
+    group = {"type": "namespace", "name": "functions", "description": "Own", "tools": [SHELL]}
+    searches = [
+        {"type": "web_search", "external_web_access": False},
+        {"type": "tool_search", "execution": "client", "parameters": {"type": "object"}},
+    ]
+    item = {"type": "additional_tools", "role": "developer", "tools": [group, *searches]}
+    expected = prompt(client, engine, tools=[WEATHER, group], input=[USER])
+    for items in ([item, USER], [item, USER, item]):
+        response = post(client, tools=[WEATHER], input=items)
+        assert response.status_code == 200, response.text
+        assert engine.prompt == expected
+        ignored = response.headers["x-ignored-params"].split(", ")
+        assert ignored[:2] == ["input[0].tools[1]", "input[0].tools[2]"]
+    again = {**item, "tools": [group, WEATHER]}
+    assert prompt(client, engine, tools=[], input=[again, item, USER]) == prompt(
+        client, engine, tools=[group, WEATHER], input=[USER]
+    )
+    first = ask(client, input=[item, USER], store=True)
+    prompt(client, engine, input=[item, USER], previous_response_id=first["id"])
+    assert engine.prompt.count("Runs a command") == 1
+    listed = client.get(f"/v1/responses/{first['id']}/input_items").json()["data"]
+    assert [entry["type"] for entry in listed] == ["message", "additional_tools"]
+
+
+def test_hosted_tools_in_items_are_refused(client: TestClient) -> None:
+    tools = [WEATHER, {"type": "code_interpreter", "container": {"type": "auto"}}]
+    item = {"type": "additional_tools", "role": "developer", "tools": tools}
+    assert error_of(post(client, input=[item, USER]))["param"] == "input[0].tools[1]"
+    only = {**item, "tools": [{"type": "tool_search", "execution": "client"}]}
+    assert error_of(post(client, input=[only, USER]))["param"] == "input[0].tools[0]"
+    many = [{**WEATHER, "name": f"f{i}"} for i in range(129)]
+    error = error_of(post(client, input=[{**item, "tools": many}, USER]))
+    assert "128 tools" in error["message"]
