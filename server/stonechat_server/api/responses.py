@@ -66,7 +66,13 @@ async def get_response(http_request: Request, response_id: str) -> Response:
     if http_request.query_params.get("stream", "false") != "false":
         raise unsupported("stream", "'stream' is not supported here: a stored response is whole.")
     body = _find(http_request, response_id).body
-    return Response(body, media_type="application/json")
+    headers = {"x-ignored-params": "include"} if _includes(http_request) else None
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _includes(http_request: Request) -> bool:
+    """Whether the query asks for more than what the answer had."""
+    return not {"include", "include[]"}.isdisjoint(http_request.query_params)
 
 
 @router.get(

@@ -16,7 +16,7 @@ from stonechat_server.responses_api.answer import Response
 from stonechat_server.responses_api.events import StreamError
 from stonechat_server.responses_api.fields import FIELDS
 from stonechat_server.responses_api.history import PREVIOUS, dump_input, read_history
-from stonechat_server.responses_api.ids import RESPONSE_PREFIX, response_id_of
+from stonechat_server.responses_api.ids import RESPONSE_PREFIX
 from stonechat_server.responses_api.reading import read
 from stonechat_server.responses_api.references import References
 from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
@@ -95,7 +95,7 @@ class ResponsesEndpoint(Endpoint):
         store, owner = services.responses, identity.key.name
         history = read_history(services, owner, wire.previous_response_id)
         references = References(
-            find=lambda id: store.find_item(owner, response_id_of(id), id),
+            find=partial(store.find_items, owner),
             max_references=services.settings.max_messages,
             max_bytes=services.settings.max_body_size,
         )

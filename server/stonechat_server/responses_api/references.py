@@ -3,12 +3,13 @@
 A reference is short and its item may be long, so their number and their bytes are bounded.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter
 
 from stonechat_server.errors import APIError, invalid
+from stonechat_server.responses_api.ids import response_id_of
 from stonechat_server.responses_api.items import Item, ItemReference
 
 _ITEM: TypeAdapter[Item] = TypeAdapter(Item)
@@ -18,8 +19,8 @@ _ITEM: TypeAdapter[Item] = TypeAdapter(Item)
 class References:
     """Finds the items that one request refers to."""
 
-    find: Callable[[str], bytes | None]
-    """Returns the JSON of an item that is kept, by its id."""
+    find: Callable[[str], Mapping[str, bytes]]
+    """Returns the JSON of each item of an answer that is kept, by the answer's id."""
     max_references: int
     max_bytes: int
     """Bounds the items of all references; an item counts once for each."""
@@ -27,6 +28,7 @@ class References:
     num_bytes: int = field(default=0, init=False)
     _found: dict[str, tuple[Item, int]] = field(default_factory=dict, init=False)
     """Items that are parsed, and their sizes in bytes."""
+    _answers: dict[str, Mapping[str, bytes]] = field(default_factory=dict, init=False)
 
     def resolved(self, given: str | Sequence[Item]) -> str | Sequence[Item]:
         """Return the input without references.
@@ -45,7 +47,10 @@ class References:
         if self.num_references > self.max_references:
             raise _too_large(path, f"more than {self.max_references} items")
         if id not in self._found:
-            content = self.find(id)
+            answer_id = response_id_of(id)
+            if answer_id not in self._answers:
+                self._answers[answer_id] = self.find(answer_id)
+            content = self._answers[answer_id].get(id)
             if content is None:
                 raise _unknown(path, id)
             self._found[id] = _ITEM.validate_json(content), len(content)

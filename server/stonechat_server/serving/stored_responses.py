@@ -147,16 +147,16 @@ class ResponseStore:
             self._use(response)
         return response
 
-    def find_item(self, owner: str, response_id: str, id: str) -> bytes | None:
-        """The JSON of an item of an answer; None if it is not kept."""
+    def find_items(self, owner: str, response_id: str) -> dict[str, bytes]:
+        """The JSON of each item of an answer, by its id; empty if the answer is not kept."""
         self._expire()
         response = self._by_id.get((owner, response_id))
         if response is None:
-            return None
+            return {}
         if response.previous is None:  # with many before it, many references would take long
             self._use(response)
-        items = (bytes(item) for item in response.output_items)
-        return next((item for item in items if item_id(item) == id), None)
+        items = [bytes(item) for item in response.output_items]
+        return {id: item for item in items if (id := item_id(item)) is not None}
 
     def delete(self, response: StoredResponse) -> None:
         """Delete a response that was found. Its memory is freed when no other one continues it."""

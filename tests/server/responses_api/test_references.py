@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_models import FinishReason, LogprobEntry, TopLogprob
+from stonechat_server.responses_api.ids import RESPONSE_PREFIX, item_id, response_id_of
 from stonechat_server.responses_api.items import ItemReference, Message
 from stonechat_server.responses_api.references import References
 from tests.server.conftest import ClientFactory
@@ -14,6 +15,7 @@ from tests.server.messages_api.scripts import text_script
 
 URL = "/v1/responses"
 USER = {"role": "user", "content": "hi"}
+RESPONSES = [RESPONSE_PREFIX + letter * 24 for letter in "ab"]
 THINKS = "<think>Hm.</think>Hello"
 
 
@@ -157,20 +159,22 @@ def test_items_count_as_part_of_the_body(client: TestClient, engine: FakeEngine)
     assert size > 19 * 900
 
 
-def test_an_item_is_looked_up_and_parsed_once() -> None:
+def test_an_answer_is_looked_up_once_and_an_item_is_parsed_once() -> None:
     looked_up = []
+    content = b'{"type": "message", "role": "assistant", "content": "x"}'
+    ids = [item_id("msg", response, number) for response in RESPONSES for number in (0, 1)]
 
-    def find(id: str) -> bytes:
-        looked_up.append(id)
-        return b'{"type": "message", "role": "assistant", "content": "x"}'
+    def find(response_id: str) -> dict[str, bytes]:
+        looked_up.append(response_id)
+        return {id: content for id in ids if response_id_of(id) == response_id}
 
     references = References(find=find, max_references=100, max_bytes=10_000)
-    items = references.resolved(references_of(["a", "b"] * 50))
-    assert looked_up == ["a", "b"]
+    items = references.resolved(references_of(ids * 25))
+    assert looked_up == RESPONSES
     assert len(items) == 100
     assert all(isinstance(item, Message) for item in items)
-    assert len({id(item) for item in items}) == 2
-    assert references.num_bytes == 100 * len(find(""))
+    assert len({id(item) for item in items}) == 4
+    assert references.num_bytes == 100 * len(content)
 
 
 def references_of(ids: list[str]) -> list[Any]:

@@ -160,6 +160,9 @@ def test_a_stored_response_is_fetched(client: TestClient, engine: FakeEngine) ->
     stored = client.get(f"{URL}/{last['id']}?stream=false").json()
     check_response(stored)
     assert stored == last
+    included = client.get(f"{URL}/{last['id']}?include[]=message.output_text.logprobs")
+    assert included.headers["x-ignored-params"] == "include"
+    assert included.json() == stored
     error = error_of(client.get(f"{URL}/{last['id']}?stream=true"))
     assert (error["param"], error["code"]) == ("stream", "unsupported_parameter")
 

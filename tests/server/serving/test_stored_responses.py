@@ -195,14 +195,12 @@ def test_a_deleted_response_is_kept_for_what_continues_it() -> None:
     assert (store.num_responses, store.num_bytes) == (0, 0)
 
 
-def test_an_item_is_found_by_its_id() -> None:
+def test_items_are_found_by_the_id_of_their_answer() -> None:
     store = new_store()
     add(store, "b", add(store, "a"))
     for id in "ab":
-        assert store.find_item("o", id, "msg_1") == b'{"id":"msg_1","type":"message"}'
-    assert store.find_item("o", "a", "msg_2") is None
-    assert store.find_item("p", "a", "msg_1") is None
-    assert store.find_item("o", "c", "msg_1") is None
+        assert store.find_items("o", id) == {"msg_1": b'{"id":"msg_1","type":"message"}'}
+    assert store.find_items("p", "a") == store.find_items("o", "c") == {}
 
 
 STEP = st.tuples(
