@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from stonechat_models import ModelInfo
 from stonechat_server.errors import invalid, unsupported
+from stonechat_server.media.references import shortened_data
 from stonechat_server.messages_api.marks import to_arguments
 from stonechat_server.ollama_api.fields import DEFAULTS, FIELDS, OPTIONS
 from stonechat_server.ollama_api.request import (
@@ -202,4 +203,4 @@ class MessageReader:
             url = data if data.startswith("data:") else f"data:;base64,{data}"
             yield chat.ImagePart(type="image_url", image_url=chat.ImageUrl(url=url))
         if message.images:
-            message.images = [f"... ({len(data)} characters)" for data in message.images]
+            message.images = [shortened_data(data) for data in message.images]

@@ -30,9 +30,11 @@ INTEGERS_PER_VALUE = 8
 """That many integers in a row, such as token ids, count as one value: they are quick to parse."""
 
 LONG_DATA, MAX_CUTS = 4096, 1024
-DATA_MARKS = (b";base64,", b'"data"')
+DATA_MARKS = (b";base64,", b'"data"', b'"images"')
 """Long strings with base64 are passed over, at most so often. They would take most of the time."""
-_DATA_START = re.compile(rb'(?=;base64,)|"data"[ \t\r\n]*+:[ \t\r\n]*+"')
+_DATA_START = re.compile(
+    rb'(?=;base64,)|"data"[ \t\r\n]*+:[ \t\r\n]*+"|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[ \t\r\n]*+"'
+)
 
 _OPEN, _CLOSE, _QUOTE, _BACKSLASH = frozenset(b"[{"), frozenset(b"]}"), ord('"'), ord("\\")
 _DIGITS = frozenset(b"0123456789")

@@ -7,6 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_models import SamplingDefaults
+from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.app import create_app
 from stonechat_server.ollama_api.fields import FIELDS, OPTIONS
 from stonechat_server.ollama_api.request import (
@@ -223,6 +224,26 @@ def test_images_are_read(client: TestClient) -> None:
         bad = [USER, {**USER, "images": [data, "!"]}]
         assert "'messages[1].images[1]'" in error(client, messages=bad)
         assert "'images[0]'" in error(client, "/api/generate", prompt="x", images=["AAAA"])
+
+
+def test_a_large_image_is_not_part_of_the_body() -> None:
+    records: list[FinishedRequest] = []
+    settings = Settings(max_body_size=2000, ledger_text=True)
+    engine = seeing_engine(text_script("Red."))
+    data = base64.b64encode(png("x" * 200_000)).decode()
+    app = create_app(settings, engine, sinks=[records.append])
+    with TestClient(app, "http://localhost") as client:
+        bodies: dict[str, dict[str, Any]] = {
+            "/api/chat": {"messages": [{**USER, "images": [data]}]},
+            "/api/generate": {"prompt": "hi", "images": [data]},
+        }
+        for path, fields in bodies.items():
+            ask(client, path, **fields)
+            assert len(engine.requests[-1].media) == 1
+            assert '"hi"' in str(records[-1].prompt)
+            assert len(str(records[-1].prompt)) < 200
+            assert records[-1].endpoint == path
+        assert "larger" in error(client, status=413, messages=[{**USER, "content": data}])
 
 
 def test_a_model_for_text_takes_no_images(client: TestClient) -> None:

@@ -58,12 +58,12 @@ def test_depth_and_size_of_json_are_limited(value: Any, depth: int, size: int) -
 @pytest.mark.parametrize("before", ["", "a", '\\"', "[["])
 @pytest.mark.parametrize("inside", ["", "[", ",", '\\"', "\\\\", "[{,"])
 @pytest.mark.parametrize("num_values", [63, 64])
-@pytest.mark.parametrize("form", ['"{}"', '{{"data" : "{}"}}'])
+@pytest.mark.parametrize("form", ['"{}"', '{{"data" : "{}"}}', '{{"images":["{}"]}}'])
 def test_long_base64_changes_nothing(before: str, inside: str, num_values: int, form: str) -> None:
     """Strings are passed over or read, with the same count of what stands around them."""
-    is_object = form.startswith("{")
+    is_object, num_around = form.startswith("{"), sum(map(form.count, ("{{", "[")))
     limits = Settings.model_construct(
-        max_json_depth=4, max_json_values=64 + (num_values if is_object else 0)
+        max_json_depth=4, max_json_values=64 + num_values * num_around
     )
     mark = "" if is_object else ";base64,"
     string = form.format(f"{before}{mark}{inside}{'A' * 5000}")
@@ -94,6 +94,8 @@ def test_values_around_many_images_are_counted() -> None:
         ('{{"type": "base64", "data":"{}"}}', True),
         ('{{"input_audio": {{"data": "{}", "format": "wav"}}}}', True),
         ('{{"data"\n: "{}"}}', True),
+        ('{{"images" : [ "{}"]}}', True),
+        ('{{"images": [1, "{}"]}}', False),
         ('["x\\"data","{}"]', False),
         ('{{"text": "{}"}}', False),
         ('["{}"]', False),
