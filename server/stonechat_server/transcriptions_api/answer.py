@@ -6,48 +6,48 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 
-class AudioInputDetails(msgspec.Struct):
+class AudioInputDetails(msgspec.Struct, kw_only=True):
     """The tokens of the prompt, by what they are."""
 
     text_tokens: int
     audio_tokens: int
 
 
-class TranscriptionUsage(msgspec.Struct):
+class TranscriptionUsage(msgspec.Struct, kw_only=True):
     """The tokens of a transcription."""
 
+    type: Literal["tokens"] = "tokens"
     input_tokens: int
     output_tokens: int
     total_tokens: int
     input_token_details: AudioInputDetails
-    type: Literal["tokens"] = "tokens"
 
 
-class DurationUsage(msgspec.Struct):
+class DurationUsage(msgspec.Struct, kw_only=True):
     """The length of the audio."""
 
-    seconds: float
     type: Literal["duration"] = "duration"
+    seconds: float
 
 
-class TranscriptDelta(msgspec.Struct):
+class TranscriptDelta(msgspec.Struct, kw_only=True):
     """A piece of the text."""
 
-    delta: str
     type: Literal["transcript.text.delta"] = "transcript.text.delta"
+    delta: str
 
 
-class TranscriptDone(msgspec.Struct, omit_defaults=False):
+class TranscriptDone(msgspec.Struct, kw_only=True):
     """The whole text."""
 
+    type: Literal["transcript.text.done"] = "transcript.text.done"
     text: str
     usage: TranscriptionUsage
-    type: Literal["transcript.text.done"] = "transcript.text.done"
     finish_reason: Literal["length"] | UnsetType = UNSET
     """An extension, there only if the text is cut off at the limit of tokens."""
 
 
-class Transcription(msgspec.Struct):
+class Transcription(msgspec.Struct, kw_only=True):
     """The text of audio."""
 
     text: str
@@ -55,7 +55,7 @@ class Transcription(msgspec.Struct):
     finish_reason: Literal["length"] | UnsetType = UNSET
 
 
-class VerboseTranscription(msgspec.Struct):
+class VerboseTranscription(msgspec.Struct, kw_only=True):
     """The text of audio, and what is known of the audio. The models give no timestamps."""
 
     task: Literal["transcribe", "translate"]

@@ -44,7 +44,7 @@ class TranscriptWriter(AnswerWriter):
         if not text:
             return []
         self._sent.append(text)
-        return [TranscriptDelta(text)]
+        return [TranscriptDelta(delta=text)]
 
     def end(self) -> list[Event]:
         usage = self.reader.usage()
@@ -57,7 +57,7 @@ class TranscriptWriter(AnswerWriter):
             ),
         )
         text = "".join(self._sent)
-        return [TranscriptDone(text, counts, finish_reason=self._finish_reason)]
+        return [TranscriptDone(text=text, usage=counts, finish_reason=self._finish_reason)]
 
 
 class TranscriptCollector:
@@ -87,12 +87,14 @@ class TranscriptCollector:
             case "text":
                 return end.text + "\n"
             case "json":
-                return Transcription(end.text, end.usage, end.finish_reason)
+                return Transcription(
+                    text=end.text, usage=end.usage, finish_reason=end.finish_reason
+                )
         return VerboseTranscription(
             task=self._task,
             language=self._text.language or self._language,
             duration=self._duration,
             text=end.text,
-            usage=DurationUsage(self._duration),
+            usage=DurationUsage(seconds=self._duration),
             finish_reason=end.finish_reason,
         )

@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_server.app import create_app
+from stonechat_server.media.loading import MediaLoader
 from stonechat_server.settings import Settings
 from tests.openai_schema import validate
 from tests.server.bodies import URL, ask, error_of, post
@@ -32,6 +33,7 @@ from tests.server.fake_media import (
     user,
     wav,
 )
+from tests.server.storing import NewServer, upload
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "hear", "arguments": "{}"}}
 CALLED = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [CALL]}]
@@ -352,3 +354,74 @@ def test_voxtral_has_a_template_though_its_folder_has_none(
         "[INST][BEGIN_AUDIO](\x02\x02\x02)Who speaks?[BEGIN_AUDIO](\x02)[/INST]"
         "Ann.<|im_end|>[INST]Sure?[/INST]"
     )
+
+
+def part_of(file_id: str) -> dict[str, Any]:
+    return {"type": "file", "file": {"file_id": file_id}}
+
+
+def test_files_by_id_are_what_they_hold(server: TestClient, engine: FakeEngine) -> None:
+    sound = upload(server, wav(), purpose="user_data")["id"]
+    picture = upload(server, png(), purpose="vision")["id"]
+    other = upload(server, b"%PDF-1.7", purpose="user_data")["id"]
+    answer = ask(server, messages=[user("a", part_of(sound), part_of(picture))])
+    assert engine.prompt.startswith(turn(f"a{HEARD}{SHOWN}"))
+    details = answer["usage"]["prompt_tokens_details"]
+    assert (details["audio_tokens"], details["image_tokens"]) == (3, 2)
+    error = error_of(post(server, messages=[user("a", part_of(other))]))
+    assert (error["param"], error["code"]) == (
+        "messages[0].content[1]",
+        "unsupported_image_media_type",
+    )
+    assert "not a WAV, MP3, FLAC or Ogg file" in error["message"]
+    given = [{"role": "user", "content": [{"type": "input_image", "file_id": sound}]}]
+    error = error_of(server.post("/v1/responses", json={"input": given}))
+    assert error["code"] == "unsupported_image_media_type"
+
+
+@pytest.mark.parametrize("kind", ["images", "audio"])
+def test_a_file_by_id_for_a_model_of_one_kind(
+    new_server: NewServer, engine: FakeEngine, kind: str
+) -> None:
+    """The error speaks of what the model takes."""
+    object.__setattr__(engine.model, "audio" if kind == "images" else "images", None)
+    server = new_server(max_image_size=100, max_audio_size=50)
+    file_id = upload(server, b"neither", purpose="user_data")["id"]
+    error = error_of(post(server, messages=[user(part_of(file_id))]))
+    assert ("the image is not a PNG" in error["message"]) == (kind == "images")
+    assert ("the audio is not a WAV" in error["message"]) == (kind == "audio")
+    large = upload(server, (png if kind == "images" else wav)("x" * 70), purpose="user_data")["id"]
+    response = post(server, messages=[user(part_of(large))])
+    assert response.status_code == (200 if kind == "images" else 400)
+
+
+def test_clips_by_id_count_as_clips(new_server: NewServer) -> None:
+    server = new_server(max_audio_clips=1)
+    file_id = upload(server, wav(), purpose="user_data")["id"]
+    error = error_of(post(server, messages=[user(part_of(file_id), audio(wav()))]))
+    assert error["code"] == "too_many_audio_clips"
+
+
+class Web:
+    """Holds one clip."""
+
+    def __init__(self) -> None:
+        self.limits: list[int] = []
+
+    async def get(self, url: Any, max_bytes: int) -> bytes | str:
+        self.limits.append(max_bytes)
+        return wav() if url.target == "/a.wav" else "https://127.0.0.1/inside"
+
+
+def test_urls_of_allowed_hosts(new_server: NewServer, engine: FakeEngine) -> None:
+    """By the rules of images, and within the size of audio."""
+    server, web = new_server(), Web()
+    settings = Settings(allow_image_urls=["a.example"], max_audio_size=77)
+    services: Any = server.app.state.server  # type: ignore[attr-defined]
+    services.media = MediaLoader(settings, services.metrics.media.loaded, web)
+    ask(server, messages=[user(audio_url("https://a.example/a.wav"))])
+    assert engine.prompt.startswith(turn(HEARD))
+    assert web.limits == [77]
+    for url in ("https://a.example/moved", "https://b.example/a.wav", "https://10.0.0.1/a.wav"):
+        error = error_of(post(server, messages=[user(audio_url(url))]))
+        assert error["code"] == "invalid_audio_url"

@@ -291,3 +291,17 @@ def test_openais_client() -> None:
                 response_format="verbose_json",
                 timestamp_granularities=["word"],
             )
+
+
+def test_forms_that_end_early_or_are_broken_are_errors_of_the_client(client: TestClient) -> None:
+    boundary = "b"
+    head = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    whole = head.encode() + wav() + f"\r\n--{boundary}--\r\n".encode()
+    headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
+    assert client.post(URL, content=whole, headers=headers).status_code == 200
+    for end in range(0, len(whole) - 4, 3):
+        response = client.post(URL, content=whole[:end], headers=headers)
+        assert response.status_code == 400, (end, response.text)
+    for kind in ("multipart/form-data", "multipart/form-data; boundary=", "application/json", ""):
+        response = client.post(URL, content=whole, headers={"content-type": kind})
+        assert error_of(response)["code"] == "invalid_form"
