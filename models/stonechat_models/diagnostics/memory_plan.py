@@ -54,6 +54,8 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         draft=draft,
         may_take_images=planner.may_take_images,
         image_refusal=planner.image_refusal,
+        may_take_audio=planner.may_take_audio,
+        audio_refusal=planner.audio_refusal,
         graphs_refusal=planner.graphs_refusal,
         num_ranks=planner.num_ranks,
     )

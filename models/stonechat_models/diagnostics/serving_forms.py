@@ -33,7 +33,7 @@ from stonechat_models.diagnostics.stored_weights import stored_footprint
 from stonechat_models.diagnostics.survey import ServingForm
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
-from stonechat_models.media.hf_processor import pillow_refusal
+from stonechat_models.media.hf_processor import audio_packages_refusal, pillow_refusal
 from stonechat_models.model_info import ModelUse
 from stonechat_models.runtime.build import model_use, native_refusal, why_no_graphs
 from stonechat_models.runtime.cache_sizes import size_kv_cache, size_states
@@ -179,6 +179,27 @@ class FormPlanner:
         if self._empty_model.runs_plainly:
             return RUNS_PLAINLY
         return code_refusal(self._empty_model.module, self.num_ranks)
+
+    @property
+    def may_take_audio(self) -> bool:
+        """Whether the model's files have an audio tower."""
+        return bool(self.headers.config.raw.get("audio_config"))
+
+    @property
+    def audio_refusal(self) -> str:
+        """Why such a model takes no audio, as far as it is known before it is loaded."""
+        if not self.may_take_audio:
+            return ""
+        if refusal := audio_packages_refusal():
+            return refusal
+        if self._empty_model is None:
+            return ""
+        from stonechat_models.backends.transformers.audio_check import audio_refusal
+        from stonechat_models.backends.transformers.media_check import RUNS_PLAINLY
+
+        if self._empty_model.runs_plainly:
+            return RUNS_PLAINLY
+        return audio_refusal(self._empty_model.module, self.num_ranks)
 
     def forms(self) -> Iterator[ServingForm]:
         """Yield the forms that the device supports."""

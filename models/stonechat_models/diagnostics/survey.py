@@ -54,6 +54,10 @@ class ModelSurvey:
     """Whether it is a model for images and text. It takes images if its checks at load pass."""
     image_refusal: str = ""
     """Why such a model takes no images. Empty: nothing is known against it."""
+    may_take_audio: bool = False
+    """Whether it is a model for audio and text. It takes audio if its checks at load pass."""
+    audio_refusal: str = ""
+    """Why such a model takes no audio. Empty: nothing is known against it."""
     graphs_refusal: str | None = None
     """Why steps on a CUDA device run without CUDA graphs. None: they have them."""
     num_ranks: int = 1

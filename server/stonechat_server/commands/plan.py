@@ -94,6 +94,8 @@ def describe(survey: "ModelSurvey", rows: list[PlanRow], bandwidth: float) -> di
         "device": survey.device,
         "images": survey.may_take_images and not survey.image_refusal,
         "image_refusal": survey.image_refusal,
+        "audio": survey.may_take_audio and not survey.audio_refusal,
+        "audio_refusal": survey.audio_refusal,
         "attention": survey.attention,
         "graphs_refusal": survey.graphs_refusal,
         "tensor_parallel": survey.num_ranks,
@@ -139,7 +141,7 @@ def _facts(survey: "ModelSurvey", bandwidth: float) -> Mapping[str, str]:
     return {
         "model": f"{survey.name} ({survey.architecture})",
         "served": _served_text(survey),
-        **_images_fact(survey),
+        **_media_facts(survey),
         "parameters": f"{_count(survey.num_parameters)}{mixture}",
         "stored": f"{size_text(survey.stored_bytes)} ({stored_types})",
         **_context_fact(survey),
@@ -157,12 +159,15 @@ def _context_fact(survey: "ModelSurvey") -> Mapping[str, str]:
     return {"context": f"{survey.max_model_len:,} tokens"} if has_context else {}
 
 
-def _images_fact(survey: "ModelSurvey") -> Mapping[str, str]:
-    """Whether a model for images and text takes images."""
-    refusal = survey.image_refusal
-    if survey.use != "generation" or not (survey.may_take_images or refusal):
-        return {}
-    return {"images": f"no: {refusal}" if refusal else "yes, if they pass the checks at load"}
+def _media_facts(survey: "ModelSurvey") -> Mapping[str, str]:
+    """Whether a model for more than text takes images and audio."""
+    images = (survey.may_take_images, survey.image_refusal)
+    audio = (survey.may_take_audio, survey.audio_refusal)
+    return {
+        name: f"no: {refusal}" if refusal else "yes, if the checks at load pass"
+        for name, (may, refusal) in {"images": images, "audio": audio}.items()
+        if survey.use == "generation" and (may or refusal)
+    }
 
 
 def _ranks_fact(survey: "ModelSurvey") -> Mapping[str, str]:

@@ -22,6 +22,7 @@ from stonechat_models.diagnostics.survey import ServingForm
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.runtime.build import build_engine
 from tests.models import tiny_gguf
+from tests.models.audio_models import save_audio_model
 from tests.models.backends.native import native_helpers
 from tests.models.packed_writers import (
     AWQ,
@@ -434,3 +435,19 @@ def test_models_that_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("stonechat_models.media.hf_processor.find_spec", lambda name: None)
     assert "pip install 'stonechat[vision]'" in survey(folder).image_refusal
     assert not survey(save(tmp_path / "text", tiny_config("llama"))).may_take_images
+
+
+def test_models_that_hear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_audio_model(tmp_path / "voxtral", "voxtral")
+    report = survey(folder, backend="transformers")
+    assert (report.refusal, report.may_take_audio, report.audio_refusal) == (None, True, "")
+    assert (report.may_take_images, report.image_refusal) == (False, "")
+    config = config_for(folder, backend="transformers")
+    model = load_transformers_model(resolve_model(config, silent), config, CPU, silent)
+    assert model.info.audio is not None
+    whole = form(report, "float32")
+    assert whole.weight_bytes == model.info.weight_bytes
+    tower = sum(w.nbytes for w in model.module.model.audio_tower.parameters())
+    assert whole.decode_bytes < whole.weight_bytes - tower
+    monkeypatch.setattr("stonechat_models.media.hf_processor.find_spec", lambda name: None)
+    assert "pip install 'stonechat[audio]'" in survey(folder).audio_refusal

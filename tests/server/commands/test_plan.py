@@ -104,7 +104,7 @@ def test_the_plan_says_how_steps_run_on_a_gpu(
     ("changes", "expected"),
     [
         ({}, None),
-        ({"may_take_images": True}, "yes, if they pass the checks at load"),
+        ({"may_take_images": True}, "yes, if the checks at load pass"),
         ({"may_take_images": True, "image_refusal": "it is blind"}, "no: it is blind"),
     ],
 )
@@ -117,6 +117,17 @@ def test_the_plan_says_whether_a_model_takes_images(
     described = plan.describe(survey, [], 1e9)
     assert described["images"] is (expected is not None and expected.startswith("yes"))
     assert described["image_refusal"] == changes.get("image_refusal", "")
+
+
+def test_the_plan_says_whether_a_model_takes_audio(tiny: Path) -> None:
+    survey = survey_model(EngineConfig(model=str(tiny), device="cpu"), lambda line: None)
+    assert "audio" not in plan._facts(survey, 1e9)
+    hears = replace(survey, may_take_audio=True)
+    assert plan._facts(hears, 1e9)["audio"] == "yes, if the checks at load pass"
+    assert plan.describe(hears, [], 1e9)["audio"] is True
+    deaf = replace(hears, audio_refusal="it is deaf")
+    assert plan._facts(deaf, 1e9)["audio"] == "no: it is deaf"
+    assert plan.describe(deaf, [], 1e9)["audio_refusal"] == "it is deaf"
 
 
 def test_a_missing_model_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
