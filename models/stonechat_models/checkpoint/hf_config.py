@@ -52,6 +52,9 @@ TEXT_DEFAULTS: dict[str, dict[str, int]] = {
     },
 }
 """What a `text_config` of these types leaves out has the defaults of transformers' classes."""
+THINKER = "thinker_config"
+"""Where the config of an Omni model has that of the part that writes text."""
+WHOLE_KEYS = ("architectures", "dtype", "torch_dtype", "quantization_config")
 EXPERT_COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -205,11 +208,20 @@ def read_config(path: Path) -> HFConfig:
             f"{path.parent} has no config.json; name a folder with a Hugging Face model"
         )
     with reading(path):
-        raw = _with_floats(raw)
+        raw = thinker_of(_with_floats(raw))
     text = raw.get("text_config")
     if "quantization_config" not in {**raw, **(text if isinstance(text, dict) else {})}:
         raw |= _quantization_beside(path.parent)
     return parse_config(raw, str(path))
+
+
+def thinker_of(raw: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of the part of a model that writes text, if another part speaks it."""
+    thinker = raw.get(THINKER)
+    if not isinstance(thinker, dict):
+        return raw
+    whole = {key: raw[key] for key in WHOLE_KEYS if raw.get(key) is not None}
+    return {"model_type": f"{raw.get('model_type', '')}_thinker", **thinker, **whole}
 
 
 def _quantization_beside(folder: Path) -> dict[str, Any]:

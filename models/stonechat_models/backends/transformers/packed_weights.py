@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from stonechat_models.backends.transformers.lazy_weight import LazyWeight
 from stonechat_models.backends.transformers.longrope import long_config
 from stonechat_models.backends.transformers.stored_codes import CodedParts, with_codes
+from stonechat_models.checkpoint.hf_config import THINKER, HFConfig
 from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
 from stonechat_models.checkpoint.packed.tensors import Packing
 from stonechat_models.checkpoint.resolve import ModelFiles
@@ -37,7 +38,7 @@ def packed_source(
     """
     packing = read_packing(files)
     packing.refuse_own_names()
-    changed = long_config(folder, files.config, config)
+    changed = long_config(folder, files.config, config) or _thinker(folder, files.config)
     is_found = files.weight_format != "safetensors" or has_usual_names(folder)
     if not codes and (not packing.is_read_here or (not packing.label and is_found)):
         yield model_class, {"pretrained_model_name_or_path": folder, "config": changed}
@@ -61,6 +62,14 @@ def packed_source(
             yield _source(with_codes(empty, codes), empty, rest)
         else:
             yield _source(type(empty), empty, weights)
+
+
+def _thinker(folder: Path, config: HFConfig) -> Any:
+    """Return the config of the part that writes text, if that is a part of the folder's model."""
+    if not config.model_type.endswith("_thinker"):
+        return None
+    whole = AutoConfig.from_pretrained(folder, local_files_only=True)
+    return getattr(whole, THINKER, None)
 
 
 def _source(module_class: Any, empty: Any, weights: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
