@@ -102,6 +102,8 @@ class HFProcessor:
         """
         self._token_id = token_id
         self._modality = modality
+        self._seconds_taken = LONG_SECONDS
+        """Clips that are not longer are taken whole."""
         self._processor = load_processor(folder, modality, token_id)
         self.placeholder = getattr(self._processor, f"{modality}_token", None) or ""
         if not self.placeholder:
@@ -160,13 +162,14 @@ class HFProcessor:
         _, num_tokens, tensors = prepared
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise UnusableMediaError("unfit", "becomes features that are no finite numbers")
-        num_cut = int(CUT_SECONDS * self.sampling_rate)
-        if len(samples) < LONG_SECONDS * self.sampling_rate:
+        seconds, num_cut = len(samples) / self.sampling_rate, int(CUT_SECONDS * self.sampling_rate)
+        if seconds <= self._seconds_taken:
             return
         _, fewer_tokens, others = self._prepare(samples[:-num_cut])
         is_same = all(np.array_equal(others[name], tensors[name]) for name in tensors)
         if fewer_tokens == num_tokens and is_same:
             raise UnusableMediaError("too_long", "is longer than this model takes")
+        self._seconds_taken = seconds
 
 
 def _array(value: Any) -> "np.ndarray[Any, Any]":

@@ -32,7 +32,7 @@ from stonechat_models.types import Modality
 
 MEMORY_BYTES = 4 << 30
 """What the work on one file may add to the size of the process."""
-CPU_SECONDS = 20.0
+CPU_SECONDS = {"image": 20.0, "audio": 60.0}
 """The processor time that one file may take."""
 NICENESS = 5
 
@@ -52,9 +52,9 @@ class _Worker:
     def answer(self, data: bytes) -> bytes:
         if self._processor is None:
             return msgspec.msgpack.encode(Answer(failure=self.failure))
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         try:
             task = msgspec.msgpack.decode(data, type=Task)
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS[modality_of(task.options)])
             return msgspec.msgpack.encode(_answer(self._processor, task))
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)

@@ -54,24 +54,24 @@ def test_clips_are_prepared_in_a_process(folder: Path) -> None:
 def test_a_clip_of_which_a_processor_drops_the_end_is_refused(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some take windows of 2 seconds here, one takes up to 20, and others 12 or any length."""
+    """Some take windows of 2 seconds here, others up to 12, 20 or 30, or any length."""
     monkeypatch.setattr(hf_processor, "LONG_SECONDS", 1.0)
     family = FAMILIES[name]
     token_id: int = audio_tokenizer(family).convert_tokens_to_ids(family.token)
     processor = HFProcessor(save_audio_processor(tmp_path / name, name), "audio", token_id)
     takes = {}
-    for seconds in (1.9, 11.9, 25.0):
+    for seconds in (1.9, 11.9, 25.0, 31.0):
         try:
             processor.prepare(sound(seconds))
             takes[seconds] = True
         except UnusableMediaError as error:
             takes[seconds] = error.reason != "is longer than this model takes"
-    assert takes == {1.9: True, **TAKES[name]}
+    assert takes == {1.9: True, 31.0: TAKES[name][25.0], **TAKES[name]}
 
 
 ANY = {11.9: True, 25.0: True}
 TAKES = {
-    "gemma4": ANY,
+    "gemma4": {11.9: True, 25.0: True, 31.0: False},
     "qwen2_5_omni_thinker": {11.9: True, 25.0: False},
     "qwen3_omni_moe_thinker": ANY,
     "qwen2_audio": {11.9: False, 25.0: False},

@@ -1,5 +1,6 @@
 """Models that hear, loaded from folders: why some take no audio, and what stays of their towers."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from stonechat_models.backends.transformers import audio_check
 from stonechat_models.backends.transformers.audio_check import audio_case, with_audio
@@ -108,3 +110,24 @@ def test_the_memory_of_the_tower_is_that_of_the_longest_clip(
     assert info.audio is not None
     assert info.audio.encoding_bytes == 77
     assert clips[0].num_tokens == prepare(model.processor, sound(3.0))[1]
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_omni", "qwen3_omni_moe"])
+def test_of_a_model_that_also_speaks_the_thinker_is_loaded(name: str, tmp_path: Path) -> None:
+    """Published folders have a talker beside it, whose weights are not read."""
+    thinker = AudioModel(tmp_path / "thinker", f"{name}_thinker")
+    whole = shutil.copytree(thinker.folder, tmp_path / name)
+    config = json.loads((whole / "config.json").read_text())
+    speaker = {"model_type": name, "architectures": ["Speaker"], "dtype": "float32"}
+    (whole / "config.json").write_text(json.dumps({**speaker, "thinker_config": config}))
+    weights = load_file(whole / "model.safetensors")
+    named = {f"thinker.{name}": weight for name, weight in weights.items()}
+    talker = {"talker.model.norm.weight": torch.zeros(4)}
+    save_file({**named, **talker}, whole / "model.safetensors", metadata={"format": "pt"})
+    model = load(whole)
+    assert model.info.audio is not None
+    assert model.info.architecture == "Speaker"
+    state = thinker.module.state_dict()
+    assert model.module.state_dict().keys() == state.keys()
+    for key, weight in model.module.state_dict().items():
+        assert torch.equal(weight, state[key])
