@@ -1,5 +1,6 @@
 """Weights that stay as a GGUF file stores them, on a CUDA device."""
 
+from functools import partial
 from pathlib import Path
 
 import gguf
@@ -7,11 +8,31 @@ import pytest
 import torch
 
 from stonechat_models.backends.quantization.code_products import dequantise_into
-from stonechat_models.backends.quantization.coded_linear import CodedLinear, merged_coded
+from stonechat_models.backends.quantization.coded_linear import (
+    CodedLinear,
+    dequantised,
+    merged_coded,
+)
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
-from stonechat_models.backends.quantization.random_codes import random_blocks, random_codes
+from stonechat_models.backends.quantization.random_codes import (
+    random_blocks,
+    random_coded_linear,
+    random_codes,
+)
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
+from stonechat_models.backends.transformers.fused import coded_choice
+from stonechat_models.backends.transformers.fused.coded_choice import (
+    CODED_TILES,
+    choose_coded_products,
+    coded_groups,
+)
+from stonechat_models.backends.transformers.fused.coded_some_rows import (
+    CodedRows,
+    with_wide_scales,
+)
+from stonechat_models.backends.transformers.fused.some_rows import SomeRows
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
@@ -50,6 +71,51 @@ def test_products_are_right(type_name, device):
         error = float((actual - expected).norm() / expected.norm())
         # About 3.4e-3 for a few rows, which are rounded to integers, and 3.7e-3 for more.
         assert error < (5e-3 if size <= 4 else 6e-3), (size, error)
+
+
+@pytest.mark.parametrize("type_name", [*TYPES, "FP8"])
+@torch.inference_mode()
+def test_products_of_some_rows_are_right(type_name, device):
+    """Those of all tiles that a start tries, for more inputs than one program multiplies."""
+    codes = random_codes(type_name, 256, 1024, device, size=1 / 32)
+    weight = dequantised(codes).cpu().double()
+    for timed, tiles in CODED_TILES.items():
+        for tile in tiles:
+            way = CodedRows(SomeRows.on(device, tile))
+            for num_rows in (timed // 2 + 1, timed):
+                x = torch.randn(num_rows, 1024, generator=torch.Generator().manual_seed(0))
+                x = x.bfloat16()
+                output = torch.empty(num_rows, 256, dtype=torch.bfloat16, device=device)
+                way(output, x.to(device), with_wide_scales(codes), None)
+                expected = x.double() @ weight.T
+                error = float((output.cpu().double() - expected).norm() / expected.norm())
+                assert error < 7e-3, (tile, num_rows, error)
+
+
+@torch.inference_mode()
+def test_ways_for_some_rows_are_timed_and_run_in_a_graph(device, monkeypatch):
+    monkeypatch.setattr(coded_choice, "is_on_cuda", lambda _: True)  # also over the fake device
+    scratch = Scratch(device, torch.bfloat16)
+    layers = torch.nn.ModuleList(
+        random_coded_linear(128, 256, name, scratch, torch.bfloat16, device)
+        for name in ("Q4_K", "Q6_K", "FP8")
+    )
+    lines = []
+    timings = choose_coded_products(layers, lines.append)
+    assert len(timings) == len(layers) * len(CODED_TILES), lines
+    for timing in timings:
+        print(timing)
+        assert timing.tile is not None
+    for group in coded_groups(layers):
+        group.use(dict.fromkeys(range(5, 65), CodedRows(SomeRows.on(device, CODED_TILES[64][0]))))
+        layer = group.layers[0]
+        x = torch.randn(40, 256, device=device).bfloat16()
+        replay = CudaCapturer(device).capture(partial(layer, x))
+        for seed in range(2):
+            torch.manual_seed(seed)
+            x.copy_(torch.randn_like(x))
+            expected = x.double() @ layer.dequantised().double().T
+            assert float((replay() - expected).norm() / expected.norm()) < 7e-3
 
 
 @torch.inference_mode()

@@ -50,6 +50,7 @@ def scales_and_lows(
     HALVES: tl.constexpr,
     SCALING: tl.constexpr,
     OFFSET: tl.constexpr,
+    UNITS_PER_FACTOR: tl.constexpr = 8,
 ):
     """float32 scales and lows of units: a weight is scale * code - low."""
     if SCALING == PAIRS:
@@ -58,7 +59,8 @@ def scales_and_lows(
         scale = (pair & 255).to(tl.float32) * half_number(factors)
         low = ((pair >> 8) & 255).to(tl.float32) * half_number(factors >> 16)
     elif SCALING == SIGNED:
-        factor = tl.load(extra + row * (UNITS // 8) + unit // 8, mask=inside, other=0)
+        block = row * (UNITS // UNITS_PER_FACTOR) + unit // UNITS_PER_FACTOR
+        factor = tl.load(extra + block, mask=inside, other=0)
         place = row * (UNITS * HALVES) + unit * HALVES + half
         scale = tl.load(scales + place, mask=inside, other=0).to(tl.float32) * factor.to(tl.float32)
         low = scale * OFFSET

@@ -79,7 +79,7 @@ def _launch_rows(
     launch = partial(rows_kernel.warmup, grid=grid) if compiles_only else rows_kernel[grid]
     launch(
         x,
-        *_planes(codes),
+        *planes_of(codes),
         x if bias is None else bias,
         output,
         *(num_rows, n, x.stride(0), output.stride(0)),
@@ -130,7 +130,8 @@ def rows_tile(codes: Codes, num_rows: int) -> CodeTile:
     return CodeTile(m, 16 if is_wide else 8 if m < 4 else 4, 32 * warps, warps)
 
 
-def _planes(codes: Codes) -> tuple[torch.Tensor, ...]:
+def planes_of(codes: Codes) -> tuple[torch.Tensor, ...]:
+    """The planes as the kernels take them. A plane that the codes lack is any tensor."""
     high = codes.low if codes.high is None else codes.high
     extra = codes.scales if codes.extra is None else codes.extra
     return (codes.low, high, codes.scales, extra)
@@ -185,7 +186,7 @@ def dequantise_into(
     launch = partial(kernel.warmup, grid=grid) if compiles_only else kernel[grid]
     launch(
         codes.low if index is None else index,
-        *_planes(codes),
+        *planes_of(codes),
         _table(codes),
         output,
         *(num_rows, first),

@@ -5,7 +5,8 @@ models and checks ask for them. All its numbers are NaN and lie in one place of 
 computes with it by mistake gives NaN.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -18,6 +19,24 @@ from stonechat_models.backends.quantization.scratch import Scratch
 def stand_in(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """A tensor of NaN that takes the memory of one number."""
     return torch.full((1, 1), torch.nan, dtype=dtype, device=device).expand(shape)
+
+
+class Way(Protocol):
+    """Multiplies several rows by codes in another way than `multiply_into`."""
+
+    def __call__(
+        self,
+        output: torch.Tensor,
+        x: torch.Tensor,
+        codes: Codes,
+        bias: torch.Tensor | None,
+        *,
+        compiles_only: bool = False,
+    ) -> None:
+        """Write x [rows, k] times the transposed weight, plus the bias [n], to output [rows, n].
+
+        The columns of both are contiguous. `compiles_only`: kernels are compiled and not run.
+        """
 
 
 class CodedLinear(QuantizedLinear):
@@ -42,6 +61,8 @@ class CodedLinear(QuantizedLinear):
         self.parts = list(parts)
         self.scratch = scratch
         self.order = order
+        self._ways: Mapping[int, Way] = {}
+        self._way_parts = self.parts
         self.weight = stand_in(shape, dtype, parts[0].low.device)
         if bias is not None and bias.dtype != dtype:  # of a module that was made in float32
             bias = nn.Parameter(bias.detach().to(dtype), requires_grad=False)
@@ -53,6 +74,10 @@ class CodedLinear(QuantizedLinear):
     def num_bytes(self) -> int:
         """Bytes of codes and scales. The bias is a parameter, and counted as such."""
         return sum(part.num_bytes for part in self.parts)
+
+    def use_ways(self, ways: Mapping[int, Way], parts: list[Codes]) -> None:
+        """Let these numbers of rows be multiplied in these ways, by `parts`: the same weights."""
+        self._ways, self._way_parts = ways, parts
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         if self.order is not None:
@@ -69,12 +94,16 @@ class CodedLinear(QuantizedLinear):
         from stonechat_models.backends.quantization.code_products import multiply_into
 
         output = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
+        way = self._ways.get(len(x))
         start = 0
-        for part in self.parts:
+        for part in self.parts if way is None else self._way_parts:
             end = start + part.shape[0]
             bias = None if self.bias is None else self.bias[start:end]
             rows = output[:, start:end]
-            multiply_into(rows, x, part, bias, self.scratch, compiles_only=compiles_only)
+            if way is None:
+                multiply_into(rows, x, part, bias, self.scratch, compiles_only=compiles_only)
+            else:
+                way(rows, x, part, bias, compiles_only=compiles_only)
             start = end
         return output
 

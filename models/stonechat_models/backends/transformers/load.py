@@ -228,12 +228,14 @@ def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> 
 
 def _prepare_steps(module: nn.Module, max_model_len: int, progress: Progress) -> None:
     """Compute what is the same in every step, and compile and choose kernels of decode steps."""
+    from stonechat_models.backends.transformers.fused.coded_choice import choose_coded_products
     from stonechat_models.backends.transformers.fused.product_choice import choose_products
     from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
 
     tabulate_rotary(module, max_model_len)
     compile_products(module.modules())
     choose_products(module, progress)
+    choose_coded_products(module, progress)
 
 
 def _choose_tiles(model: TransformersModel, progress: Progress) -> None:

@@ -23,6 +23,25 @@ def load_columns(rows, columns, size, IS_EVEN: tl.constexpr):
 
 
 @triton.jit
+def is_last_part(num_done, num_splits):
+    """Counts a part, which this program has stored. True if all are; the count is then 0 again."""
+    tl.debug_barrier()  # all threads have stored before one of them counts the part
+    is_last = tl.atomic_add(num_done, 1, sem="acq_rel") == num_splits - 1
+    if is_last:
+        tl.store(num_done, 0)
+    return is_last
+
+
+@triton.jit
+def sum_of_parts(parts, num_splits, stride, HEIGHT: tl.constexpr, WIDTH: tl.constexpr):
+    """The sum [HEIGHT, WIDTH] of what lies at the pointers `parts` and each `stride` behind."""
+    sums = tl.zeros([HEIGHT, WIDTH], tl.float32)
+    for i in range(0, num_splits):
+        sums += tl.load(parts + i * stride, cache_modifier=".cg")
+    return sums
+
+
+@triton.jit
 def store_product(
     first_sums,  # float32[ROWS, BLOCK_N]
     second_sums,  # float32[ROWS, BLOCK_N], if GATED
@@ -125,17 +144,12 @@ def some_rows_kernel(
         tl.store(parts + split * split_size, first_sums)
         if GATED:
             tl.store(parts + split * split_size + tile_size, second_sums)
-        tl.debug_barrier()  # all threads have stored before one of them counts the part
-        is_last = tl.atomic_add(num_done + part, 1, sem="acq_rel") == num_splits - 1
+        is_last = is_last_part(num_done + part, num_splits)
         if is_last:
-            tl.store(num_done + part, 0)
-            first_sums = tl.zeros([ROWS, BLOCK_N], tl.float32)
-            second_sums = tl.zeros([ROWS, BLOCK_N], tl.float32)
-            for i in range(0, num_splits):
-                first_sums += tl.load(parts + i * split_size, cache_modifier=".cg")
-                if GATED:
-                    at = parts + i * split_size + tile_size
-                    second_sums += tl.load(at, cache_modifier=".cg")
+            first_sums = sum_of_parts(parts, num_splits, split_size, ROWS, BLOCK_N)
+            if GATED:
+                second = parts + tile_size
+                second_sums = sum_of_parts(second, num_splits, split_size, ROWS, BLOCK_N)
     if is_last:
         store_product(
             first_sums,
