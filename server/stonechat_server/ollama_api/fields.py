@@ -43,13 +43,14 @@ FIELDS: dict[str, FieldNote] = {
         "use; any other name is a 404"
     ),
     "messages": honoured(
-        "roles `system`, `user`, `assistant`, `tool`; `content`, `images` (base64), `thinking`, "
-        "`tool_calls` with `arguments` as an object, `tool_name`, `tool_call_id`; a last "
-        "`assistant` message with text is continued; none: the model is loaded"
+        "roles `system`, `user`, `assistant`, `tool`; `content`, `images` (base64, of images or "
+        "audio), `thinking`, `tool_calls` with `arguments` as an object, `tool_name`, "
+        "`tool_call_id`; a last `assistant` message with text is continued; none: the model is "
+        "loaded"
     ),
     "prompt": honoured("`/api/generate`, `/api/embeddings`; none: the model is loaded"),
     "system": honoured("a system message before the prompt"),
-    "images": honoured("base64; they stand before the prompt"),
+    "images": honoured("base64, of images or audio; they stand before the prompt"),
     "suffix": honoured(
         "the text that follows the answer (fill-in-the-middle); 400 if the tokenizer has no tokens "
         "for that"

@@ -216,6 +216,7 @@ def _capabilities(name: str, entry: "Entry") -> list[str]:
         "insert": info.generates
         and fill_in_format(served.engine.tokenizer.added_tokens) is not None,
         "vision": info.images is not None,
+        "audio": info.audio is not None,
         "embedding": info.embedding is not None,
         "rerank": info.ranking is not None,
     }

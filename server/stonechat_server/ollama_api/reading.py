@@ -1,11 +1,13 @@
 """Translates requests: to chat requests, or to text completions. Checks first what is refused."""
 
+import binascii
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from stonechat_models import ModelInfo
 from stonechat_server.errors import invalid, unsupported
+from stonechat_server.media.file_types import audio_format
 from stonechat_server.media.references import shortened_data
 from stonechat_server.messages_api.marks import to_arguments
 from stonechat_server.ollama_api.fields import DEFAULTS, FIELDS, OPTIONS
@@ -37,6 +39,8 @@ NAMES = [
 ]
 """Pairs of paths: of a value in the chat request, and of the same value in the client's body."""
 NO_LIMIT = -1
+HEAD = 16
+"""Characters of base64 that show what a file is."""
 
 
 def check_supported(wire: OllamaRequest) -> None:
@@ -196,11 +200,23 @@ class MessageReader:
         calls.remove(found[0])
         return found[0]
 
-    def _images(self, message: Message, i: int) -> Iterator[chat.ImagePart]:
+    def _images(self, message: Message, i: int) -> Iterator[chat.SourcePart]:
         for j, data in enumerate(message.images or ()):
             own_path = f"{self.where.format(i=i)}[{j}]"
             self.image_paths.append((f"messages[{i}].content[{j}]", own_path))
-            url = data if data.startswith("data:") else f"data:;base64,{data}"
-            yield chat.ImagePart(type="image_url", image_url=chat.ImageUrl(url=url))
+            yield _part(data)
         if message.images:
             message.images = [shortened_data(data) for data in message.images]
+
+
+def _part(data: str) -> chat.SourcePart:
+    """An image as a part of a chat message, or audio, which clients send as an image too."""
+    try:
+        head = binascii.a2b_base64(data[:HEAD])
+    except ValueError:  # the part's own error says so
+        head = b""
+    if found := audio_format(head):
+        content = chat.AudioData(data=data, format=found)
+        return chat.AudioPart(type="input_audio", input_audio=content)
+    url = data if data.startswith("data:") else f"data:;base64,{data}"
+    return chat.ImagePart(type="image_url", image_url=chat.ImageUrl(url=url))

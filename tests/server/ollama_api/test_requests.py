@@ -22,7 +22,18 @@ from stonechat_server.settings import Settings
 from tests.server import bodies as chat
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info, text_script
-from tests.server.fake_media import png, seeing_engine
+from tests.server.fake_media import (
+    AUDIO,
+    IMAGES,
+    FakeMediaProcessor,
+    audio,
+    image,
+    png,
+    seeing_engine,
+    user,
+    wav,
+)
+from tests.server.fake_media import TEMPLATE as MEDIA_TEMPLATE
 from tests.server.ollama_api.conftest import USER, ask, error
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
@@ -224,6 +235,23 @@ def test_images_are_read(client: TestClient) -> None:
         bad = [USER, {**USER, "images": [data, "!"]}]
         assert "'messages[1].images[1]'" in error(client, messages=bad)
         assert "'images[0]'" in error(client, "/api/generate", prompt="x", images=["AAAA"])
+
+
+def test_audio_stands_among_the_images() -> None:
+    engine = FakeEngine(
+        model=model_info(images=IMAGES, audio=AUDIO),
+        tokenizer=ByteTokenizer(chat_template=MEDIA_TEMPLATE),
+        media_processor=FakeMediaProcessor(),
+    )
+    files = [base64.b64encode(file).decode() for file in (wav(), png())]
+    with TestClient(create_app(Settings(), engine), "http://localhost") as client:
+        ask(client, messages=[{**USER, "images": files}])
+        prompt = engine.prompt
+        assert {one.modality for one in engine.requests[-1].media} == {"audio", "image"}
+        chat.ask(client, messages=[user(audio(wav()), image(png()), "hi")])
+        assert prompt == engine.prompt
+        shown = client.post("/api/show", json={}).json()
+        assert shown["capabilities"] == ["completion", "vision", "audio"]
 
 
 def test_a_large_image_is_not_part_of_the_body() -> None:
