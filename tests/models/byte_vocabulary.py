@@ -1,5 +1,6 @@
 """A small vocabulary of single bytes, longer pieces and special tokens. It needs no files."""
 
+import re
 from collections.abc import Collection, Iterable
 
 PIECES = (
@@ -14,6 +15,9 @@ PIECES = (
     b"<think>",
     b"</",
     b">{",
+)
+LONGEST = re.compile(
+    b"|".join(map(re.escape, sorted(PIECES, key=len, reverse=True))) + b"|.", re.DOTALL
 )
 SPECIALS = (b"<|eos|>", b"<|bos|>", b"<|tool|>")
 
@@ -46,13 +50,7 @@ class ByteVocabulary:
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Encode greedily, with the longest piece first. Special tokens count as text here."""
-        data, ids = text.encode(), []
-        pieces = sorted(PIECES, key=len, reverse=True)
-        while data:
-            token = next((p for p in pieces if data.startswith(p)), data[:1])
-            ids.append(self._ids[token])
-            data = data[len(token) :]
-        return ids
+        return [self._ids[piece] for piece in LONGEST.findall(text.encode())]
 
     def decode(self, token_ids: Iterable[int]) -> bytes:
         return b"".join(self._tokens[i] for i in token_ids)

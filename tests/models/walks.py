@@ -14,7 +14,7 @@ def allowed_ids(constraint: TokenConstraint) -> list[int]:
     row = np.zeros(PADDED_VOCAB // 32, dtype=np.int32)
     assert constraint.fill_bitmask(row)
     bits = np.unpackbits(row.view(np.uint8), bitorder="little")
-    return [int(i) for i in np.nonzero(bits)[0]]
+    return list(np.flatnonzero(bits).tolist())
 
 
 def walk(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -22,13 +23,12 @@ def scripts(monkeypatch):
 
 
 @pytest.mark.slow
-def test_dry_run(tmp_path):
+def test_dry_run(scripts, tmp_path, capsys):
+    import sweep
+
     out = tmp_path / "sweep.jsonl"
-    command = [sys.executable, str(SCRIPTS / "sweep.py"), "--dry-run", "--out", str(out)]
-    result = subprocess.run(
-        [*command, "--seconds", "300"], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
+    assert sweep.main(["--dry-run", "--out", str(out), "--seconds", "1e6"]) == 0
+    printed = capsys.readouterr().out
     results = [json.loads(line) for line in out.read_text().splitlines()]
     assert [r["kind"] for r in results] == [
         *("device", "decode", "decode", "prefill", "prefill", "product", "product")
@@ -39,18 +39,15 @@ def test_dry_run(tmp_path):
         "| prefill D16 G4 1x20 at 24 |",
         "0 of them problem",
     ):
-        assert line in result.stdout
+        assert line in printed
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sampling", *nightly("experts", "gemv")])
-def test_other_scripts_run_dry(name, tmp_path):
+def test_other_scripts_run_dry(name, scripts, tmp_path):
     out = tmp_path / "out.jsonl"
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--dry-run", "--out", str(out)]
-    result = subprocess.run(
-        [*command, "--seconds", "300"], capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stdout[-1000:] + result.stderr[-2000:]
+    words = ["--dry-run", "--out", str(out), "--seconds", "1e6"]
+    assert import_module(name).main(words) == 0
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert rows
     assert not any("error" in row for row in rows)

@@ -21,12 +21,6 @@ ELSEWHERE = (
 """What a server with the scripted engine and no folder for files does not do."""
 
 
-@pytest.fixture
-def document(client: TestClient) -> Document:
-    answer: Document = client.get("/openapi.json").json()
-    return answer
-
-
 def problems(document: Document, name: str, value: object) -> list[str]:
     """The errors of `value` against the schema `name`."""
     return schema_problems(document, {"$ref": f"#/components/schemas/{name}"}, value)

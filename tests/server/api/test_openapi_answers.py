@@ -60,12 +60,6 @@ def engine() -> FakeEngine:
     return FakeEngine(tokenizer=ByteTokenizer(chat_template=TEMPLATE), script=text_script(text))
 
 
-@pytest.fixture
-def document(client: TestClient) -> Document:
-    answer: Document = client.get("/openapi.json").json()
-    return answer
-
-
 def content(document: Document, path: str, status: int = 200, method: str = "post") -> Any:
     return document["paths"][path][method]["responses"][str(status)]["content"]
 

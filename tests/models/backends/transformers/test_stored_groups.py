@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("triton")
 
+from stonechat_models.backends.quantization import code_products
 from stonechat_models.backends.quantization.coded_linear import (
     CodedEmbedding,
     CodedLinear,
@@ -76,6 +77,13 @@ KEPT = {
 }
 """The name of the codes."""
 DAILY = ("gptq-order", "awq", "w8a8-asym", "fp8-block", "mxfp8", "nvfp4", "mlx-5")
+
+
+@pytest.fixture(autouse=True)
+def _few_checked_rows(monkeypatch):
+    """Check each product with two numbers of rows at load. `test_stored_codes` has the others."""
+    rows = code_products.KERNEL_ROWS
+    monkeypatch.setattr(code_products, "KERNEL_ROWS", (rows[0], rows[-1]))
 
 
 def load(
