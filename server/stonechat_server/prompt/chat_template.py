@@ -175,7 +175,7 @@ class ChatTemplate:
         if trials.text_beside_calls == "apart":
             messages = call_repairs.with_text_apart(messages)
         elif trials.text_beside_earlier_calls == "apart":
-            messages = call_repairs.with_text_apart(messages, end=_last_user(messages))
+            messages = call_repairs.with_text_apart(messages, end=_last_turn(messages))
         if not trials.takes_reasoning_beside_text:
             messages = call_repairs.with_joined_reasoning(messages)
         if not trials.shows_several_calls:
@@ -336,9 +336,12 @@ def _read(override: str) -> str:
     return Path(override).read_text(encoding="utf-8")
 
 
-def _last_user(messages: Sequence[TemplateMessage]) -> int:
-    """The position of the user's latest message; 0 without one."""
-    return max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+def _last_turn(messages: Sequence[TemplateMessage]) -> int:
+    """The position of the latest message of the user, or answer without calls; 0 without one."""
+    return max(
+        (i for i, m in enumerate(messages) if m["role"] == "user" or repairs.is_answer(m)),
+        default=0,
+    )
 
 
 def _with_all_keys(tool: Mapping[str, Any]) -> Mapping[str, Any]:

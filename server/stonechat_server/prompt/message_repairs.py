@@ -66,7 +66,7 @@ def after_refusal(
             message = {**message, "content": content}
         if missing := _missing_turn(joined, message["role"]):
             joined.append({"role": missing, "content": " "})
-        is_empty = _is_answer(message) and not message.get("content")
+        is_empty = is_answer(message) and not message.get("content")
         joined.append({**message, "content": " "} if is_empty else message)
     return joined
 
@@ -81,10 +81,10 @@ def _partner(
         return None
     last = len(before) - 1
     if message.get("tool_calls"):
-        return last if joins_calls and before and _is_answer(before[last]) else None
+        return last if joins_calls and before and is_answer(before[last]) else None
     while last >= 0 and (before[last].get("tool_calls") or before[last]["role"] == "tool"):
         last -= 1
-    return last if last >= 0 and _is_answer(before[last]) else None
+    return last if last >= 0 and is_answer(before[last]) else None
 
 
 def _missing_turn(before: Sequence[TemplateMessage], role: str) -> str | None:
@@ -96,7 +96,7 @@ def _missing_turn(before: Sequence[TemplateMessage], role: str) -> str | None:
     return None
 
 
-def _is_answer(message: TemplateMessage) -> bool:
+def is_answer(message: TemplateMessage) -> bool:
     """Whether it is an assistant's message without calls."""
     return message["role"] == "assistant" and not message.get("tool_calls")
 

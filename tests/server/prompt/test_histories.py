@@ -117,6 +117,7 @@ HISTORIES: dict[str, list[dict[str, Any]]] = {
         *(user("User-1"), *ROUND, answer("Text-2", call("Call-2")), result("Call-2", "Result-2")),
         *(answer("Answer-1"), user("User-2")),
     ],
+    "an answer at the end": [user("User-1"), *ROUND, answer("Answer-1")],
     "text before a call": [user("User-1"), answer("Text-1"), answer("", call("Call-1")), ROUND[1]],
     "no result": [user("User-1"), ROUND[0], user("User-2")],
     "one result of two": [user("User-1"), *PAIR[:2], user("User-2")],
