@@ -74,6 +74,10 @@ NO_TEXT = [{"role": "user", "content": [{"type": "text"}]}]
         ({"stop": ""}, "stop"),
         ({"stop": ["a", ""]}, "stop[1]"),
         ({"stop": ["a"] * 65}, "stop"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "x" * 129}}]},
+            "tools[0].function.name",
+        ),
         ({"stop": 5}, "stop"),
         ({"logit_bias": {"5": 101}}, "logit_bias.5"),
         ({"logit_bias": {"a": 1}}, "logit_bias"),

@@ -32,7 +32,7 @@ from stonechat_server.tool_formats.harmony import (
 from stonechat_server.tool_formats.layout import hold_back, new_call_id
 
 _RECIPIENT_KEY = "to=functions."
-_RECIPIENT = re.compile(r"\bto=functions\.([a-zA-Z0-9_-]+)")
+_RECIPIENT = re.compile(r"\bto=functions\.([a-zA-Z0-9_.-]+)")
 _GAP = "\n\n"
 """Separates the texts of two messages of the same kind."""
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
 
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 """The name of a tool or of a schema."""
 ListOf = Annotated[list[T], Field(fail_fast=True)]
 """A list that is checked up to its first wrong item: an error per item would take long."""

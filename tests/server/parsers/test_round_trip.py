@@ -46,12 +46,12 @@ TOOLS: list[dict[str, Any]] = [
             },
         },
     },
-    {"type": "function", "function": {"name": "now"}},
+    {"type": "function", "function": {"name": "clock.now"}},
 ]
 CODE = 'def f(x):\n    return {"a": x["b\\n"]} if x < 3 else \'<b>\'\n\n# é 👋'
 CALLS: list[tuple[str, dict[str, Any]]] = [
     ("write_file", {"path": "/tmp/a b.py", "text": CODE, "mode": "w", "owner": None, "size": 12}),
-    ("now", {}),
+    ("clock.now", {}),
     (
         "write_file",
         {
