@@ -163,7 +163,7 @@ class ModelInfo:
     notes: tuple[str, ...] = ()
     """What the user should know of the model's files."""
     generates: bool = True
-    """False for a model that only makes embeddings, or scores."""
+    """False for a model that only makes embeddings, or scores. It may have a KV cache."""
     embedding: EmbeddingInfo | None = None
     """The embeddings that the model makes; None if it makes none."""
     ranking: RankingInfo | None = None

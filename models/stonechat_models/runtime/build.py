@@ -139,7 +139,9 @@ def _with_files(model: CausalModel, files: ModelFiles, config: EngineConfig) -> 
         made = EmbeddingInfo(size=model.hidden_size, pooling="lasttoken", is_normalized=True)
         info = replace(info, embedding=made)
     if files.reranker is not None:
-        info = replace(info, ranking=_ranking(files.reranker, model, config))
+        # Beside a head, a file may lack what makes logits.
+        generates = files.reranker.head is None
+        info = replace(info, generates=generates, ranking=_ranking(files.reranker, model, config))
     adapter = files.adapter.description if files.adapter is not None else ""
     return replace(info, adapter=adapter, notes=(*files.notes, *ignored))
 

@@ -17,7 +17,7 @@ CACHE_OVERCOMMIT = 4
 """Admitted requests may expect this many times the tokens of the KV cache. Few use all of their
 limit, and the engine preempts if they do."""
 EMBEDDING_BATCHES = 8
-"""Admitted requests to an embedding model fill at most this many batches."""
+"""Admitted requests to a model without a KV cache fill at most this many batches."""
 EMBEDDING_SHARE = 0.25
 """A list of texts holds at most this part of them, so that others do not wait for all of it."""
 
@@ -118,10 +118,11 @@ def _structure(settings: Settings, engine: EngineLike) -> Structure:
 def _limits(settings: Settings, model: ModelInfo) -> AdmissionLimits:
     """Bounds from the settings, or else from the size of the engine.
 
-    Slightly more requests are admitted than the engine runs at once, so that it never waits. An
-    embedding model gets the texts of several batches, to choose those of similar length.
+    Slightly more requests are admitted than the engine runs at once, so that it never waits. A
+    model without a KV cache gets the texts of several batches, to choose those of similar length.
     """
-    if model.generates:
+    has_cache = model.num_blocks > 0
+    if has_cache:
         num_sequences = model.max_num_seqs + max(1, model.max_num_seqs // 8)
         num_tokens = model.kv_capacity_tokens * CACHE_OVERCOMMIT
     else:
@@ -132,5 +133,5 @@ def _limits(settings: Settings, model: ModelInfo) -> AdmissionLimits:
         max_running_tokens=num_tokens,
         max_queued_requests=settings.max_queued_requests,
         max_queued_tokens=settings.max_queued_tokens or num_tokens * 16,
-        max_share=0.5 if model.generates else EMBEDDING_SHARE,
+        max_share=0.5 if has_cache else EMBEDDING_SHARE,
     )

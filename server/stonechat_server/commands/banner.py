@@ -44,7 +44,7 @@ def start_banner(
         "device": f"{model.device}, {model.dtype}{quantization}, {model.backend} backend, "
         f"{attention}{model.threads} threads{_ranks_text(model)}",
         "weights": size_text(model.weight_bytes),
-        **(_generation_rows(model) if model.generates else {}),
+        **(_generation_rows(model) if model.num_blocks else {}),
         **_embedding_rows(model),
         **_ranking_rows(model),
         **_media_rows("images", model.images, model.image_refusal, f"up to {max_images} a request"),

@@ -46,7 +46,7 @@ class PairsEndpoint(Endpoint):
         if info is None:
             raise other_use(model.engine.model, "is no reranker", "model_not_reranker")
         wire = cast(PairFields, call.wire)
-        if wire.cache_salt is not None and not model.engine.model.generates:
+        if wire.cache_salt is not None and info.template == "pair":
             call.ignored = [*call.ignored, "cache_salt"]
         encoder = (FramedPairs if info.template == "pair" else TemplatePairs)(wire, model, info)
         return [

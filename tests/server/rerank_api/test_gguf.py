@@ -86,6 +86,9 @@ def test_scores_equal_transformers(
     assert numbers(client.post(URL, json=body)) == pytest.approx(scores, abs=1e-5)
     error = error_of(client.post(URL, json=body | {"instruction": "find"}))
     assert (error["param"], error["code"]) == ("instruction", "unsupported_parameter")
+    for path, fields in (("/v1/completions", {"prompt": "x"}), ("/v1/embeddings", {"input": "x"})):
+        error = error_of(client.post(path, json=fields))  # nothing says what its logits mean
+        assert error["message"].endswith("Use POST /v1/rerank.")
 
 
 def test_the_compiled_path(serve: Serve, tmp_path: Path) -> None:

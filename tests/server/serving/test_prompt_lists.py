@@ -31,7 +31,7 @@ def test_each_prompt_arrives_when_its_turn_comes(client: TestClient, engine: Fak
 def test_an_embedding_model_holds_few_texts_of_a_list(
     new_client: ClientFactory, engine: FakeEngine
 ) -> None:
-    engine.model = model_info(max_num_seqs=8, generates=False)
+    engine.model = model_info(max_num_seqs=8, generates=False, num_blocks=0)
     limits = new_client().app.state.server.sole.admission.limits  # type: ignore[attr-defined]
     assert limits.max_running_sequences * limits.max_share == 2 * 8  # two batches
     assert limits.max_running_tokens * limits.max_share == 2 * 4096
@@ -48,7 +48,7 @@ class HangingEngine(FakeEngine):
 
 def test_texts_go_to_the_engine_by_length(new_client: ClientFactory, engine: FakeEngine) -> None:
     info = EmbeddingInfo(size=3, pooling="mean", is_normalized=True)
-    engine.model = model_info(max_num_seqs=2, generates=False, embedding=info)
+    engine.model = model_info(max_num_seqs=2, generates=False, num_blocks=0, embedding=info)
     new_client().post("/v1/embeddings", json={"input": ["a" * (5 - i % 5) for i in range(20)]})
     lengths = [len(request.prompt_token_ids) for request in engine.requests]
     assert lengths == sorted(lengths)
@@ -58,7 +58,9 @@ def test_texts_that_the_engine_was_given_count_though_they_did_not_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     info = EmbeddingInfo(size=3, pooling="mean", is_normalized=True)
-    engine = HangingEngine(model=model_info(max_num_seqs=8, generates=False, embedding=info))
+    engine = HangingEngine(
+        model=model_info(max_num_seqs=8, generates=False, num_blocks=0, embedding=info)
+    )
     records: list[FinishedRequest] = []
     used = []
     app = create_app(Settings(), engine, sinks=[records.append])
