@@ -12,6 +12,7 @@ from stonechat_server.app import create_app
 from stonechat_server.media.loading import MediaLoader
 from stonechat_server.settings import Settings
 from tests.openai_schema import validate
+from tests.server.batches_api.batch_files import create, line, results, wait_for
 from tests.server.bodies import URL, ask, error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
@@ -425,3 +426,16 @@ def test_urls_of_allowed_hosts(new_server: NewServer, engine: FakeEngine) -> Non
     for url in ("https://a.example/moved", "https://b.example/a.wav", "https://10.0.0.1/a.wav"):
         error = error_of(post(server, messages=[user(audio_url(url))]))
         assert error["code"] == "invalid_audio_url"
+
+
+def test_batches_have_audio(new_server: NewServer, engine: FakeEngine) -> None:
+    server = new_server(max_body_size=2000)
+    lines = [
+        line("a", messages=[user("I am a.", audio(wav("x" * 5000)))]),
+        line("b", messages=[user("I am b.", audio("#"))]),
+    ]
+    output, errors = results(server, wait_for(server, create(server, lines)))
+    assert (set(output), set(errors)) == ({"a"}, {"b"})
+    assert errors["b"]["response"]["body"]["error"]["code"] == "invalid_base64_audio"
+    usage = output["a"]["response"]["body"]["usage"]
+    assert usage["prompt_tokens_details"]["audio_tokens"] == 3
