@@ -42,9 +42,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "server"), str(ROOT / "models")]
 
 DEFAULT_SHAPES = ("qwen3-0.6b", "llama-3.2-1b", "llama-3.1-8b", "qwen3-30b-a3b-12-layers")
-KERNELS = ("few", "some", "fetching", "plain")
-"""Kernels of our own for products: for few rows, for some; those that fetch weights early, and
-those that do not."""
+KERNELS = ("few", "some", "coded", "fetching", "plain")
+"""Kernels of our own for products: for few rows, for some, for some with weights as stored; of the
+first two those that fetch weights early, and those that do not."""
 DRY_RUN = {
     "device": "cpu",
     "models": ["tiny"],

@@ -34,13 +34,31 @@ ROWS_TILES = {  # rows of x: rows of the weight, units and warps of a program
     2: ((8, 64, 2), (4, 64, 2), (8, 32, 1)),
     4: ((8, 64, 2), (4, 64, 2), (8, 32, 1)),
 }
+SOME_ROWS_TILES = {  # rows of x: outputs, inputs, warps, stages and waves of a program
+    (8, 64): (
+        (64, 128, 4, 4, 4),
+        (128, 128, 8, 3, 2),
+        (128, 128, 4, 3, 2),
+        (64, 128, 4, 3, 2),
+        (64, 256, 4, 3, 2),
+    ),
+}
+NUM_MULTIPROCESSORS = 132
+"""Of a Hopper card."""
 DEQUANTISED = (1, 2, 4, 8, 64)
 """Rows of x for which the weight is dequantised first."""
 
 
 def cases(rows: tuple[int, ...]) -> list[tuple[Any, ...]]:
     """(rows of x, tile or None: dequantised, product), the first ones of each first."""
+    tiles: list[tuple[int, tuple[int, ...], int]]
     tiles = [(m, tile, i) for m, table in ROWS_TILES.items() for i, tile in enumerate(table)]
+    tiles += [
+        (m, tile, i)
+        for counts, table in SOME_ROWS_TILES.items()
+        for m in counts
+        for i, tile in enumerate(table)
+    ]
     found = [
         (rank + place + 3 * (m > 1), m, tile, product)
         for m, tile, rank in [*tiles, *((m, None, 0) for m in DEQUANTISED)]
@@ -50,14 +68,25 @@ def cases(rows: tuple[int, ...]) -> list[tuple[Any, ...]]:
     return [case[1:] for case in sorted(found, key=lambda case: case[0])]
 
 
-def use(m: int, tile: tuple[int, int, int] | None) -> None:
-    """Make `code_products` choose this tile, or dequantise."""
-    from stonechat_models.backends.quantization import code_products
+def use(m: int, tile: tuple[int, ...] | None, device: torch.device) -> Any:
+    """Make `code_products` choose this tile, or dequantise. Returns a way, if it is for some rows.
 
+    Where the device is absent, kernels are compiled for one with `NUM_MULTIPROCESSORS`.
+    """
+    from stonechat_models.backends.quantization import code_products
+    from stonechat_models.backends.transformers.fused.coded_some_rows import CodedRows
+    from stonechat_models.backends.transformers.fused.some_rows import SomeRows, SomeRowsTile
+
+    if tile is not None and m > max(ROWS_TILES):
+        how = SomeRows.on(device, SomeRowsTile(*tile))
+        if device.type == "meta":
+            how = SomeRows(how.tile, NUM_MULTIPROCESSORS, how.counters)
+        return CodedRows(how)
     code_products.MAX_ROWS = 0 if tile is None else m
     if tile is not None:
         chosen = code_products.CodeTile(m, *tile)
         code_products.rows_tile = lambda *_: chosen
+    return None
 
 
 def layers_of(product: tuple[str, int, int], device: torch.device, num_bytes: int) -> list[Any]:
@@ -79,9 +108,10 @@ def compile_case(case: tuple[Any, ...]) -> None:
     from stonechat_models.backends.quantization import code_products
     from stonechat_models.backends.quantization.random_codes import random_codes
     from stonechat_models.backends.quantization.scratch import Scratch
+    from stonechat_models.backends.transformers.fused.coded_some_rows import with_wide_scales
 
     m, tile, (type_name, n, k) = case
-    use(m, tile)
+    way = use(m, tile, torch.device("meta"))
     small = random_codes(type_name, 16, k, torch.device("cpu"))
     x = torch.empty(m, k, dtype=torch.bfloat16, device="meta")
     output = torch.empty(m, n, dtype=torch.bfloat16, device="meta")
@@ -91,6 +121,9 @@ def compile_case(case: tuple[Any, ...]) -> None:
         for plane in (getattr(small, name),)
     }
     codes = type(small)(small.format, group=small.group, **planes)
+    if way is not None:
+        way(output, x, with_wide_scales(codes), None, compiles_only=True)
+        return
     scratch = Scratch(torch.device("meta"), torch.bfloat16)
     scratch.reserve(n * k)
     code_products.multiply_into(output, x, codes, None, scratch, compiles_only=True)
@@ -98,11 +131,15 @@ def compile_case(case: tuple[Any, ...]) -> None:
 
 def time_case(case: tuple[Any, ...], layers: list[Any], timer: Any) -> dict[str, Any]:
     m, tile, (type_name, n, k) = case
-    use(m, tile)
-    x = torch.randn(m, k).bfloat16().to(layers[0].weight.device)
-    weight = torch.empty(64, k, device=x.device)
     from stonechat_models.backends.quantization.code_products import dequantise_into
+    from stonechat_models.backends.transformers.fused.coded_some_rows import with_wide_scales
 
+    x = torch.randn(m, k).bfloat16().to(layers[0].weight.device)
+    way = use(m, tile, x.device)
+    for layer in layers:
+        parts = [] if way is None else list(map(with_wide_scales, layer.parts))
+        layer.use_ways({} if way is None else {m: way}, parts)
+    weight = torch.empty(64, k, device=x.device)
     dequantise_into(weight, layers[0].parts[0])
     expected = x.float() @ weight.T
     actual = layers[0](x)[:, : len(weight)].float()
@@ -133,7 +170,8 @@ def main() -> None:
     device, todo = torch.device("cpu"), cases(tuple(options.rows))
     num_bytes = 0 if options.dry_run else CACHE_BYTES
     if options.dry_run:
-        todo = [(m, tile, ("Q4_K", 64, 256)) for m, tile in ((1, (16, 1, 1)), (16, None))]
+        tiles = ((1, (16, 1, 1)), (8, (32, 128, 4, 2, 1)), (16, None))
+        todo = [(m, tile, ("Q4_K", 64, 256)) for m, tile in tiles]
     else:
         from stonechat_models.backends.transformers.kernel_timing import GraphTimer
         from stonechat_models.hardware.dependent_launch import launches_early

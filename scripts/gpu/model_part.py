@@ -21,7 +21,7 @@ from shapes import (
     step_bytes,
 )
 
-from stonechat_models.backends.transformers.fused import product_choice
+from stonechat_models.backends.transformers.fused import coded_choice, product_choice
 from stonechat_models.backends.transformers.fused import replace as fusing
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
@@ -107,6 +107,8 @@ def _start(section: Section, shape: Shape, module: Any) -> Engine:
             stack.enter_context(replaced(fusing, "fuse_modules", lambda module: {}))
         for name, tiles in _tiles(arguments.kernels).items():
             stack.enter_context(replaced(product_choice, name, tiles))
+        if "coded" not in arguments.kernels:
+            stack.enter_context(replaced(coded_choice, "CODED_TILES", {}))
         phases = stack.enter_context(timed_phases())
         engine = build(module, shape.name, config, section.device, say)
     info = engine.model.info

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench import KERNELS
+
 ROOT = Path(__file__).parents[2]
 GPU_TESTS = ["tests/gpu"]
 NEW_TESTS = [
-    *("fused", "build", "images", "experts", "sampler", "lora", "ranks", "codes"),
+    *("codes", "fused", "build", "images", "experts", "sampler", "lora", "ranks"),
     *("graphs", "mixed_graphs", "state"),
 ]
 """Of those in `GPU_TESTS`: first the ones of what has not run on a GPU, or has changed since."""
@@ -74,15 +76,21 @@ def correct() -> list[Part]:
 def speed() -> list[Part]:
     """How fast are models of several shapes and a server, and with fewer kernels of our own.
 
+    `codes` has weights as stored, and `dequantised` the same without a kernel for more than 4 rows.
     `plain` and `fetching` say whether fetching weights early pays in a model. The choice at a start
     times products one after the other, where little can be fetched meanwhile.
     """
-    models = ["llama-3.1-8b", "llama-3.2-1b", "llama-3.1-8b-fp8", "llama-3.1-8b-q4_k_m"]
-    words = ["--models", *models, "--modes", "greedy", "temperature 1", "top-k, top-p"]
-    words += ["--no-compare", "--no-kernel-checks", "--most", "100", "--one-process"]
+    modes = ["--modes", "greedy", "temperature 1", "top-k, top-p"]
+    short = ["--no-compare", "--no-kernel-checks", "--most", "100"]
+    models = ["--models", "llama-3.1-8b", "llama-3.2-1b"]
+    stored = ["--models", "llama-3.1-8b-q4_k_m", "llama-3.1-8b-fp8"]
+    batches = ["--batches", "1", "8", "16", "32", "64"]
+    before = ["--kernels", *(kind for kind in KERNELS if kind != "coded")]
     return [
-        bench("bench", 240, *words),
+        bench("bench", 165, *models, *modes, *short, "--one-process"),
+        bench("codes", 100, *stored, *batches, "--modes", "greedy", "--no-http", *short),
         products("plain", 44, "few", "some", "plain"),
+        bench("dequantised", 40, *stored[:2], *WITHOUT, *DECODE, *before),
         products("fetching", 40, "few", "some", "fetching"),
         products("cublas", 40, "few", "plain"),
     ]
@@ -116,7 +124,7 @@ def sweep() -> list[Part]:
 
 PLANS = {plan.__name__: plan for plan in (correct, speed, variants, sweep)}
 """Each returns its parts, the most useful first."""
-SECONDS = {"correct": 600, "speed": 400, "variants": 400, "sweep": 430}
+SECONDS = {"correct": 600, "speed": 465, "variants": 400, "sweep": 430}
 """What all parts of a plan need, with the start and the end of `day`."""
 START_SECONDS = 25
 """Until the first part: the bundle is installed, and modules are compiled."""

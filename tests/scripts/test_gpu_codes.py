@@ -23,5 +23,5 @@ def test_a_dry_run(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["codes.py", "--dry-run", "--out", str(out)])
     importlib.import_module("codes").main()
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["tile"] for line in lines] == [[16, 1, 1], "dequantised"]
+    assert [line["tile"] for line in lines] == [[16, 1, 1], [32, 128, 4, 2, 1], "dequantised"]
     assert all(0 < line["error"] < 0.02 for line in lines)
