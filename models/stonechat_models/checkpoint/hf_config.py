@@ -33,6 +33,15 @@ TEXT_DEFAULTS: dict[str, dict[str, int]] = {
         "head_dim": 256,
         "max_position_embeddings": 131072,
     },
+    "qwen2": {
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+    },
     "llama": {
         "vocab_size": 32000,
         "hidden_size": 4096,

@@ -1,4 +1,4 @@
-"""Loads the vision tower of a model without its language model, and runs it on a CPU."""
+"""Loads the towers of a model without its language model, and runs them on a CPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import safe_open
-from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
+from transformers import AutoConfig
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+)
 from transformers.utils import logging as transformers_logging
 
 from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_dtype
@@ -26,7 +31,7 @@ LANGUAGE_MODEL = ("model.language_model.", "model.text_model.", "lm_head.")
 
 
 class Tower:
-    """A model's own code with the weights of its vision tower alone. Its results are numpy's."""
+    """A model's own code with the weights of its towers alone. Its results are numpy's."""
 
     def __init__(self, module: Any, dtype: torch.dtype) -> None:
         self.module = module
@@ -69,7 +74,7 @@ def load_tower(files: ModelFiles, language_model: tuple[str, ...], threads: int)
         transformers_logging.set_verbosity_error()  # it warns of the weights that are left out
         transformers_logging.disable_progress_bar()
         try:
-            model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+            model_class = _class_of(config)
             module, report = model_class.from_pretrained(
                 None,
                 config=config,
@@ -81,7 +86,31 @@ def load_tower(files: ModelFiles, language_model: tuple[str, ...], threads: int)
         finally:
             transformers_logging.set_verbosity(verbosity)
     _check(files.name, report)
+    if not hasattr(config, "vision_config"):
+        module.set_input_embeddings(_NoEmbeddings(config.get_text_config().hidden_size))
     return Tower(module.eval().requires_grad_(False), dtype)
+
+
+class _NoEmbeddings(torch.nn.Module):
+    """Stands for the embeddings of tokens, which the placeholders of a clip do not need."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, size), requires_grad=False)
+
+    def forward(self, token_ids: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*token_ids.shape, self.weight.shape[-1])
+
+
+def _class_of(config: Any) -> Any:
+    for mapping in (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    ):
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise ModelLoadError(f"transformers has no class for {type(config).__name__}")
 
 
 def _folder_weights(files: ModelFiles, language_model: tuple[str, ...]) -> dict[str, torch.Tensor]:
@@ -114,6 +143,6 @@ def _check(name: str, report: dict[str, Any]) -> None:
     wrong = sorted(k for k in (*missing, *mismatched) if not k.startswith(LANGUAGE_MODEL))
     if wrong:
         raise ModelLoadError(
-            f"{name}: weights of the vision tower are missing or have another shape: "
+            f"{name}: weights of the tower are missing or have another shape: "
             f"{', '.join(wrong[:5])}"
         )

@@ -12,7 +12,9 @@ from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import UnsupportedModelError
 
 TEXT_PARTS = {
+    "audioflamingo3": "qwen2",
     "gemma3": "gemma3_text",
+    "glmasr": "llama",
     "idefics3": "llama",
     "internvl": "qwen2",
     "lfm2_vl": "lfm2",
@@ -20,7 +22,11 @@ TEXT_PARTS = {
     "llava_next": "llama",
     "llava_onevision": "qwen2",
     "mistral3": "mistral",
+    "musicflamingo": "qwen2",
+    "qwen2_audio": "qwen2",
+    "qwen3_asr": "qwen3",
     "smolvlm": "llama",
+    "voxtral": "llama",
 }
 """The usual type of the language model of each type. The config may name another one."""
 _QWEN2_VL = replace(
@@ -62,6 +68,15 @@ IMAGE_TOKENS = {
     "smolvlm": 128257,
 }
 """The types that take images, and their placeholder token if the config does not say."""
+AUDIO_TOKENS = {
+    "audioflamingo3": 151669,
+    "glmasr": 59260,
+    "musicflamingo": 151669,
+    "qwen2_audio": 151646,
+    "qwen3_asr": 151676,
+    "voxtral": 24,
+}
+"""The types that take audio, and their placeholder token if the config does not say."""
 HEADS = ("lm_head.weight", "language_model.lm_head.weight")
 HEAD_PREFIXES = tuple(name.removesuffix("weight") for name in HEADS)
 DRAFT_PREFIX = "mtp."

@@ -33,7 +33,7 @@ from stonechat_models.backends.native.step_media import MediaArrays
 from stonechat_models.backends.native.stores import open_store
 from stonechat_models.backends.native.support import checked_spec
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
-from stonechat_models.backends.native.tower_part import TowerPart, read_images
+from stonechat_models.backends.native.tower_part import TowerPart, read_audio, read_images
 from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
@@ -70,7 +70,7 @@ class NativeModel:
         self._kv_format = kv_format
         self._kv_cache: KvCache | None = None
         self._states: StatePool | None = None
-        self._vision: TowerPart | None = None
+        self._towers: TowerPart | None = None
         self.info = replace(
             info,
             weight_bytes=self._weights.num_bytes,
@@ -111,22 +111,25 @@ class NativeModel:
             kv_format = KV_FORMATS[config.kv_cache_dtype]
             model = cls(library, spec, plan, info, progress, kv_format)
             model.info = replace(model.info, image_refusal=files.image_refusal)
-            model._add_vision(files, plan.prefixes)
+            model._add_towers(files, plan.prefixes)
             return model
         finally:
             store.close()
 
-    def _add_vision(self, files: ModelFiles, language_model: tuple[str, ...]) -> None:
-        """Decide whether the model takes images."""
+    def _add_towers(self, files: ModelFiles, language_model: tuple[str, ...]) -> None:
+        """Decide whether the model takes images and audio."""
         has_axes = self._spec.rotary_axes is not None
         try:
             images = read_images(files, language_model, has_axes=has_axes)
+            self.info = replace(self.info, images=images)
         except UnsupportedModelError as error:
             self.info = replace(self.info, image_refusal=str(error))
-            return
-        if images is not None:
-            self._vision = TowerPart(files, language_model, self.info.threads)
-            self.info = replace(self.info, images=images)
+        try:
+            self.info = replace(self.info, audio=read_audio(files, language_model))
+        except UnsupportedModelError as error:
+            self.info = replace(self.info, audio_refusal=str(error))
+        if self.info.media_token_ids:
+            self._towers = TowerPart(files, language_model, self.info.threads)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -163,14 +166,14 @@ class NativeModel:
         """The pool keeps its size."""
 
     def encode_media(self, medium: MediaInput) -> MediaFeatures:
-        assert self._vision is not None
-        return self._vision.encode(medium)
+        assert self._towers is not None
+        return self._towers.encode(medium)
 
     def media_positions(
         self, token_ids: Sequence[int], media: Sequence[MediaInput]
     ) -> tuple[npt.NDArray[np.int64], int]:
-        assert self._vision is not None
-        return self._vision.positions(token_ids, media)
+        assert self._towers is not None
+        return self._towers.positions(token_ids, media)
 
     def forward_hidden(
         self, batch: HostBatch

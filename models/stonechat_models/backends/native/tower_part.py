@@ -1,7 +1,8 @@
-"""The vision tower of a model whose language model is compiled. It runs through PyTorch.
+"""The towers of a model whose language model is compiled. They run through PyTorch.
 
-Whether the model takes images is decided from its files at load. The tower itself is loaded with
-the first image, so that a server of text alone neither waits for it nor keeps it.
+Whether the model takes images or audio is decided from its files at load. The towers themselves are
+loaded with the first image or clip, so that a server of text alone neither waits for them nor keeps
+them.
 """
 
 import re
@@ -12,7 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.native.composites import DRAFT_PREFIX, IMAGE_TOKENS
+from stonechat_models.backends.native.composites import (
+    AUDIO_TOKENS,
+    DRAFT_PREFIX,
+    IMAGE_TOKENS,
+)
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
 from stonechat_models.checkpoint.gguf.mmproj import tower_dtype
 from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader
@@ -24,9 +29,13 @@ from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import cpu_has_bfloat16
 from stonechat_models.media.features import MediaFeatures
-from stonechat_models.media.hf_processor import NEEDS_LONE_IMAGES, pillow_refusal
+from stonechat_models.media.hf_processor import (
+    NEEDS_LONE_IMAGES,
+    audio_packages_refusal,
+    pillow_refusal,
+)
 from stonechat_models.media.processor_loading import NEEDS_TORCHVISION
-from stonechat_models.model_info import ImageInfo
+from stonechat_models.model_info import AudioInfo, ImageInfo
 from stonechat_models.types import MediaInput
 
 if TYPE_CHECKING:
@@ -34,13 +43,13 @@ if TYPE_CHECKING:
 
 STACKS = re.compile(r"(.*\b(?:layers?|blocks)\.)(\d+)(\..*)")
 """Names of the weights of a layer of a tower: the stack, the layer's number, the weight."""
-DEPTHS = ("depth", "num_hidden_layers")
+DEPTHS = ("depth", "num_hidden_layers", "encoder_layers")
 WHOLE = " (--backend transformers loads the model whole)"
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class TowerPart:
-    """The vision tower of a model, which is loaded when it is first used."""
+    """The towers of a model, which are loaded when one is first used."""
 
     def __init__(self, files: ModelFiles, language_model: tuple[str, ...], threads: int) -> None:
         """`language_model`: how the names of the language model's weights begin in the files."""
@@ -70,7 +79,7 @@ class TowerPart:
             try:
                 self._tower = load_tower(self._files, self._language_model, self._threads)
             except Exception as error:
-                self._failure = f"its vision tower cannot be loaded: {error}"
+                self._failure = f"its tower cannot be loaded: {error}"
                 raise
         return self._tower
 
@@ -91,13 +100,7 @@ def read_images(
         raise UnsupportedModelError(OTHER_TOWER)
     if not any((files.folder / name).is_file() for name in PROCESSOR_FILES):
         raise UnsupportedModelError("its folder has no settings of an image processor")
-    if files.mmproj is None:  # else it was checked when it was found
-        others = (*language_model, DRAFT_PREFIX)
-        weights = [t for t in stored_tensors(files) if not t.name.startswith(others)]
-        _check_weights(weights, config)
-    changed = files.adapter.layers.keys() if files.adapter is not None else ()
-    if any(not name.startswith(language_model) for name in changed):
-        raise UnsupportedModelError(f"its adapter changes the vision tower{WHOLE}")
+    _check_files(files, language_model, "vision")
     whole = JsonObject(config.keys.source, config.raw)
     default = whole.read("image_token_index", int, IMAGE_TOKENS[config.model_type])
     return ImageInfo(
@@ -107,16 +110,38 @@ def read_images(
     )
 
 
+def read_audio(files: ModelFiles, language_model: tuple[str, ...]) -> AudioInfo | None:
+    """Return how the prompts of a model hold audio; None if it is not a model for audio.
+
+    Raises `UnsupportedModelError` with the reason if a model that could take audio cannot do so
+    here.
+    """
+    config = files.config
+    if config.raw.get("audio_config") is None or config.model_type not in AUDIO_TOKENS:
+        return None
+    if refusal := audio_packages_refusal():
+        raise UnsupportedModelError(refusal)
+    if not any((files.folder / name).is_file() for name in PROCESSOR_FILES):
+        raise UnsupportedModelError("its folder has no settings of an audio processor")
+    if has_other_tower(config):
+        raise UnsupportedModelError("the audio towers of MLX files are not read")
+    _check_files(files, language_model, "audio")
+    whole = JsonObject(config.keys.source, config.raw)
+    default = whole.read("audio_token_index", int, AUDIO_TOKENS[config.model_type])
+    return AudioInfo(token_id=whole.read("audio_token_id", int, default))
+
+
 def has_other_tower(config: HFConfig) -> bool:
     """Whether the files have a vision tower in another form, as those of MLX do."""
     return read_method(config).name == "mlx"
 
 
 def tower_bytes(headers: ModelHeaders, language_model: tuple[str, ...]) -> int:
-    """Return the bytes of a vision tower that runs beside the language model; 0 without one."""
+    """Return the bytes of the towers that run beside the language model; 0 without one."""
     config = headers.config
-    has_none = config.raw.get("vision_config") is None or has_other_tower(config)
-    if has_none or config.model_type not in IMAGE_TOKENS:
+    sees = config.raw.get("vision_config") is not None and config.model_type in IMAGE_TOKENS
+    hears = config.raw.get("audio_config") is not None and config.model_type in AUDIO_TOKENS
+    if not (sees or hears) or has_other_tower(config):
         return 0
     others = (*language_model, DRAFT_PREFIX)
     weights = [t for t in headers.tensors if not t.name.startswith(others)]
@@ -139,20 +164,31 @@ def _check_processor(model_type: str) -> None:
         raise UnsupportedModelError(NEEDS_LONE_IMAGES)
 
 
-def _check_weights(weights: Sequence[TensorHeader], config: HFConfig) -> None:
+def _check_files(files: ModelFiles, language_model: tuple[str, ...], kind: str) -> None:
+    """Refuse a tower that an adapter changes, and what `_check_weights` refuses."""
+    if files.mmproj is None:  # else it was checked when it was found
+        others = (*language_model, DRAFT_PREFIX)
+        weights = [t for t in stored_tensors(files) if not t.name.startswith(others)]
+        _check_weights(weights, files.config, kind)
+    changed = files.adapter.layers.keys() if files.adapter is not None else ()
+    if any(not name.startswith(language_model) for name in changed):
+        raise UnsupportedModelError(f"its adapter changes the {kind} tower{WHOLE}")
+
+
+def _check_weights(weights: Sequence[TensorHeader], config: HFConfig, kind: str) -> None:
     """Refuse a tower that is quantised, or of which layers are missing. All of it is checked when
     it is loaded, by a library whose import would make each start slower."""
     if any(t.type_name not in FLOAT_TYPES for t in weights):
-        raise UnsupportedModelError(f"the weights of its vision tower are quantised{WHOLE}")
+        raise UnsupportedModelError(f"the weights of its {kind} tower are quantised{WHOLE}")
     stacks: dict[str, dict[int, set[str]]] = {}
     for match in filter(None, (STACKS.fullmatch(t.name) for t in weights)):
         stack, layer, name = match.groups()
         stacks.setdefault(stack, {}).setdefault(int(layer), set()).add(name)
-    vision = config.keys.section("vision_config")
-    depth = next((n for key in DEPTHS if (n := vision.read(key, int, 0))), 0)
+    tower = config.keys.section(f"{kind}_config")
+    depth = next((n for key in DEPTHS if (n := tower.read(key, int, 0))), 0)
     is_whole = all(
         layers.keys() == set(range(len(layers))) and len({*map(frozenset, layers.values())}) == 1
         for layers in stacks.values()
     )
     if not is_whole or depth not in (0, *map(len, stacks.values())):
-        raise UnsupportedModelError("weights of its vision tower are missing")
+        raise UnsupportedModelError(f"weights of its {kind} tower are missing")

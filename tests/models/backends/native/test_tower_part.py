@@ -75,7 +75,7 @@ def test_a_tower_is_loaded_alone_and_with_the_first_image(
 ) -> None:
     model = make_model(tmp_path / "model", "qwen3_vl", monkeypatch)
     engine = engine_of(tmp_path / "model")
-    part = engine.model._vision
+    part = engine.model._towers
     config = EngineConfig(model=str(tmp_path / "model"), device="cpu")
     planned = footprint(read_headers(config, lambda line: None), config)
     add(engine, "text", [5, 6, 7], greedy(2))
@@ -155,13 +155,13 @@ def test_a_tower_that_cannot_be_loaded_fails_its_requests_alone(
     add(engine, "text", [5, 6, 7], greedy(2))
     results = run(engine)
     assert "cannot be encoded" in results["image", 0].error
-    assert "weights of the vision tower are missing" in caplog.text
+    assert "weights of the tower are missing" in caplog.text
     assert results["text", 0].error is None
     monkeypatch.setattr(tower, "load_tower", None)  # it is not tried again
     add(engine, "again", prompt.token_ids, greedy(2), media=prompt.media)
     caplog.clear()
     assert "cannot be encoded" in run(engine)["again", 0].error
-    assert "weights of the vision tower are missing" in caplog.text
+    assert "weights of the tower are missing" in caplog.text
 
 
 PUBLISHED_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
