@@ -237,7 +237,7 @@ class ToolMessage(WireModel):
     """The result of the call `tool_call_id`. JSON that is no text is taken too."""
 
     role: Literal["tool"]
-    content: Any
+    content: Any = None
     tool_call_id: Annotated[str, BeforeValidator(_id_text)]
     name: str | None = None
 

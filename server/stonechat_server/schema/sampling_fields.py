@@ -15,19 +15,27 @@ from stonechat_server.schema.response_format import ResponseFormat, SchemaText, 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_METADATA = 16
 
+
+def _whole(value: object) -> object:
+    """Make a float that is whole an integer: some languages have no other numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""A number without a fraction, also one such as 100.0."""
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 StopString = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
-TokenLimit = Annotated[int, Field(ge=1)] | Literal[-1]
+Count = Annotated[Whole, Field(ge=0)]
+TokenLimit = Annotated[Whole, Field(ge=1)] | Literal[-1]
 """-1 is no limit."""
-Budget = Annotated[int, Field(ge=0, lt=2**31)]
+Budget = Annotated[Whole, Field(ge=0, lt=2**31)]
 TokenBudget = Budget | Literal[-1]
 """-1 is no limit."""
 StopStrings = StopString | Annotated[list[StopString], Field(max_length=64)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=10.0)]
-Seed = Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)]
+Seed = Annotated[Whole, Field(ge=INT64_MIN, le=INT64_MAX)]
 
 
 def _first_wrong_bias(biases: object) -> object:
@@ -92,7 +100,7 @@ class SamplingFields(WireModel):
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Fraction | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    n: Annotated[Whole, Field(ge=1, le=128)] | None = None
     max_completion_tokens: TokenLimit | None = None
     max_tokens: TokenLimit | None = None
     stop: StopStrings | None = None
@@ -119,7 +127,7 @@ class SamplingFields(WireModel):
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
 
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1)] | None = None
     min_p: Fraction | None = None
     repetition_penalty: RepetitionPenalty | None = None
     min_tokens: Count | None = None
@@ -127,9 +135,9 @@ class SamplingFields(WireModel):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    priority: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] | None = None
     cache_salt: str | None = None
-    prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from pydantic import ValidationError
 
 from stonechat_models import PromptTooLongError, SamplingDefaults, SamplingParams
 from stonechat_server.completions_api.request import CompletionRequest
@@ -63,3 +64,14 @@ def test_all_prompts_share_the_bound() -> None:
     limited = CompletionRequest.model_validate({"prompt": ["x"] * 4, "max_tokens": 201})
     with pytest.raises(APIError, match="4 choices of up to 201 tokens"):
         to_sampling_params(limited, model_info(), 3, 800, num_prompts=4)
+
+
+def test_a_whole_number_may_be_written_with_a_fraction() -> None:
+    """PHP and R write 100.0, as do Python's clients that keep all settings as floats."""
+    written = {"max_tokens": 100.0, "seed": 7.0, "n": 2.0, "top_k": 5.0, "min_tokens": 1e1}
+    found = params(SamplingDefaults(), **written)
+    assert found == params(SamplingDefaults(), **{k: int(v) for k, v in written.items()})
+    assert isinstance(found.max_tokens, int)
+    for name in written:
+        with pytest.raises(ValidationError):
+            params(SamplingDefaults(), **{name: 1.5})

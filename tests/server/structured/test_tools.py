@@ -248,6 +248,13 @@ def test_a_template_without_tools_gets_them_as_text(client: TestClient, engine: 
     ) in prompt
 
 
+def test_a_result_may_be_empty_or_missing(client: TestClient, engine: FakeEngine) -> None:
+    for result in ({}, {"content": None}, {"content": ""}):
+        message = {"role": "tool", "tool_call_id": "c1", **result}
+        assert post(client, messages=[*HISTORY[:2], message]).status_code == 200
+        assert '<tool_response name="get_weather">\n\n</tool_response>' in engine.prompt
+
+
 def test_history_reaches_the_prompt_without_tools_in_the_request(
     client: TestClient, engine: FakeEngine
 ) -> None:
