@@ -7,6 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from transformers.models.lfm2 import modeling_lfm2
+from transformers.models.mamba2 import modeling_mamba2
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.plain import PlainModel
@@ -49,9 +53,36 @@ def test_recurrent_states(family, dtype, device, tmp_path):
     assert isinstance(engine.model, GraphedModel), progress
     assert isinstance(engine.model.model, RecurrentModel), progress
     assert {shape.seqs for shape in engine.model._graphs} == {1, 2, 4}, progress
+    assert (" Slot" in progress) == (family != "falcon_h1"), progress
     check(engine, family, dtype)
     if engine.model.info.exact_chunks:  # the second time with a snapshot of the state
         assert check(engine, family, dtype)[-1].num_cached_tokens > 0
+
+
+def layer_of(kind, dtype, device):
+    """A recurrent layer in the sizes of a known model, with random weights."""
+    if kind == "qwen3.5-4b":
+        config = transformers.Qwen3_5TextConfig(
+            hidden_size=2560, linear_num_value_heads=32, layer_types=["linear_attention"]
+        )
+        module = modeling_qwen3_5.Qwen3_5GatedDeltaNet
+    elif kind == "lfm2-1.2b":
+        config = transformers.Lfm2Config(hidden_size=2048, conv_L_cache=3, layer_types=["conv"])
+        module = modeling_lfm2.Lfm2ShortConv
+    else:
+        config = transformers.Mamba2Config(hidden_size=2048, num_heads=64, n_groups=1)
+        module = modeling_mamba2.Mamba2Mixer
+    torch.manual_seed(0)
+    with device:
+        return module(config, 0).to(dtype).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["qwen3.5-4b", "lfm2-1.2b", "mamba2-1.3b"])
+def test_recurrent_layers_of_known_sizes_decode_in_place(kind, dtype, device):
+    from stonechat_models.backends.transformers.fused.recognise_mixers import fused_mixer
+
+    assert fused_mixer(layer_of(kind, getattr(torch, dtype), device)) is not None
 
 
 @pytest.mark.parametrize("family", ["bloom", "phimoe"])

@@ -37,6 +37,7 @@ from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.recurrent import keeps_recurrent_state
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.method import read_method
@@ -189,6 +190,8 @@ def _checked_model(
     serve runs with transformers' own cache. Raises `UnsupportedModelError` with the reason.
     """
     try:
+        if keeps_recurrent_state(module) and _may_fuse(settings, config):
+            _fuse_parts(module, progress)
         recurrent = stateful_model(module, info, settings.attention, settings.kv_dtype)
         if recurrent is None:
             probe = None
@@ -218,12 +221,16 @@ def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> 
 
     The check runs first, since fused parts run on packed tokens only and replace the model's code.
     """
+    probe = check_packing(module, device, vocab_size(module))
+    _fuse_parts(module, progress)
+    return probe
+
+
+def _fuse_parts(module: torch.nn.Module, progress: Progress) -> None:
     from stonechat_models.backends.transformers.fused.replace import fuse_modules
 
-    probe = check_packing(module, device, vocab_size(module))
     fused = ", ".join(f"{n} {name}" for name, n in sorted(fuse_modules(module).items()))
     progress(f"fused modules: {fused or 'none'}")
-    return probe
 
 
 def _prepare_steps(module: nn.Module, max_model_len: int, progress: Progress) -> None:

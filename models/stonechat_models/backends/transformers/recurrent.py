@@ -8,7 +8,7 @@ on the host, so it can be captured as a CUDA graph.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -35,6 +35,7 @@ from stonechat_models.backends.transformers.attention.interface import (
 from stonechat_models.backends.transformers.head_tap import HeadTap
 from stonechat_models.backends.transformers.media_rows import media_rows
 from stonechat_models.backends.transformers.model import TransformersModel
+from stonechat_models.backends.transformers.slot_states import SlotMixer
 from stonechat_models.errors import EngineError, ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import as_current_device
 from stonechat_models.hardware.transfers import to_device
@@ -107,12 +108,18 @@ class StatePool:
                 f"no memory for {num_slots} recurrent states, {size_text(needed)}: {error}"
             ) from error
 
-    def load(self, cache: Cache, slots: torch.Tensor) -> None:
-        """Give the layers of `cache` copies of the states in `slots`, int64[N]."""
+    def load(self, cache: Cache, slots: torch.Tensor, in_place: Set[int] = frozenset()) -> None:
+        """Give the layers of `cache` copies of the states in `slots`, int64[N].
+
+        The layers `in_place` get the states themselves, of all slots, and the slots.
+        """
         rows = self._rows(slots)
         for shape, tensor in zip(self._shapes, self._tensors, strict=True):
             layer: Any = cache.layers[shape.layer]
-            state = tensor[rows[tensor.device]]
+            if shape.layer in in_place:
+                state, layer.slots = tensor, rows[tensor.device]
+            else:
+                state = tensor[rows[tensor.device]]
             getattr(layer, shape.kind)[shape.index] = state
             getattr(layer, f"is_{shape.kind}_initialized")[shape.index] = True
             layer.has_previous_state[shape.index] = True
@@ -120,10 +127,12 @@ class StatePool:
             if shape.kind == "conv_states":
                 layer.conv_kernel_size[shape.index] = state.shape[-1]
 
-    def store(self, cache: Cache, slots: torch.Tensor) -> None:
-        """Keep the states of the layers of `cache` in `slots`."""
+    def store(self, cache: Cache, slots: torch.Tensor, in_place: Set[int] = frozenset()) -> None:
+        """Keep the states of the layers of `cache` in `slots`, except for those `in_place`."""
         rows = self._rows(slots)
         for shape, tensor in zip(self._shapes, self._tensors, strict=True):
+            if shape.layer in in_place:
+                continue
             state = getattr(cache.layers[shape.layer], shape.kind)[shape.index]
             tensor.index_copy_(0, rows[tensor.device], state)
 
@@ -192,6 +201,7 @@ class RecurrentModel(TransformersModel):
         info = replace(info, keeps_state=True, state_bytes=sum(s.num_bytes for s in self._shapes))
         super().__init__(module, info, backend, probe=probe, kv_dtype=kv_dtype)
         self._states: StatePool | None = None
+        self._in_place = {m.layer_idx for m in module.modules() if isinstance(m, SlotMixer)}
         self.replay: Callable[[ForwardBatch], torch.Tensor] | None = None
         """How the sequences of a step that decode are computed while others have prompts: by a CUDA
         graph. None: there is none."""
@@ -260,8 +270,9 @@ class RecurrentModel(TransformersModel):
         slots = part.state_index
         if slots is None:
             slots = to_device(list(part.state_slots), self.device, torch.int64)
+        in_place = self._in_place if start and length == 1 else set()
         if start:
-            self._states.load(cache, slots)
+            self._states.load(cache, slots, in_place)
         media, positions = part.media, part.positions.view(-1, length)
         if media is not None and media.rope_positions is not None:
             positions = media.rope_positions.view(3, -1, length)
@@ -275,7 +286,7 @@ class RecurrentModel(TransformersModel):
                 PagedContext(part, self._cache, self.backend),
                 num_rows,
             )
-        self._states.store(cache, slots)
+        self._states.store(cache, slots, in_place)
         return logits[:, -num_rows:]
 
 

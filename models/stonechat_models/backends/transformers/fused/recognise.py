@@ -69,6 +69,13 @@ miss, such as clipping, or scaling by position."""
 NORM_VARIANTS = ((0.0, True), (1.0, False), (0.0, False))
 """(offset of the weight, whether the normalised row is rounded before scaling), per variant."""
 LAYER_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
+MLP_NAMES = (
+    ("gate_up_proj", "gate_proj", "up_proj", "down_proj"),
+    ("w13", "w1", "w3", "w2"),
+    ("input_linear", "", "", "output_linear"),
+)
+"""What families call the layers of a gated MLP: gate and up in one, gate, up, and down. Those of
+Mamba hybrids come in one only."""
 MAX_HEAD_SIZE = 256
 
 
@@ -76,7 +83,8 @@ def fused_norm(norm: nn.Module) -> nn.Module | None:
     """A replacement for an RMS norm of a known variant, or None."""
     weight = getattr(norm, "weight", None)
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    if "RMSNorm" not in type(norm).__name__ or isinstance(norm, FusedRMSNorm):
+    name = type(norm).__name__
+    if "RMSNorm" not in name or "Gated" in name or isinstance(norm, FusedRMSNorm):
         return None
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(epsilon, float):
         return None
@@ -95,8 +103,10 @@ def merged_mlp(mlp: nn.Module) -> nn.Module | None:
     """A replacement for an MLP of gate, up and down, or None. Gate and up may be merged already."""
     if isinstance(mlp, MergedMLP):
         return None
-    down = _plain_linear(mlp, "down_proj")
-    merged = _plain_linear(mlp, "gate_up_proj") or _merged_linears(mlp, "gate_proj", "up_proj")
+    down = merged = None
+    for gate_up, gate, up, name in MLP_NAMES:
+        down = down or _plain_linear(mlp, name)
+        merged = merged or _plain_linear(mlp, gate_up) or _merged_linears(mlp, gate, up)
     if merged is None or down is None or merged.out_features != 2 * down.in_features:
         return None
     rows = random_rows((1, PARITY_ROWS, merged.in_features), merged.weight)

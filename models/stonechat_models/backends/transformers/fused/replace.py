@@ -21,6 +21,7 @@ from stonechat_models.backends.transformers.fused.recognise_experts import (
     fused_mixture,
     is_experts,
 )
+from stonechat_models.backends.transformers.fused.recognise_mixers import fused_mixer
 from stonechat_models.backends.transformers.fused.recognise_router import fused_router
 from stonechat_models.backends.transformers.tower_parts import tower_parts
 
@@ -31,11 +32,11 @@ logger = logging.getLogger(__name__)
 def fuse_modules(module: nn.Module) -> Counter[str]:
     """Replace parts of `module` in place. Returns the number of replacements per class name.
 
-    The parts are RMS norms, gated MLPs, experts and their routers and, in a causal model of
-    transformers, attention and whole decoder layers, which then run on packed tokens only. A part
-    stays as it is if its kind is not known, or if its replacement returns other numbers on random
-    input. So do the parts of a vision tower. The original weights of merged layers are freed, part
-    by part.
+    The parts are RMS norms, gated MLPs, recurrent layers, experts and their routers. In a causal
+    model of transformers they are also attention and whole decoder layers, which then run on packed
+    tokens only. A part stays as it is if its kind is not known, or if its replacement returns other
+    numbers on random input. So do the parts of a vision tower. The original weights of merged
+    layers are freed, part by part.
     """
     parameter = next(module.parameters(), None)
     if parameter is None or parameter.device.type != "cuda":
@@ -56,7 +57,8 @@ def _fuse(module: nn.Module) -> Counter[str]:
         return fused_layer(part, calls[name]) if name in calls else None
 
     def part(_: str, part: nn.Module) -> nn.Module | None:
-        return fused_norm(part) or merged_mlp(part) or fused_experts(part) or fused_router(part)
+        fused = fused_norm(part) or merged_mlp(part) or fused_experts(part) or fused_router(part)
+        return fused or fused_mixer(part)
 
     vision = tower_parts(module)
     names = [name for name, part in module.named_modules() if name and part not in vision]

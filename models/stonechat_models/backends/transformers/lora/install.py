@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.adapter_rows import StepRows
 from stonechat_models.backends.transformers.lora.linear import Factors, LoraLinear, Stack
+from stonechat_models.backends.transformers.slot_states import SlotMixer
 from stonechat_models.checkpoint.adapter import Adapter
 from stonechat_models.errors import UnsupportedModelError
 
@@ -105,12 +106,18 @@ def _fused_layers(module: nn.Module) -> dict[str, tuple[str, int]]:
 
     Fused attention has query, key and value in one layer, a merged MLP has gate and up.
     """
+    places = {
+        f"{name}.{child}": (f"{name}.original.{child}", 0)
+        for name, part in module.named_modules()
+        if isinstance(part, SlotMixer)
+        for child, _ in part.original.named_children()
+    }
     if not any(type(part).__name__ in FUSED_TYPES for part in module.modules()):
-        return {}
+        return places
     from stonechat_models.backends.transformers.fused.attention import FusedAttention
     from stonechat_models.backends.transformers.fused.modules import MergedMLP
+    from stonechat_models.backends.transformers.fused.recognise import MLP_NAMES
 
-    places = {}
     for name, part in module.named_modules():
         if isinstance(part, FusedAttention):
             firsts = (0, part.num_heads, part.num_heads + part.num_kv_heads)
@@ -118,6 +125,8 @@ def _fused_layers(module: nn.Module) -> dict[str, tuple[str, int]]:
                 places[f"{name}.{layer}_proj"] = f"{name}.qkv_proj", first * part.head_dim
         elif isinstance(part, MergedMLP):
             num_outputs = _shape(part.gate_up_proj)[0]
-            places[f"{name}.gate_proj"] = f"{name}.gate_up_proj", 0
-            places[f"{name}.up_proj"] = f"{name}.gate_up_proj", num_outputs // 2
+            for gate_up, gate, up, down in MLP_NAMES:
+                places[f"{name}.{gate_up}"] = places[f"{name}.{gate}"] = f"{name}.gate_up_proj", 0
+                places[f"{name}.{up}"] = f"{name}.gate_up_proj", num_outputs // 2
+                places[f"{name}.{down}"] = f"{name}.down_proj", 0
     return places

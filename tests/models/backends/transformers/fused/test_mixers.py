@@ -1,0 +1,324 @@
+"""Recurrent layers on the states in the pool: kernels in float64, layers beside transformers'.
+
+The references compute one row after the other, from the formulas of the papers: gated delta rule
+(arXiv 2412.06464) and Mamba 2 (arXiv 2405.21060).
+"""
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("triton")
+
+from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.fused import mixers
+from stonechat_models.backends.transformers.fused.recognise_mixers import MIXERS, fused_mixer
+from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.parity_steps import last_tokens, parity_sequences
+from stonechat_models.backends.transformers.slot_states import SlotMixer, SlotStates
+from tests.models.backends.transformers.test_cuda_graphs import RerunCapturer
+from tests.models.device_lengths import DeviceLengths
+from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
+from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
+from tests.models.launches import counted_launches
+from tests.models.tiny_models import tiny_model
+from tests.nightly import nightly
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_interpreter = pytest.mark.skipif(DEVICE == "cuda", reason="runs whole models in float32")
+TOLERANCE = {torch.float32: 5e-6, torch.bfloat16: 2e-2}
+SLOTS = (2, 4, 0)
+"""Of two sequences and one row of padding: slot 4 is the last."""
+PADDING = 4
+FAMILIES = ["qwen3_5_text", "lfm2", "granitemoehybrid", "mamba2"]
+MORE_FAMILIES = ["qwen3_next", "qwen3_5_moe_text", "bamba", "nemotron_h"]
+
+
+def draw(*shape, dtype=torch.float32, scale=1.0):
+    return (torch.randn(*shape) * scale).to(DEVICE, dtype)
+
+
+def place(states):
+    """The slots of rows: the second of three is padding."""
+    return torch.tensor([SLOTS[0], PADDING, SLOTS[2]], device=DEVICE)
+
+
+def near(expected, actual, dtype):
+    expected = expected.detach()
+    error = (expected - actual.double()).abs().max() / expected.abs().max()
+    assert float(error) <= TOLERANCE[dtype]
+
+
+def silu(x):
+    return x * torch.sigmoid(x)
+
+
+def conv_reference(window, weight, bias, activates):
+    """One row: the last inputs [C, TAPS] with the new one."""
+    result = (window * weight).sum(-1) + (0 if bias is None else bias)
+    return silu(result) if activates else result
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("taps", "has_bias", "activates"), [(4, True, True), (3, False, True), (4, False, False)]
+)
+def test_convolutions(taps, has_bias, activates, dtype):
+    channels = 140  # more than one program
+    conv = nn.Conv1d(channels, channels, taps, groups=channels, bias=has_bias).to(DEVICE, dtype)
+    pool, wide = draw(5, channels, taps, dtype=dtype), draw(3, channels + 20, dtype=dtype)
+    before, x = pool.clone(), wide[:, 20:]
+    states = SlotStates(pool, None, place(pool))
+    actual = mixers.convolved(x, conv, states, activates=activates)
+    bias = conv.bias.double() if has_bias else None
+    for row, slot in ((0, SLOTS[0]), (2, SLOTS[2])):
+        window = torch.cat([before[slot, :, 1:], x[row, :, None]], dim=-1)
+        assert torch.equal(pool[slot], window)
+        weight = conv.weight[:, 0].double()
+        near(conv_reference(window.double(), weight, bias, activates), actual[row], dtype)
+    assert torch.equal(pool[[1, 3, 4]], before[[1, 3, 4]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gated_convolutions(dtype):
+    channels, taps = 24, 3
+    conv = nn.Conv1d(channels, channels, taps, groups=channels).to(DEVICE, dtype)
+    pool, x = draw(5, channels, taps, dtype=dtype), draw(3, 3 * channels, dtype=dtype)
+    before = pool.double()
+    states = SlotStates(pool, None, place(pool))
+    actual = mixers.convolved(x, conv, states, activates=False, gates=True)
+    first, second, inputs = x.double().chunk(3, dim=-1)
+    for row, slot in ((0, SLOTS[0]), (2, SLOTS[2])):
+        window = torch.cat([before[slot, :, 1:], (first * inputs)[row, :, None]], dim=-1)
+        near(window, pool[slot], dtype)
+        weight, bias = conv.weight[:, 0].double(), conv.bias.double()
+        expected = second[row] * conv_reference(window, weight, bias, activates=False)
+        near(expected, actual[row], dtype)
+
+
+def test_channels_in_groups_of_keys():
+    """As Qwen3-Next's projection orders them: a query, a key, values, gates, for each key."""
+    count, key, value = 3, 4, 10
+    size = 2 * key + 2 * value
+    channels = count * (2 * key + value)
+    x = draw(3, count * size)
+    parts = x.view(3, count, size).split([key, key, value, value], dim=-1)
+    in_order = torch.cat([part.flatten(1) for part in parts[:3]], dim=-1)
+    conv = nn.Conv1d(channels, channels, 4, groups=channels).to(DEVICE)
+    pool = draw(5, channels, 4)
+    results = []
+    for inputs, groups in (
+        (in_order, mixers.IN_ORDER),
+        (x, mixers.Groups(count, key, value, size)),
+    ):
+        states = SlotStates(pool.clone(), None, place(pool))
+        output = mixers.convolved(inputs, conv, states, activates=True, groups=groups)
+        results.append((output, states.conv))
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+
+
+def delta_layer(dtype, *, num_keys=2, per_key=3, key=6, value=10):
+    """A layer whose projections return their input's parts, and whose output is not projected."""
+    heads = num_keys * per_key
+    channels = 2 * num_keys * key + heads * value
+    ends = [channels, channels + heads * value, channels + heads * value + heads]
+    conv = nn.Conv1d(channels, channels, 4, groups=channels, bias=False).to(DEVICE, dtype)
+    norm = SimpleNamespace(weight=draw(value, dtype=dtype), variance_epsilon=1e-5)
+    return SimpleNamespace(
+        layer_idx=0,
+        num_v_heads=heads,
+        num_k_heads=num_keys,
+        head_k_dim=key,
+        head_v_dim=value,
+        conv1d=conv,
+        A_log=draw(heads, dtype=dtype, scale=0.5),
+        dt_bias=draw(heads, dtype=dtype),
+        norm=norm,
+        in_proj_qkv=lambda x: x[:, : ends[0]],
+        in_proj_z=lambda x: x[:, ends[0] : ends[1]],
+        in_proj_b=lambda x: x[:, ends[1] : ends[2]],
+        in_proj_a=lambda x: x[:, ends[2] :],
+        out_proj=lambda x: x,
+        sizes=(channels, heads, num_keys, key, value, ends),
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gated_delta_rule(dtype):
+    layer = delta_layer(dtype)
+    channels, heads, num_keys, key, value, ends = layer.sizes
+    x = draw(3, ends[2] + heads, dtype=dtype)
+    conv, pool = draw(5, channels, 4, dtype=dtype), draw(5, heads, key, value)
+    before, states = pool.clone(), SlotStates(conv.clone(), pool, place(pool))
+    actual = mixers.SlotDeltaNet(layer).decode(x, states)
+    copy = SlotStates(conv, pool, place(pool))
+    mixed = mixers.convolved(x[:, :channels], layer.conv1d, copy, activates=True).double()
+    for row, slot in ((0, SLOTS[0]), (2, SLOTS[2])):
+        query, keys, values = mixed[row].split(
+            [num_keys * key, num_keys * key, heads * value], dim=-1
+        )
+        z = x[row, ends[0] : ends[1]].double().view(heads, value)
+        for head in range(heads):
+            at = head // (heads // num_keys)
+            q, k = (t.view(num_keys, key)[at] for t in (query, keys))
+            q, k = (t / (t.square().sum() + 1e-6).sqrt() for t in (q, k))
+            time = x[row, ends[2] + head].double() + layer.dt_bias[head].double()
+            time = torch.nn.functional.softplus(time)
+            state = before[slot, head].double() * (-layer.A_log[head].double().exp() * time).exp()
+            strength = torch.sigmoid(x[row, ends[1] + head].double())
+            v = values.view(heads, value)[head]
+            state = state + torch.outer(k, (v - k @ state) * strength)
+            near(state, pool[slot, head], dtype)
+            result = q / key**0.5 @ state
+            result = result / (result.square().mean() + 1e-5).sqrt()
+            expected = result * layer.norm.weight.double() * silu(z[head])
+            near(expected, actual[row].view(heads, value)[head], dtype)
+    assert torch.equal(pool[[1, 3, 4]], before[[1, 3, 4]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_space_of_mamba(dtype):
+    heads, groups, size, state_size = 6, 2, 5, 9
+    inner = heads * size
+    channels = inner + 2 * groups * state_size
+    layer = SimpleNamespace(
+        layer_idx=0,
+        num_heads=heads,
+        head_dim=size,
+        ssm_state_size=state_size,
+        n_groups=groups,
+        intermediate_size=inner,
+        conv_dim=channels,
+        conv1d=nn.Conv1d(channels, channels, 4, groups=channels).to(DEVICE, dtype),
+        A_log=draw(heads, dtype=dtype, scale=0.5),
+        dt_bias=draw(heads, dtype=dtype),
+        D=draw(heads, dtype=dtype),
+        norm=SimpleNamespace(
+            weight=draw(inner, dtype=dtype), variance_epsilon=1e-5, group_size=inner // 2
+        ),
+        in_proj=lambda x: x,
+        out_proj=lambda x: x,
+    )
+    x = draw(3, inner + channels + heads, dtype=dtype)
+    x[0, -1], x[2, -2] = 30.0, -12.0  # large and small time steps
+    conv, pool = draw(5, channels, 4, dtype=dtype), draw(5, heads, size, state_size)
+    before, states = pool.clone(), SlotStates(conv.clone(), pool, place(pool))
+    actual = mixers.SlotMamba(layer).decode(x, states)
+    gate, xbc, dt = x.split([inner, channels, heads], dim=-1)
+    copy = SlotStates(conv, pool, place(pool))
+    mixed = mixers.convolved(xbc, layer.conv1d, copy, activates=True).double()
+    for row, slot in ((0, SLOTS[0]), (2, SLOTS[2])):
+        inputs, b, c = mixed[row].split([inner, groups * state_size, groups * state_size], dim=-1)
+        results = []
+        for head in range(heads):
+            at = head // (heads // groups)
+            time = torch.nn.functional.softplus(
+                dt[row, head].double() + layer.dt_bias[head].double()
+            )
+            state = before[slot, head].double() * (-layer.A_log[head].double().exp() * time).exp()
+            value = inputs.view(heads, size)[head]
+            state = state + torch.outer(value, time * b.view(groups, state_size)[at])
+            near(state, pool[slot, head], dtype)
+            results.append(state @ c.view(groups, state_size)[at] + layer.D[head].double() * value)
+        gated = (torch.cat(results) * silu(gate[row].double())).view(2, -1)
+        normed = gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        near(normed.flatten() * layer.norm.weight.double(), actual[row], dtype)
+    assert torch.equal(pool[[1, 3, 4]], before[[1, 3, 4]])
+
+
+def mixers_of(module):
+    return [part for part in module.modules() if type(part).__name__ in MIXERS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", [*FAMILIES, *nightly(*MORE_FAMILIES)])
+def test_layers_are_recognised(family, dtype):
+    layer = mixers_of(tiny_model(family).to(DEVICE, dtype))[0]
+    assert isinstance(fused_mixer(layer), SlotMixer)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_that_computes_something_else_is_kept(family, caplog):
+    layer = mixers_of(tiny_model(family).to(DEVICE))[-1]
+    forward = layer.forward
+    layer.forward = lambda *args, **kwargs: forward(*args, **kwargs) * 1.01
+    assert fused_mixer(layer) is None
+
+    def fails(*args, **kwargs):
+        raise RuntimeError("it cannot run")
+
+    layer.forward = fails
+    assert fused_mixer(layer) is None
+    assert "decodes as in transformers" in caplog.text
+
+
+def put_mixers(module):
+    """Replace the recurrent layers alone: other kernels take long in the interpreter."""
+    for name, part in [*module.named_modules()]:
+        if part in mixers_of(module):
+            module.set_submodule(name, fused_mixer(part))
+
+
+@needs_interpreter
+@pytest.mark.parametrize("family", [*FAMILIES, *nightly(*MORE_FAMILIES)])
+def test_tokens_are_those_of_plain_transformers(family):
+    prompts = [[5], [*range(3, 23)], [9, 8, 7, 6]]
+    module = tiny_model(family)
+    expected = [reference_greedy(module, prompt, 4) for prompt in prompts]
+    put_mixers(module)
+    results = generate_all(make_engine(module, BatchedBackend()), prompts, greedy(4))
+    for result, (token_ids, logprobs) in zip(results, expected, strict=True):
+        assert result.token_ids == token_ids
+        for row, entry in zip(logprobs, result.logprobs, strict=True):
+            assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-3)
+
+
+@needs_interpreter
+@pytest.mark.parametrize("family", ["lfm2", *nightly("qwen3_5_text", "mamba2")])
+def test_states_in_their_slots_survive_any_load(family):
+    """Preemption, snapshots of prefixes, choices of one request, overlap and graphs take part."""
+    requests = list(workload(random.Random(0), 8))
+    module = tiny_model(family)
+    expected = run_workload(make_engine(module, **LIMITS[1]), requests)
+    put_mixers(module)
+    engine = make_engine(module, DeviceLengths(), overlap=True, max_num_seqs=4, **LIMITS[1])
+    engine.model = GraphedModel(engine.model, CPU)
+    lines = []
+    engine.model.capture(RerunCapturer(), lines.append)
+    assert lines[-1].endswith("and checked them")
+    assert_same(run_workload(engine, requests), expected)
+
+
+@needs_interpreter
+@torch.inference_mode()
+def test_a_decode_step_copies_no_state(monkeypatch):
+    """Each recurrent layer changes its own in place."""
+    module = tiny_model("lfm2")
+    put_mixers(module)
+    model = make_engine(module, BatchedBackend()).model
+    sequences = parity_sequences(model.info)
+    model.forward(sequences)
+    with counted_launches(monkeypatch) as launches:
+        model.forward(last_tokens(sequences, 2))
+    assert launches["conv_update_kernel"] == 2
+    assert launches["index_copy_"] == 2, "keys and values"
+
+
+@pytest.mark.parametrize(
+    ("family", "fused"),
+    [
+        ("lfm2", {"SlotShortConv": 2, "FusedRMSNorm": 9, "MergedMLP": 3}),
+        ("mamba2", {"SlotMamba": 2, "FusedRMSNorm": 3}),  # a gated norm is another one
+    ],
+)
+def test_norms_and_mlps_of_hybrids_are_fused_too(family, fused):
+    assert fuse_modules(tiny_model(family).to(DEVICE)) == fused
