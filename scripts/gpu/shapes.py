@@ -80,6 +80,37 @@ SHAPES = {
                 "head_dim": 128,
             },
         ),
+        Shape(  # three of four layers have gated delta rules, as the config's defaults say
+            "qwen3.5-4b",
+            "Qwen3_5TextConfig",
+            {
+                "vocab_size": 248320,
+                "hidden_size": 2560,
+                "intermediate_size": 9216,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 4,
+                "head_dim": 256,
+                "tie_word_embeddings": True,
+            },
+        ),
+        Shape(
+            "lfm2-1.2b",
+            "Lfm2Config",
+            {
+                "vocab_size": 65536,
+                "hidden_size": 2048,
+                "intermediate_size": 12288,
+                "num_hidden_layers": 16,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "layer_types": [
+                    "full_attention" if layer in (2, 5, 8, 10, 12, 14) else "conv"
+                    for layer in range(16)
+                ],
+                "tie_word_embeddings": True,
+            },
+        ),
         Shape(  # small enough to start in seconds, with heads as kernels like them
             "small",
             "LlamaConfig",

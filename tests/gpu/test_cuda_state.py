@@ -63,11 +63,16 @@ def layer_of(kind, dtype, device):
     """A recurrent layer in the sizes of a known model, with random weights."""
     if kind == "qwen3.5-4b":
         config = transformers.Qwen3_5TextConfig(
-            hidden_size=2560, linear_num_value_heads=32, layer_types=["linear_attention"]
+            hidden_size=2560,
+            linear_num_value_heads=32,
+            num_hidden_layers=1,
+            layer_types=["linear_attention"],
         )
         module = modeling_qwen3_5.Qwen3_5GatedDeltaNet
     elif kind == "lfm2-1.2b":
-        config = transformers.Lfm2Config(hidden_size=2048, conv_L_cache=3, layer_types=["conv"])
+        config = transformers.Lfm2Config(
+            hidden_size=2048, conv_L_cache=3, num_hidden_layers=1, layer_types=["conv"]
+        )
         module = modeling_lfm2.Lfm2ShortConv
     else:
         config = transformers.Mamba2Config(hidden_size=2048, num_heads=64, n_groups=1)

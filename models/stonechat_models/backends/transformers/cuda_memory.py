@@ -175,8 +175,9 @@ def step_memory(
     model.allocate_kv_cache(1, block_size)
     torch.cuda.empty_cache()
     if info.keeps_state:  # a step that decodes for all: its states before and after, its logits
-        needed += info.max_num_seqs * (2 * model.info.state_bytes + 8 * info.vocab_size)
-        needed += model.info.state_bytes  # that of padding
+        copied = getattr(model, "copied_state_bytes", info.state_bytes)
+        needed += info.max_num_seqs * (2 * copied + 8 * info.vocab_size)
+        needed += info.state_bytes  # that of padding
     return needed
 
 

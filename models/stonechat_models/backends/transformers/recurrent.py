@@ -206,6 +206,12 @@ class RecurrentModel(TransformersModel):
         """How the sequences of a step that decode are computed while others have prompts: by a CUDA
         graph. None: there is none."""
 
+    @property
+    def copied_state_bytes(self) -> int:
+        """Bytes of a sequence's states that a decode step copies, instead of changing them where
+        they lie."""
+        return sum(s.num_bytes for s in self._shapes if s.layer not in self._in_place)
+
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         super().allocate_kv_cache(num_blocks, block_size)
         self._states = StatePool(self._shapes, self.info.num_state_slots)

@@ -28,6 +28,9 @@ class SlotMixer(nn.Module):
     to the layer that it replaces.
     """
 
+    cache_name = "cache_params"
+    """The argument that has the cache."""
+
     def __init__(self, original: Any) -> None:
         super().__init__()
         self.original = original
@@ -35,7 +38,7 @@ class SlotMixer(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """Maps hidden states [N, T, size] to the layer's output [N, T, size]."""
-        cache = arguments.get("cache_params", arguments.get("past_key_values"))
+        cache = arguments.get(self.cache_name)
         layer = None if cache is None else cache.layers[self.layer_idx]
         slots = getattr(layer, "slots", None)
         if layer is None or slots is None:

@@ -6,12 +6,22 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
+from stonechat_models.backends.transformers.fused.hybrid_layer import (
+    FusedHybridLayer,
+    LayerNames,
+)
 from stonechat_models.backends.transformers.fused.mixers import (
     SlotDeltaNet,
     SlotMamba,
     SlotShortConv,
 )
-from stonechat_models.backends.transformers.fused.parity_check import agree, random_rows
+from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
+from stonechat_models.backends.transformers.fused.parity_check import (
+    Call,
+    ParityContext,
+    agree,
+    random_rows,
+)
 from stonechat_models.backends.transformers.slot_states import SlotMixer, SlotStates
 
 logger = logging.getLogger(__name__)
@@ -27,6 +37,13 @@ MIXERS: dict[str, type[SlotMixer]] = {
     ),
 }
 """Layers of transformers that do nothing which a parity check on random numbers could miss."""
+_QWEN = LayerNames("input_layernorm", "linear_attn", "post_attention_layernorm", "mlp")
+_LFM2 = LayerNames("operator_norm", "conv", "ffn_norm", "feed_forward")
+HYBRID_LAYERS = {
+    **dict.fromkeys(("Lfm2DecoderLayer", "Lfm2MoeDecoderLayer"), _LFM2),
+    **dict.fromkeys(("Qwen3NextDecoderLayer", "Qwen3_5DecoderLayer"), _QWEN),
+}
+"""Layers of transformers that are norm, attention or recurrent layer, add, norm, MLP, add."""
 PROMPT_LENGTH = 6
 SLOTS = (3, 0, 2)
 """Where the states of the check's sequences lie. Slot 1 is free, and the last is for padding."""
@@ -51,6 +68,32 @@ def fused_mixer(original: nn.Module) -> SlotMixer | None:
         return None
 
 
+def is_known_hybrid(part: nn.Module) -> bool:
+    """Whether its class is known. `fused_hybrid_layer` checks more."""
+    is_own = type(part).__module__.startswith("transformers.models.")
+    return is_own and type(part).__name__ in HYBRID_LAYERS
+
+
+def fused_hybrid_layer(original: nn.Module, call: Call) -> FusedHybridLayer | None:
+    """Return a fused replacement, or None. Call after the layer's parts have been replaced."""
+    names = HYBRID_LAYERS[type(original).__name__]
+    norm, mlp_norm = (original._modules.get(name) for name in (names.norm, names.mlp_norm))
+    mixer = original._modules.get(names.recurrent)
+    is_known = (
+        isinstance(mixer, SlotMixer) if mixer is not None else "self_attn" in original._modules
+    )
+    if not is_known or not isinstance(original._modules.get(names.mlp), MergedMLP):
+        return None
+    if not isinstance(norm, FusedRMSNorm) or not isinstance(mlp_norm, FusedRMSNorm):
+        return None
+    rows = ParityContext().query_start[-1]
+    hidden = random_rows((1, rows, norm.weight.shape[0]), norm.weight)
+    fused = FusedHybridLayer(original, names)
+    expected = call.run(original, hidden.clone(), ParityContext())
+    actual = call.run(fused, hidden.clone(), ParityContext())
+    return fused if agree(expected, actual) else None
+
+
 def _decodes_alike(original: nn.Module, fused: SlotMixer) -> bool:
     """Whether a token after a prompt gives the same output and states, and changes no others."""
     conv = original._modules.get("conv1d") or original._modules.get("conv")
@@ -59,8 +102,8 @@ def _decodes_alike(original: nn.Module, fused: SlotMixer) -> bool:
     hidden = random_rows((len(SLOTS), PROMPT_LENGTH + 1, int(hidden_size)), conv.weight)  # type: ignore[arg-type]
     cache = Cache(layers=[LinearAttentionLayer() for _ in range(fused.layer_idx + 1)])
     layer = cache.layers[-1]
-    name = "past_key_values" if isinstance(fused, SlotShortConv) else "cache_params"
-    original(hidden[:, :PROMPT_LENGTH], **{name: cache})
+    cached = {fused.cache_name: cache}
+    original(hidden[:, :PROMPT_LENGTH], **cached)
     states = SlotStates(
         _pool(layer.conv_states[0]),
         None if layer.recurrent_states[0] is None else _pool(layer.recurrent_states[0]),
@@ -69,7 +112,7 @@ def _decodes_alike(original: nn.Module, fused: SlotMixer) -> bool:
     tokens = hidden[:, PROMPT_LENGTH:]
     rows = torch.cat([tokens[:, 0], tokens[:1, 0]])  # the last one is padding
     output = fused.decode(rows, states)[: len(SLOTS)]
-    if not agree(original(tokens, **{name: cache})[:, 0], output):
+    if not agree(original(tokens, **cached)[:, 0], output):
         return False
     pools = [(states.conv, layer.conv_states[0]), (states.recurrent, layer.recurrent_states[0])]
     return all(

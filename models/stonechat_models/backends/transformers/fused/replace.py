@@ -21,7 +21,11 @@ from stonechat_models.backends.transformers.fused.recognise_experts import (
     fused_mixture,
     is_experts,
 )
-from stonechat_models.backends.transformers.fused.recognise_mixers import fused_mixer
+from stonechat_models.backends.transformers.fused.recognise_mixers import (
+    fused_hybrid_layer,
+    fused_mixer,
+    is_known_hybrid,
+)
 from stonechat_models.backends.transformers.fused.recognise_router import fused_router
 from stonechat_models.backends.transformers.tower_parts import tower_parts
 
@@ -48,13 +52,17 @@ def fuse_modules(module: nn.Module) -> Counter[str]:
 def _fuse(module: nn.Module) -> Counter[str]:
     replaced: Counter[str] = Counter()
     attentions, layers = _names(module, is_known_attention), _names(module, is_known_layer)
-    calls = record_calls(module, attentions + layers)
+    hybrids = _names(module, is_known_hybrid)
+    calls = record_calls(module, attentions + layers + hybrids)
 
     def attention(name: str, part: nn.Module) -> nn.Module | None:
         return fused_attention(part, calls[name]) if name in calls else None
 
     def layer(name: str, part: nn.Module) -> nn.Module | None:
         return fused_layer(part, calls[name]) if name in calls else None
+
+    def hybrid(name: str, part: nn.Module) -> nn.Module | None:
+        return fused_hybrid_layer(part, calls[name]) if name in calls else None
 
     def part(_: str, part: nn.Module) -> nn.Module | None:
         fused = fused_norm(part) or merged_mlp(part) or fused_experts(part) or fused_router(part)
@@ -68,6 +76,7 @@ def _fuse(module: nn.Module) -> Counter[str]:
         logger.warning("%s runs as in transformers, and may wait for the device", kind)
     _replace(module, attentions, attention, replaced)
     _replace(module, layers, layer, replaced)  # last: it needs the fused parts
+    _replace(module, hybrids, hybrid, replaced)
     return replaced
 
 

@@ -10,12 +10,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers.cache_utils import Cache, LinearAttentionLayer
 
 pytest.importorskip("triton")
 
+from stonechat_models.backends.transformers import step_check
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
 from stonechat_models.backends.transformers.fused import mixers
+from stonechat_models.backends.transformers.fused.hybrid_layer import FusedHybridLayer
 from stonechat_models.backends.transformers.fused.recognise_mixers import MIXERS, fused_mixer
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.parity_steps import last_tokens, parity_sequences
@@ -299,12 +302,55 @@ def test_states_in_their_slots_survive_any_load(family):
 
 
 @needs_interpreter
+@pytest.mark.parametrize("family", nightly(*FAMILIES, *MORE_FAMILIES))
+def test_tokens_with_all_parts_fused(family, monkeypatch):
+    """Norms, MLPs, experts and whole layers too."""
+    monkeypatch.setattr(step_check, "PROMPT_LENGTHS", (9, 3))  # kernels are slow here
+    monkeypatch.setattr(step_check, "PARTS", (4, 1, 3, 1))
+    module = tiny_model(family)
+    prompts = [[5], [9, 8, 7]]
+    expected = [reference_greedy(module, prompt, 3)[0] for prompt in prompts]
+    fuse_modules(module)
+    results = generate_all(make_engine(module, BatchedBackend()), prompts, greedy(3))
+    assert [result.token_ids for result in results] == expected
+
+
+@needs_interpreter
+@torch.inference_mode()
+def test_a_hybrid_layer_adds_in_its_norm_and_its_last_product(monkeypatch):
+    plain, module = tiny_model("lfm2"), tiny_model("lfm2")
+    fuse_modules(module)
+    fused = module.model.layers[0]
+    assert isinstance(fused, FusedHybridLayer)
+    hidden, caches = draw(2, 4, 32), [Cache(layers=[LinearAttentionLayer()]) for _ in range(2)]
+    plain.model.layers[0](hidden[:, :3], past_key_values=caches[0])
+    state = caches[0].layers[0].conv_states[0]
+    lent = caches[1].layers[0]
+    lent.conv_states[0] = torch.cat([state, state])
+    lent.slots = torch.tensor([2, 0])
+    lent.conv_states[0][2], lent.conv_states[0][0] = state[0], state[1]
+    expected = plain.model.layers[0](hidden[:, 3:], past_key_values=caches[0])
+    with counted_launches(monkeypatch) as launches:
+        actual = fused(hidden[:, 3:], past_key_values=caches[1])
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(lent.conv_states[0][[2, 0]], state)
+    assert launches == {
+        "rms_norm_kernel": 2,
+        "linear": 3,
+        "conv_update_kernel": 1,
+        "gated_kernel": 1,
+        "addmm_": 1,
+    }
+
+
+@needs_interpreter
 @torch.inference_mode()
 def test_a_decode_step_copies_no_state(monkeypatch):
     """Each recurrent layer changes its own in place."""
     module = tiny_model("lfm2")
     put_mixers(module)
     model = make_engine(module, BatchedBackend()).model
+    assert model.info.state_bytes > model.copied_state_bytes == 0
     sequences = parity_sequences(model.info)
     model.forward(sequences)
     with counted_launches(monkeypatch) as launches:
@@ -316,7 +362,14 @@ def test_a_decode_step_copies_no_state(monkeypatch):
 @pytest.mark.parametrize(
     ("family", "fused"),
     [
-        ("lfm2", {"SlotShortConv": 2, "FusedRMSNorm": 9, "MergedMLP": 3}),
+        (
+            "lfm2",
+            {"SlotShortConv": 2, "FusedRMSNorm": 9, "MergedMLP": 3, "FusedHybridLayer": 3},
+        ),
+        (
+            "qwen3_5_text",
+            {"SlotDeltaNet": 2, "FusedRMSNorm": 9, "MergedMLP": 3, "FusedHybridLayer": 3},
+        ),
         ("mamba2", {"SlotMamba": 2, "FusedRMSNorm": 3}),  # a gated norm is another one
     ],
 )
