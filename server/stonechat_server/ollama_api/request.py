@@ -145,7 +145,7 @@ class OllamaGenerate(TextRequest):
     suffix: str | None = None
     raw: bool | None = None
     template: str | None = None
-    context: list[int] | None = None
+    context: ListOf[int] | None = None
 
     @property
     def is_empty(self) -> bool:
