@@ -132,5 +132,5 @@ async function readText(file) {
   } catch {
     /* not text */
   }
-  throw new Error(`${file.name} is neither an image, audio nor a text file. It is not attached.`);
+  throw new Error(`${file.name} is no image, no audio and no text file. It is not attached.`);
 }
