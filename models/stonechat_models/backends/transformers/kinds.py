@@ -50,6 +50,9 @@ OTHER_USES = {
     ),
     **dict.fromkeys(("gemma4_assistant", "gemma4_unified_assistant"), "draft for another model"),
     **dict.fromkeys(("moshi", "musicgen", "musicgen_melody"), "generate audio"),
+    **dict.fromkeys(
+        ("granite_speech", "granite_speech_plus"), "switch to other weights of text beside audio"
+    ),
     "diffusion_gemma": "do not generate one token after the other",
     "evolla": "need a protein in every prompt",
     "pi0": "generate the movements of a robot",
@@ -72,13 +75,13 @@ def auto_class(config: HFConfig, has_own_code: bool = False, *, sees: bool = Tru
         return AutoModelForCausalLM
     if model_type in HEARING:
         return HEARING[model_type]
-    if model_type in ENCODER_DECODERS:
-        raise UnsupportedModelError(
-            f"models of type {model_type} have an encoder; choose a decoder-only model"
-        )
     if model_type in OTHER_USES:
         raise UnsupportedModelError(
             f"models of type {model_type} {OTHER_USES[model_type]}; choose one that completes text"
+        )
+    if model_type in ENCODER_DECODERS:
+        raise UnsupportedModelError(
+            f"models of type {model_type} have an encoder; choose a decoder-only model"
         )
     if is_encoder(config):
         raise UnsupportedModelError(

@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from stonechat_models.backends.transformers import audio_check
 from stonechat_models.backends.transformers.audio_check import audio_case, with_audio
+from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.backends.transformers.load import load_transformers_model
 from stonechat_models.backends.transformers.tower_parts import tower_parts
+from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
+from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.media.hf_processor import HFProcessor
 from tests.models.engines import CPU
 from tests.models.media.audio_prompts import AudioModel, sound
@@ -131,3 +134,9 @@ def test_of_a_model_that_also_speaks_the_thinker_is_loaded(name: str, tmp_path: 
     assert model.module.state_dict().keys() == state.keys()
     for key, weight in model.module.state_dict().items():
         assert torch.equal(weight, state[key])
+
+
+def test_a_model_with_other_weights_of_text_beside_audio_is_refused() -> None:
+    config = parse_config({"model_type": "granite_speech"}, "config.json")
+    with pytest.raises(UnsupportedModelError, match="granite_speech switch to other weights"):
+        auto_class(config)
