@@ -44,7 +44,10 @@ def any_order(
             condition = f"and({condition}, bit_set({_ANY}))"
         options = [f"{end} %if {condition}"]
         for bit, key in enumerate(group):
-            rest = f"{parts[key]} {name}_{start}::bit_or({1 << _ANY | 1 << bit:#x})"
+            marked = f"set_bit({bit})"
+            if separator or needs_any:
+                marked = f"bit_or({1 << _ANY | 1 << bit:#x})"
+            rest = f"{parts[key]} {name}_{start}::{marked}"
             if separator:
                 options.append(f"{separator} {rest} %if and(bit_clear({bit}), bit_set({_ANY}))")
             is_first = f"and(bit_clear({bit}), bit_clear({_ANY}))"
