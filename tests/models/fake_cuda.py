@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton.runtime.interpreter  # noqa: F401  # `tests/conftest.py` makes it faster, if imported
 from torch.overrides import TorchFunctionMode
 
 CPU = torch.device("cpu")

@@ -27,8 +27,10 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", app)
 LARGE = (
     *("/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"),
     *("/v1/chat/completions/render", "/v1/tokenize", "/v1/responses/input_tokens"),
+    *("/v1/chat/completions", "/tokenize"),
 )
-"""Paths of large schemas, of which it takes seconds to make one request."""
+"""Paths of large schemas, of which it takes seconds to make one request. `test_fuzz` and
+`test_fuzz_endpoints` make requests to them in each run of the tests."""
 
 
 def check(case: "schemathesis.Case") -> None:
