@@ -44,7 +44,7 @@ AUDIO_TYPE = 3
 
 def hears(config: Any) -> bool:
     """Whether a model has a tower for audio."""
-    return any(getattr(config, name, None) is not None for name in ("audio_config",))
+    return getattr(config, "audio_config", None) is not None
 
 
 def audio_refusal(module: Any, num_ranks: int = 1) -> str:

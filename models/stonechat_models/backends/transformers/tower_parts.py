@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-TOWER_CONFIGS = ("vision_config", "audio_config", "encoder_config")
+TOWER_CONFIGS = ("vision_config", "audio_config")
 """Where the config of a model has those of its towers."""
 
 
