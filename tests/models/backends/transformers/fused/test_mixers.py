@@ -21,6 +21,7 @@ from stonechat_models.backends.transformers.fused import mixers
 from stonechat_models.backends.transformers.fused.hybrid_layer import FusedHybridLayer
 from stonechat_models.backends.transformers.fused.recognise_mixers import MIXERS, fused_mixer
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.lora.install import _fused_layers, _place
 from stonechat_models.backends.transformers.parity_steps import last_tokens, parity_sequences
 from stonechat_models.backends.transformers.slot_states import SlotMixer, SlotStates
 from tests.models.backends.transformers.test_cuda_graphs import RerunCapturer
@@ -272,7 +273,7 @@ def put_mixers(module):
 
 
 @needs_interpreter
-@pytest.mark.parametrize("family", [*FAMILIES, *nightly(*MORE_FAMILIES)])
+@pytest.mark.parametrize("family", [*FAMILIES[:2], *nightly(*FAMILIES[2:], *MORE_FAMILIES)])
 def test_tokens_are_those_of_plain_transformers(family):
     prompts = [[5], [*range(3, 23)], [9, 8, 7, 6]]
     module = tiny_model(family)
@@ -375,3 +376,20 @@ def test_a_decode_step_copies_no_state(monkeypatch):
 )
 def test_norms_and_mlps_of_hybrids_are_fused_too(family, fused):
     assert fuse_modules(tiny_model(family).to(DEVICE)) == fused
+
+
+def test_an_adapter_finds_the_layers_of_fused_parts():
+    module = tiny_model("lfm2").to(DEVICE)
+    shapes = {name: part.weight.shape for name, part in module.named_modules() if is_linear(part)}
+    fuse_modules(module)
+    for name, (num_outputs, num_inputs) in shapes.items():
+        place, first = _place(module, name, _fused_layers(module))
+        layer = module.get_submodule(place)
+        assert layer.in_features == num_inputs, name
+        assert first in (0, num_outputs), name
+        assert layer.out_features in (num_outputs, 2 * num_outputs), name
+        assert first == 0 or name.endswith("w3")
+
+
+def is_linear(part):
+    return isinstance(part, nn.Linear)
