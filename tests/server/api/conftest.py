@@ -9,6 +9,6 @@ from stonechat_server.settings import Settings
 from tests.server.fake_engine import FakeEngine
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def document() -> dict[str, Any]:
     return create_app(Settings(), FakeEngine()).openapi()
