@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from stonechat_models.backends.transformers import step_check
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.lora.install import refuse_other_layers
 from stonechat_models.backends.transformers.lora.serve import serve_adapters
@@ -68,6 +69,26 @@ def test_families(family: str, tmp_path: Path) -> None:
     adapters = [lora.adapter for lora in loras]
     refuse_other_layers(module, adapters, family)
     engine = make_engine(copy.deepcopy(module), adapters=adapters)
+    compare(engine, {"": module} | {lora.name: lora.merged for lora in loras})
+
+
+@pytest.mark.nightly
+def test_beside_fused_recurrent_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from stonechat_models.backends.transformers.fused.replace import fuse_modules
+
+    monkeypatch.setattr(step_check, "PROMPT_LENGTHS", (9, 3))  # interpreted kernels are slow
+    monkeypatch.setattr(step_check, "PARTS", (4, 1, 3, 1))
+    module = tiny_model("lfm2")
+    names = ["conv.in_proj", "conv.out_proj", "feed_forward.w1", "feed_forward.w3"]
+    names = [*projections(1, names), "model.layers.2.feed_forward.w2"]
+    loras = [
+        tiny_lora(tmp_path / "a", module, names),
+        tiny_lora(tmp_path / "b", module, names[1:], seed=2),
+    ]
+    fused = copy.deepcopy(module)
+    assert fuse_modules(fused)["FusedHybridLayer"] == 3
+    engine = make_engine(fused, adapters=[lora.adapter for lora in loras])
     compare(engine, {"": module} | {lora.name: lora.merged for lora in loras})
 
 
