@@ -13,6 +13,7 @@ from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, 
 from tests.models.engine.test_prompt_lookup import Script
 from tests.models.engines import add, generate_all, make_engine, run
 from tests.models.tiny_models import tiny_model
+from tests.nightly import nightly
 
 PLAIN = {"temperature": 0.0}
 
@@ -57,7 +58,7 @@ def test_a_model_that_drafts_for_itself_is_always_right(module, temperature):
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
-@pytest.mark.parametrize("is_same", [True, False], ids=["same", "other"])
+@pytest.mark.parametrize("is_same", [*nightly(True), False], ids=["same", "other"])
 def test_a_draft_model_changes_no_answer(module, other, limits, is_same):
     """Over preemptions, aborts, choices, prompts in parts, stop tokens, penalties and scores."""
     requests = list(workload(random.Random(5), 26))
