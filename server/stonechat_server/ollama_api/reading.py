@@ -143,8 +143,12 @@ class MessageReader:
     """The path of the images of message i, with `{i}`."""
     image_paths: list[tuple[str, str]] = field(default_factory=list)
     """The paths of images in the chat request, each with that in the body."""
-    _open_calls: list[tuple[str, str]] = field(default_factory=list)
-    """The ids and the names of calls that have no result yet."""
+    _names: dict[str, str] = field(default_factory=dict)
+    """The names of the latest message's calls, by id."""
+    _ids: dict[str | None, Iterator[str]] = field(default_factory=dict)
+    """The ids of these calls in their order, by name, and of all of them under None."""
+    _answered: set[str] = field(default_factory=set)
+    """The ids of these calls that have a result."""
     _num_calls: int = 0
 
     def read(self, messages: Sequence[Message]) -> list[chat.Message]:
@@ -174,31 +178,35 @@ class MessageReader:
         values: dict[str, Any] = {"role": "assistant", "content": content}
         if message.thinking:
             values["reasoning_content"] = message.thinking
-        self._open_calls.clear()
         calls = []
         for call in message.tool_calls or ():
             self._num_calls += 1
             id, name = call.id or f"call_{self._num_calls}", call.function.name
-            self._open_calls.append((id, name))
-            arguments = to_arguments(call.function.arguments)
-            function = chat.FunctionCall(name=name, arguments=arguments)
+            function = chat.FunctionCall(name=name, arguments=to_arguments(call.function.arguments))
             calls.append(chat.FunctionToolCall(id=id, type="function", function=function))
+        self._open(calls)
         if calls:
             values |= {"tool_calls": calls, "content": content or None}
         return chat.AssistantMessage.model_construct(**values)
 
+    def _open(self, calls: Sequence[chat.FunctionToolCall]) -> None:
+        """Expect results of these calls, and of no others."""
+        ids: dict[str | None, list[str]] = {None: []}
+        for call in calls:
+            ids[None].append(call.id)
+            ids.setdefault(call.function.name, []).append(call.id)
+        self._names, self._answered = {call.id: call.function.name for call in calls}, set()
+        self._ids = {name: iter(same) for name, same in ids.items()}
+
     def _result_of(self, message: Message) -> tuple[str, str]:
         """The id and the name of the call whose result a message is. Clients may name either, or
         neither: then results come in the order of the calls."""
-        calls = self._open_calls
-        with_id = [call for call in calls if call[0] == message.tool_call_id]
-        with_name = [call for call in calls if call[1] == message.tool_name]
-        others = [] if message.tool_name else calls
-        found = [*with_id, *with_name, *others]
-        if not found:
-            return message.tool_call_id or "", message.tool_name or ""
-        calls.remove(found[0])
-        return found[0]
+        id = message.tool_call_id or ""
+        if id not in self._names:
+            ids = self._ids.get(message.tool_name or None, ())
+            id = next((other for other in ids if other not in self._answered), id)
+        self._answered.add(id)
+        return id, self._names.get(id, message.tool_name or "")
 
     def _images(self, message: Message, i: int) -> Iterator[chat.SourcePart]:
         for j, data in enumerate(message.images or ()):

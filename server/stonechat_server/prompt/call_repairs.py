@@ -1,6 +1,7 @@
 """Rewrites calls and their results, where a chat template does not show them as they are."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 from stonechat_server.prompt.environment import to_json
@@ -77,16 +78,16 @@ def with_single_calls(messages: Sequence[TemplateMessage]) -> list[TemplateMessa
         if len(calls) < 2:
             split.append(message)
             continue
-        results = []
+        results: dict[object, list[TemplateMessage]] = {}
         while position < len(messages) and messages[position]["role"] == "tool":
-            results.append(messages[position])
+            result = messages[position]
+            results.setdefault(result.get("tool_call_id"), []).append(result)
             position += 1
-        ids = [call.get("id") for call in calls]
         for number, call in enumerate(calls):
             first = message if number == 0 else {"role": "assistant", "content": ""}
             split.append({**first, "tool_calls": [call]})
-            split += [result for result in results if result.get("tool_call_id") == ids[number]]
-        split += [result for result in results if result.get("tool_call_id") not in ids]
+            split += results.pop(call.get("id"), ())
+        split += chain(*results.values())
     return split
 
 

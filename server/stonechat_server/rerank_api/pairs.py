@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from stonechat_server.catalog.served_model import ServedModel
 
 PLACEHOLDER = re.compile(r"\{query\}|\{document\}")
+MAX_TOKENS = 2**22
+"""Tokens of all pairs of a request: each repeats its question, so that a short body makes many."""
 PROBES = (("a", "b"), ("c", "b"), ("a", "d"))
 """Pairs whose prompts differ if the template shows both texts."""
 
@@ -38,6 +40,7 @@ class PairEncoder(ABC):
         cut = request.truncate_prompt_tokens
         self._cuts = bool(request.truncation or request.truncate or cut is not None)
         self._limit = model.engine.model.max_model_len
+        self._num_tokens = 0
         if cut is not None and cut != -1:
             self._limit = min(cut, self._limit)
 
@@ -45,7 +48,7 @@ class PairEncoder(ABC):
     def encode(self, path: str, first: str, second: str) -> EncodedPair:
         """Encode a question and a document. `path` names the document in the request.
 
-        Raises `APIError` 400 if they are too long, or have no tokens.
+        Raises `APIError` 400 if they are too long, also with those before them, or have no tokens.
         """
 
     def _cased(self, text: str) -> str:
@@ -63,6 +66,10 @@ class PairEncoder(ABC):
                 param=path,
                 code="context_length_exceeded",
             )
+        self._num_tokens += num_tokens
+        if self._num_tokens > MAX_TOKENS:
+            message = f"The pairs have more than {MAX_TOKENS} tokens together. Send fewer at once."
+            raise invalid(path, message)
         return pair
 
 
@@ -112,6 +119,8 @@ class TemplatePairs(PairEncoder):
             self._guard = templates.guard(self._template)
             self._system = self._guard.marked_text(self._system)
         self._system = self._system or info.prompt
+        self._firsts: dict[str, str] = {}
+        """The questions as prompts show them."""
         options = dict(info.template_options)
         self._options = RenderOptions(
             add_generation_prompt=bool(options.pop("add_generation_prompt", False)),
@@ -122,17 +131,22 @@ class TemplatePairs(PairEncoder):
             raise invalid("model", message, TEMPLATE_ERROR)
 
     def encode(self, path: str, first: str, second: str) -> EncodedPair:
-        first, second = self._cased(first), self._cased(second)
-        if self._max_first is not None:
-            first = self._decode(self._tokenizer.encode(first)[: self._max_first])
-        if self._max_second is not None:
-            second = self._decode(self._tokenizer.encode(second)[: self._max_second])
+        if first not in self._firsts:  # a question has many documents
+            self._firsts[first] = self._shown(first, self._max_first)
+        first, second = self._firsts[first], self._shown(second, self._max_second)
         ids = self._ids(first, second)
         rest = self._tokenizer.encode(second) if self._cuts and len(ids) > self._limit else []
         while rest and len(ids) > self._limit:
             rest = rest[: max(0, len(rest) - len(ids) + self._limit)]
             ids = self._ids(first, self._decode(rest))
         return self._checked(path, EncodedPair(ids))
+
+    def _shown(self, text: str, max_tokens: int | None) -> str:
+        """The text in the case that the model reads, cut."""
+        text = self._cased(text)
+        if max_tokens is None:
+            return text
+        return self._decode(self._tokenizer.encode(text)[:max_tokens])
 
     def _decode(self, token_ids: list[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=False)

@@ -10,7 +10,9 @@ from stonechat_models import SamplingDefaults
 from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.app import create_app
 from stonechat_server.ollama_api.fields import FIELDS, OPTIONS
+from stonechat_server.ollama_api.reading import MessageReader
 from stonechat_server.ollama_api.request import (
+    Message,
     OllamaChat,
     OllamaEmbed,
     OllamaEmbeddings,
@@ -18,6 +20,7 @@ from stonechat_server.ollama_api.request import (
     Options,
 )
 from stonechat_server.schema.fields import FieldStatus
+from stonechat_server.schema.messages import ToolMessage
 from stonechat_server.settings import Settings
 from tests.server import bodies as chat
 from tests.server.conftest import ClientFactory
@@ -92,6 +95,20 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
             {"role": "tool", "tool_call_id": "call_2", "content": "two"},
         ],
     ),
+    "equal ids": (
+        [
+            USER,
+            calls({"a": 1}, {"a": 2}, id="x") | {"content": "Sure."},
+            {"role": "tool", "tool_call_id": "x", "content": "one"},
+            {"role": "tool", "tool_call_id": "x", "content": "two"},
+        ],
+        [
+            USER,
+            chat_calls(("x", '{"a": 1}'), ("x", '{"a": 2}')) | {"content": "Sure."},
+            {"role": "tool", "tool_call_id": "x", "content": "one"},
+            {"role": "tool", "tool_call_id": "x", "content": "two"},
+        ],
+    ),
     "a result of no call": (
         [USER, {"role": "tool", "tool_name": "add", "content": "7"}],
         [USER, {"role": "tool", "tool_call_id": "", "content": "7"}],
@@ -108,6 +125,37 @@ def test_a_conversation_renders_like_the_equal_chat(
     prompt = engine.prompt
     chat.ask(client, messages=chat_messages, tools=[ADD])
     assert prompt == engine.prompt
+
+
+def test_many_results_find_their_calls_at_once() -> None:
+    """Each result is compared with few calls: the event loop waits for all of them."""
+    num_compared = 0
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal num_compared
+            num_compared += 1
+            return str(self) == other
+
+    made = [
+        {"id": f"c{i}", "function": {"name": f"n{i % 2}", "arguments": {}}} for i in range(200)
+    ]
+    for fields in ({"tool_name": "n1"}, {"tool_name": "other"}, {"tool_call_id": "other"}, {}):
+        results = [Message.model_construct(role="tool", content=str(i)) for i in range(200)]
+        for result in results:
+            for name, value in fields.items():
+                setattr(result, name, Name(value))
+        answer = Message.model_validate({"role": "assistant", "tool_calls": made})
+        num_compared = 0
+        read = MessageReader("").read([answer, *results])
+        assert num_compared <= 10 * len(results)
+        ids = [message.tool_call_id for message in read[1:] if isinstance(message, ToolMessage)]
+        n1 = [f"c{i}" for i in range(1, 200, 2)]
+        every = [f"c{i}" for i in range(200)]
+        wanted = {"n1": [*n1, *[""] * 100], "other": [""] * 200}.get(fields.get("tool_name", ""))
+        assert ids == (every if wanted is None else wanted)
 
 
 def test_the_last_answer_is_continued(client: TestClient, engine: FakeEngine) -> None:

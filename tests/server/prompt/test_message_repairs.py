@@ -7,6 +7,7 @@ import pytest
 from jinja2 import Template
 
 from stonechat_server.errors import APIError
+from stonechat_server.prompt.call_repairs import with_single_calls
 from stonechat_server.prompt.chat_template import ChatTemplate, RenderOptions
 from stonechat_server.prompt.template_messages import to_arguments
 from tests.server.prompt.family_templates import (
@@ -126,6 +127,26 @@ def test_calls_get_messages_of_their_own_where_the_template_takes_one() -> None:
     assert shown == sorted(shown)
     unknown = render(SINGLE_CALLS, USER, answer(tool_calls=calls), result("other", "lost"))
     assert "lost" in unknown
+
+
+def test_many_calls_find_their_results_at_once() -> None:
+    num_compared = 0
+
+    class Id(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal num_compared
+            num_compared += 1
+            return str(self) == other
+
+    numbers = range(100)
+    calls = [call({"n": n}, Id(f"id{n}")) for n in numbers]
+    results = [result(Id(f"id{n}")) for n in reversed(numbers)]
+    split = with_single_calls([answer(tool_calls=calls), *results])
+    assert num_compared <= 10 * len(calls)
+    assert [message["role"] for message in split] == ["assistant", "tool"] * len(calls)
+    assert [str(message["tool_call_id"]) for message in split[1::2]] == [f"id{n}" for n in numbers]
 
 
 @pytest.mark.parametrize("name", NAMES)

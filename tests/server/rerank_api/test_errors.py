@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from stonechat_server.rerank_api import pairs
 from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
 from stonechat_server.rerank_api.request import RerankRequest, ScoreRequest
 from stonechat_server.schema.base import WireModel
@@ -54,6 +55,18 @@ def test_bad_requests(fields: dict[str, Any], param: str, code: str, client: Tes
     assert response.status_code == 400, response.text
     error = error_of(response)
     assert (error["param"], error["code"]) == (param, code)
+
+
+def test_the_tokens_of_all_pairs_are_bounded(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = client.post(URL, json=GOOD).json()["usage"]["total_tokens"]
+    monkeypatch.setattr(pairs, "MAX_TOKENS", total)
+    assert client.post(URL, json=GOOD).status_code == 200
+    monkeypatch.setattr(pairs, "MAX_TOKENS", total - 1)
+    error = error_of(client.post(URL, json=GOOD))
+    assert (error["param"], error["code"]) == ("documents[1]", "invalid_value")
+    assert f"more than {total - 1} tokens together" in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 
 from stonechat_models import EngineConfig, UnsupportedModelError
 from stonechat_models.runtime.build import build_engine
+from stonechat_models.text.tokenizer import Tokenizer
 from tests.models.tiny_embedders import write_json
 from tests.models.tiny_models import tiny_model
 from tests.models.tiny_tokenizers import EOS, ascii_backend
@@ -167,6 +168,23 @@ def test_long_documents(folder: Path, serve: Serve) -> None:
     assert short == pytest.approx(expected(folder, QUERY, ["a-river"]), abs=2e-5)
     error = error_of(ask(client, query=long, truncation=True))
     assert error["code"] == "context_length_exceeded"
+
+
+def test_a_long_question_is_cut_once(
+    folder: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, long, lengths = serve(folder, backend="transformers"), "a-river" * 200, []
+    encode = Tokenizer.encode
+
+    def count(self: Tokenizer, text: str) -> list[int]:
+        lengths.append(len(text))
+        return encode(self, text)
+
+    monkeypatch.setattr(Tokenizer, "encode", count)
+    fields = {"max_tokens_per_query": 7, "raw_scores": True}
+    scores = numbers(ask(client, query=long, documents=DOCUMENTS, **fields))
+    assert scores == pytest.approx(expected(folder, "a-river", DOCUMENTS), abs=2e-5)
+    assert sum(length >= len(long) for length in lengths) == 1
 
 
 def test_special_tokens_in_texts_can_be_text(folder: Path, serve: Serve) -> None:
