@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stonechat_server.schema.base import WireModel
+from stonechat_server.schema.base import Whole, WireModel
 from stonechat_server.schema.sampling_fields import Metadata
 
 WINDOW_SECONDS = {"24h": 86_400}
@@ -14,7 +14,7 @@ class ExpiresAfter(WireModel):
     """How long the files of results are kept, from the time at which they are made."""
 
     anchor: Literal["created_at"]
-    seconds: Annotated[int, Field(ge=3600, le=2_592_000)]
+    seconds: Annotated[Whole, Field(ge=3600, le=2_592_000)]
 
 
 class BatchRequest(WireModel):

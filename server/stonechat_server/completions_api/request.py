@@ -3,18 +3,18 @@
 Types and ranges are checked here. `fields.py` says what each field does.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from stonechat_server.schema.base import ListOf
+from stonechat_server.schema.base import ListOf, MinusOne, Whole
 from stonechat_server.schema.sampling_fields import SamplingFields, TokenId
 
 DEFAULT_MAX_TOKENS = 16
 """The token limit of the published API."""
 MAX_PROMPTS = 1024
 
-TextLimit = Annotated[int, Field(ge=0)] | Literal[-1]
+TextLimit = Annotated[Whole, Field(ge=0)] | MinusOne
 """0 generates nothing, which leaves the prompt and its log-probabilities. -1 is no limit."""
 SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
 TokenIds = Annotated[ListOf[TokenId], Field(min_length=1)]
@@ -44,8 +44,8 @@ class CompletionRequest(SamplingFields):
     prompt: Prompt | None = None
     suffix: str | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Field(ge=1, le=128)] | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    best_of: Annotated[Whole, Field(ge=1, le=128)] | None = None
+    logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     max_tokens: TextLimit | None = None
     max_completion_tokens: TextLimit | None = None
     n_predict: TextLimit | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.base import ListOf, MinusOne, Priority, Whole, WireModel
 from stonechat_server.schema.sampling_fields import TokenId
 
 MAX_INPUTS = 2048
@@ -44,7 +44,7 @@ class EmbeddingRequest(WireModel):
     model: str | None = None
     input: Input
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    dimensions: Annotated[Whole, Field(ge=1, lt=2**31)] | None = None
     user: str | None = None
 
     input_type: (
@@ -52,9 +52,9 @@ class EmbeddingRequest(WireModel):
     ) = None
     prompt_name: str | None = None
     normalize: bool | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=1, lt=2**31)] | Literal[-1] | None = None
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=1, lt=2**31)] | MinusOne | None = None
     add_special_tokens: bool | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    priority: Priority | None = None
     cache_salt: str | None = None
 
     # Fields of other embedding endpoints that ask for what this one has not.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stonechat_server.messages_api.blocks import Message, TextBlock
-from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.base import ListOf, MinusOne, Priority, Whole, WireModel
 from stonechat_server.schema.requests import Effort
 from stonechat_server.schema.response_format import StructuredOutputs
 from stonechat_server.schema.sampling_fields import (
@@ -86,7 +86,7 @@ class MessagesFields(WireModel):
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Fraction | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1)] | None = None
     stop_sequences: Annotated[list[StopString], Field(max_length=64)] | None = None
     stream: bool | None = None
 
@@ -133,23 +133,23 @@ class MessagesFields(WireModel):
     documents: ListOf[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    priority: Priority | None = None
     cache_salt: str | None = None
 
     # Fields of chat completions that an answer of this shape cannot show.
-    n: int | None = None
-    logprobs: bool | int | None = None
-    top_logprobs: int | None = None
+    n: Whole | None = None
+    logprobs: bool | Whole | None = None
+    top_logprobs: Whole | None = None
     response_format: Any = None
 
 
 class MessagesRequest(MessagesFields):
     """A conversation to continue."""
 
-    max_tokens: Count | Literal[-1]
+    max_tokens: Count | MinusOne
 
 
 class CountTokensRequest(MessagesFields):
     """A conversation whose tokens are counted."""
 
-    max_tokens: Count | Literal[-1] | None = None
+    max_tokens: Count | MinusOne | None = None

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.base import ListOf, Whole, WireModel
 from stonechat_server.schema.requests import Effort
 from stonechat_server.schema.response_format import SchemaText
 from stonechat_server.schema.sampling_fields import (
@@ -25,12 +25,12 @@ class Options(WireModel):
     """How text is generated."""
 
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_k: Annotated[int, Field(ge=-1)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1)] | None = None
     top_p: Fraction | None = None
     min_p: Fraction | None = None
     seed: Seed | None = None
     stop: StopStrings | None = None
-    num_predict: Annotated[int, Field(ge=-2)] | None = None
+    num_predict: Annotated[Whole, Field(ge=-2)] | None = None
     repeat_penalty: RepetitionPenalty | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
@@ -65,7 +65,7 @@ class CalledFunction(WireModel):
 
     name: str
     arguments: dict[str, Any] = Field(default_factory=dict)
-    index: int | None = None
+    index: Whole | None = None
 
 
 class Call(WireModel):
@@ -115,7 +115,7 @@ class TextRequest(OllamaRequest):
     format: SchemaText | None = None
     think: bool | Effort | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     shift: bool | None = None
 
     @property
@@ -157,7 +157,7 @@ class OllamaEmbed(OllamaRequest):
 
     input: str | Annotated[ListOf[str], Field(max_length=2048)] | None = None
     truncate: bool | None = None
-    dimensions: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    dimensions: Annotated[Whole, Field(ge=0, lt=2**31)] | None = None
 
     @property
     def is_empty(self) -> bool:

@@ -3,15 +3,15 @@
 Types and ranges are checked here. `fields.py` says what each field does.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.base import ListOf, MinusOne, Priority, Whole, WireModel
 
 MAX_DOCUMENTS = 2048
 """Documents of one request."""
-Count = Annotated[int, Field(ge=1, lt=2**31)]
+Count = Annotated[Whole, Field(ge=1, lt=2**31)]
 
 
 class Document(BaseModel):
@@ -49,11 +49,11 @@ class PairFields(WireModel):
     truncate: bool | None = None
     max_tokens_per_doc: Count | None = None
     max_tokens_per_query: Count | None = None
-    truncate_prompt_tokens: Count | Literal[-1] | None = None
+    truncate_prompt_tokens: Count | MinusOne | None = None
     use_activation: bool | None = None
     raw_scores: bool | None = None
     user: str | None = None
-    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    priority: Priority | None = None
     cache_salt: str | None = None
 
     instruction: str | None = None
@@ -68,7 +68,7 @@ class RerankRequest(PairFields):
 
     query: Annotated[str, Field(min_length=1)]
     documents: Annotated[ListOf[TextOrDocument], Field(min_length=1, max_length=MAX_DOCUMENTS)]
-    top_n: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    top_n: Annotated[Whole, Field(ge=0, lt=2**31)] | None = None
     return_documents: bool | None = None
 
     max_chunks_per_doc: Any = None

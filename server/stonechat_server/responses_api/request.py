@@ -6,7 +6,7 @@ from pydantic import Field
 
 from stonechat_server.responses_api.items import Item
 from stonechat_server.responses_api.tools import ToolChoice, ToolParam
-from stonechat_server.schema.base import ListOf, Name, WireModel
+from stonechat_server.schema.base import ListOf, Name, Whole, WireModel
 from stonechat_server.schema.requests import Effort, Thinking
 from stonechat_server.schema.response_format import JsonObjectResponseFormat, TextResponseFormat
 from stonechat_server.schema.sampling_fields import Budget, SamplingFields, TokenBudget
@@ -58,11 +58,11 @@ class ResponsesRequest(SamplingFields):
     tools: ListOf[ToolParam] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    max_tool_calls: int | None = None
+    max_tool_calls: Whole | None = None
     text: TextOptions | None = None
     reasoning: ReasoningOptions | None = None
     include: ListOf[str] | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     truncation: Literal["auto", "disabled"] | None = None
 
     previous_response_id: str | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.base import ListOf, Whole, WireModel
 from stonechat_server.schema.messages import Message
 from stonechat_server.schema.sampling_fields import Budget, SamplingFields, TokenBudget
 from stonechat_server.schema.tools import FunctionDefinition, NamedTool, Tool, ToolChoice
@@ -36,7 +36,7 @@ class ChatCompletionRequest(SamplingFields):
     messages: Annotated[ListOf[Message], Field(min_length=1)]
 
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
 
     tools: ListOf[Tool] | None = None
     tool_choice: ToolChoice | None = None

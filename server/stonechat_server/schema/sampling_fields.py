@@ -8,30 +8,22 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
-from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.base import ListOf, MinusOne, Priority, Whole, WireModel
 from stonechat_server.schema.messages import TextParts
 from stonechat_server.schema.response_format import ResponseFormat, SchemaText, StructuredOutputs
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_METADATA = 16
 
-
-def _whole(value: object) -> object:
-    """Make a float that is whole an integer: some languages have no other numbers."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
-"""A number without a fraction, also one such as 100.0."""
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 StopString = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
 Count = Annotated[Whole, Field(ge=0)]
-TokenLimit = Annotated[Whole, Field(ge=1)] | Literal[-1]
+TokenLimit = Annotated[Whole, Field(ge=1)] | MinusOne
 """-1 is no limit."""
 Budget = Annotated[Whole, Field(ge=0, lt=2**31)]
-TokenBudget = Budget | Literal[-1]
+TokenBudget = Budget | MinusOne
 """-1 is no limit."""
 StopStrings = StopString | Annotated[list[StopString], Field(max_length=64)]
 RepetitionPenalty = Annotated[float, Field(ge=0.01, le=10.0)]
@@ -135,7 +127,7 @@ class SamplingFields(WireModel):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    priority: Annotated[Whole, Field(ge=-(2**31), lt=2**31)] | None = None
+    priority: Priority | None = None
     cache_salt: str | None = None
     prompt_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None

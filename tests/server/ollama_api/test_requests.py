@@ -139,9 +139,7 @@ def test_many_results_find_their_calls_at_once() -> None:
             num_compared += 1
             return str(self) == other
 
-    made = [
-        {"id": f"c{i}", "function": {"name": f"n{i % 2}", "arguments": {}}} for i in range(200)
-    ]
+    made = [{"id": f"c{i}", "function": {"name": f"n{i % 2}", "arguments": {}}} for i in range(200)]
     for fields in ({"tool_name": "n1"}, {"tool_name": "other"}, {"tool_call_id": "other"}, {}):
         results = [Message.model_construct(role="tool", content=str(i)) for i in range(200)]
         for result in results:
