@@ -23,7 +23,8 @@ TEST_SIZE = (96, 64)
 TEST_SECONDS = 1.0
 LONG_SECONDS = 10.0
 """All models take clips that are shorter."""
-CUT_SECONDS = 0.1
+END_SECONDS = 0.1
+"""How much of the end of a clip is changed to see whether its processor reads it."""
 LARGE_SIZE = (2048, 2048)
 """Pixels of the image by which the memory of the vision tower is measured."""
 NEEDS_LONE_IMAGES = "its processor prepares an image otherwise if a prompt has several"
@@ -120,7 +121,7 @@ class HFProcessor:
         `medium`: an image of Pillow, or the samples of a clip at `sampling_rate`, float32[n].
 
         Raises what the processor raises, `UnsupportedModelError` if it gives no text, and
-        `UnusableMediaError` for a clip that is too long or too loud for it.
+        `UnusableMediaError` for a clip that is too long, too short or too loud for it.
         """
         prepared = self._prepare(medium)
         if self._modality == "audio":
@@ -143,11 +144,14 @@ class HFProcessor:
             raise UnsupportedModelError("its processor puts no tokens into the prompt")
         if "batch_num_images" in outputs:  # LLaVA-OneVision: tiles only where it is alone
             raise UnsupportedModelError(NEEDS_LONE_IMAGES)
+        text = offsets[0][0]["replacement"]
         num_tokens = np.asarray(outputs["input_ids"][0]).tolist().count(self._token_id)
+        if not num_tokens and self._modality == "audio" and self.placeholder not in text:
+            raise UnusableMediaError("unfit", "is too short for this model")
         if not num_tokens:
             raise UnsupportedModelError("the placeholders of its processor are not its model's")
         tensors = {name: _array(v) for name, v in outputs.items() if name not in TEXT_OUTPUTS}
-        return offsets[0][0]["replacement"], num_tokens, tensors
+        return text, num_tokens, tensors
 
     def _check_audio(
         self, samples: Any, prepared: tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]
@@ -155,19 +159,19 @@ class HFProcessor:
         """Refuse a clip of which the processor drops the end, or that it turns into no numbers.
 
         Processors do not say how long a clip they take. One that is longer has the same tensors
-        without its last seconds.
+        with another end.
         """
         import numpy as np
 
-        _, num_tokens, tensors = prepared
+        tensors = prepared[2]
         if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
             raise UnusableMediaError("unfit", "becomes features that are no finite numbers")
-        seconds, num_cut = len(samples) / self.sampling_rate, int(CUT_SECONDS * self.sampling_rate)
+        seconds = len(samples) / self.sampling_rate
         if seconds <= self._seconds_taken:
             return
-        _, fewer_tokens, others = self._prepare(samples[:-num_cut])
-        is_same = all(np.array_equal(others[name], tensors[name]) for name in tensors)
-        if fewer_tokens == num_tokens and is_same:
+        noise = noise_clip(self, END_SECONDS) * max(1.0, np.abs(samples).max())
+        _, _, others = self._prepare(np.concatenate([samples[: -len(noise)], noise]))
+        if all(np.array_equal(others[name], tensors[name]) for name in tensors):
             raise UnusableMediaError("too_long", "is longer than this model takes")
         self._seconds_taken = seconds
 

@@ -26,6 +26,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_audio_processor(tmp_path_factory.mktemp("audio") / "model", NAME)
 
 
+def processor_of(folder: Path, name: str) -> HFProcessor:
+    token_id: int = audio_tokenizer(FAMILIES[name]).convert_tokens_to_ids(FAMILIES[name].token)
+    return HFProcessor(save_audio_processor(folder / name, name), "audio", token_id)
+
+
 def test_clips_are_prepared_in_a_process(folder: Path) -> None:
     processor = MediaProcessor(folder, {"audio": TOKEN_ID})
     options = AudioOptions(max_seconds=1.5)
@@ -56,9 +61,7 @@ def test_a_clip_of_which_a_processor_drops_the_end_is_refused(
 ) -> None:
     """Some take windows of 2 seconds here, others up to 12, 20 or 30, or any length."""
     monkeypatch.setattr(hf_processor, "LONG_SECONDS", 1.0)
-    family = FAMILIES[name]
-    token_id: int = audio_tokenizer(family).convert_tokens_to_ids(family.token)
-    processor = HFProcessor(save_audio_processor(tmp_path / name, name), "audio", token_id)
+    processor = processor_of(tmp_path, name)
     takes = {}
     for seconds in (1.9, 11.9, 25.0, 31.0):
         try:
@@ -81,6 +84,28 @@ TAKES = {
     "qwen3_asr": ANY,
     "voxtral": ANY,
 }
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_clip_that_ends_in_silence_is_taken_as_one_that_does_not(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Voxtral fills clips up with silence, and has no mask: it hears both alike."""
+    monkeypatch.setattr(hf_processor, "LONG_SECONDS", 0.5)
+    processor = processor_of(tmp_path, name)
+    samples = sound(1.5)
+    samples[-RATE // 2 :] = 0.0
+    assert processor.prepare(samples)[1] > 0
+    assert processor.prepare(np.zeros(RATE * 7 // 4, np.float32))[1] > 0
+
+
+@pytest.mark.parametrize("name", ["gemma4", "glmasr", "musicflamingo", "qwen2_audio"])
+def test_a_clip_that_is_too_short_is_refused(tmp_path: Path, name: str) -> None:
+    """It becomes no tokens. Others fill it up."""
+    processor = processor_of(tmp_path, name)
+    with pytest.raises(UnusableMediaError) as caught:
+        processor.prepare(sound(1.0)[:10])
+    assert (caught.value.kind, caught.value.reason) == ("unfit", "is too short for this model")
 
 
 def test_a_clip_that_is_too_loud_is_refused(folder: Path) -> None:
