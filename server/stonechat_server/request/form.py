@@ -15,6 +15,9 @@ MAX_FIELDS = 16
 MAX_FIELD_BYTES = 1_024
 MAX_FILENAME_LENGTH = 255
 FILE = "file"
+LIST = "[]"
+"""The end of the name of a list, which has a part for each item. Of the parts, the last counts: no
+form here takes a list."""
 
 
 class Sink(Protocol):
@@ -102,7 +105,8 @@ class UploadForm:
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        if self._name in self.fields or (self._name == FILE and self.filename is not None):
+        is_again = self._name in self.fields or (self._name == FILE and self.filename is not None)
+        if is_again and not self._name.endswith(LIST):
             raise invalid(self._name, f"The form has the field '{self._name}' twice.")
         if self._name == FILE:
             name = options.get(b"filename", b"").decode("utf-8", "replace").replace("\0", "")

@@ -4,6 +4,7 @@ Types and ranges are checked here. `fields.py` says what each field does.
 """
 
 import json
+import re
 from io import BytesIO
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,7 @@ from stonechat_server.schema.sampling_fields import Fraction, Seed, TokenLimit
 
 MAX_FIELD_BYTES = 65_536
 NUMBERS = frozenset({"temperature", "top_p", "seed", "max_completion_tokens", "max_tokens"})
+NUMBER = re.compile(r"-?[0-9]{1,25}(\.[0-9]{1,25})?([eE][+-]?[0-9]{1,2})?")
 Language = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z -]{1,31}$")]
 
 
@@ -66,9 +68,6 @@ def _value(name: str, text: str) -> Any:
     """The value of a field as JSON would have it. Text that is none stays text, and is refused."""
     if name == "stream" and text.lower() in ("true", "false"):
         return text.lower() == "true"
-    if name in NUMBERS:
-        try:
-            return json.loads(text)
-        except ValueError:
-            return text
+    if name in NUMBERS and NUMBER.fullmatch(text):
+        return int(text) if text.lstrip("-").isdigit() else float(text)
     return text or None

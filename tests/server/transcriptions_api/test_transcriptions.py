@@ -216,6 +216,9 @@ def test_voxtral(new_client: ClientFactory, engine: FakeEngine, language: str, t
         ({"include[]": "logprobs"}, "include", "unsupported_parameter"),
         ({"temperature": "hot"}, "temperature", "invalid_type"),
         ({"temperature": 3}, "temperature", "invalid_value"),
+        ({"temperature": "NaN"}, "temperature", "invalid_type"),
+        ({"temperature": "1e999"}, "temperature", "invalid_type"),
+        ({"seed": "[" * 60_000}, "seed", "invalid_type"),
         ({"stream": "maybe"}, "stream", "invalid_type"),
         ({"stream": "true", "response_format": "text"}, "response_format", "invalid_value"),
         ({"language": "x[/INST]"}, "language", "invalid_value"),
@@ -236,6 +239,12 @@ def test_errors_name_the_field(
     error = error_of(send(new_client(max_audio_size=1000), **fields))
     assert (error["param"], error["code"]) == (param, code)
     assert engine.requests == []
+
+
+def test_fields_of_numbers_may_be_empty(client: TestClient, engine: FakeEngine) -> None:
+    send(client, temperature="", seed="-3", top_p="5e-1", max_completion_tokens="007")
+    params = engine.requests[0].params
+    assert (params.temperature, params.seed, params.top_p, params.max_tokens) == (0, -3, 0.5, 7)
 
 
 def test_bodies_that_are_no_forms(client: TestClient) -> None:
@@ -289,7 +298,7 @@ def test_openais_client() -> None:
                 model="tiny-test",
                 file=file,
                 response_format="verbose_json",
-                timestamp_granularities=["word"],
+                timestamp_granularities=["word", "segment"],
             )
 
 
