@@ -65,8 +65,8 @@ FIELDS: dict[str, FieldNote] = {
     "logprobs": honoured("of the model's own distribution, before temperature and penalties"),
     "top_logprobs": honoured("0 to 20; needs `logprobs: true`"),
     "truncate": honoured(
-        "default true: `/api/chat` leaves out the oldest messages of a conversation that does not "
-        "fit, `/api/embed` cuts texts at their end"
+        "default true: `/api/chat` leaves out the oldest messages where they leave too little room "
+        "for the answer, `/api/embed` cuts texts at their end"
     ),
     "input": honoured("`/api/embed`; a text, or up to 2,048"),
     "dimensions": honoured(

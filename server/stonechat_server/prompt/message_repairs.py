@@ -55,8 +55,8 @@ def after_refusal(
     Ids become nine letters and digits, in calls and results alike. Messages of one role in a row
     are joined; so are answers with only calls and results between them, at the place of the last.
     An answer goes into calls directly behind it only if `joins_calls`. An answer without anything
-    gets a space. So does an answer that is missing between a call or its result and the user, and a
-    user's turn before an answer that comes first.
+    gets a space. So does an answer that is missing between the user, calls or results, and the user
+    again, and a user's turn before an answer that comes first.
     """
     joined: list[TemplateMessage] = []
     for message in map(_with_strict_ids, messages):
@@ -79,21 +79,30 @@ def _partner(
         return len(before) - 1 if before and before[-1]["role"] == "user" else None
     if message["role"] != "assistant":
         return None
-    last = len(before) - 1
     if message.get("tool_calls"):
-        return last if joins_calls and before and is_answer(before[last]) else None
-    while last >= 0 and (before[last].get("tool_calls") or before[last]["role"] == "tool"):
-        last -= 1
-    return last if last >= 0 and is_answer(before[last]) else None
+        return len(before) - 1 if joins_calls and before and is_answer(before[-1]) else None
+    position = _last_turn(before)
+    return position if position >= 0 and is_answer(before[position]) else None
+
+
+def _last_turn(messages: Sequence[TemplateMessage]) -> int:
+    """The position of the last message that is neither calls nor a result; -1 without one."""
+    positions = reversed(range(len(messages)))
+    return next((i for i in positions if not _is_call_or_result(messages[i])), -1)
 
 
 def _missing_turn(before: Sequence[TemplateMessage], role: str) -> str | None:
     """The role whose turn some templates demand between `before` and a message of `role`."""
-    if role == "assistant" and all(message["role"] == "system" for message in before):
+    if role == "assistant" and all(message["role"] in ("system", "tool") for message in before):
         return "user"
-    if role == "user" and before and (before[-1]["role"] == "tool" or "tool_calls" in before[-1]):
-        return "assistant"
+    if role == "user" and before and _is_call_or_result(before[-1]):
+        position = _last_turn(before)
+        return "assistant" if position >= 0 and before[position]["role"] == "user" else None
     return None
+
+
+def _is_call_or_result(message: TemplateMessage) -> bool:
+    return message["role"] == "tool" or bool(message.get("tool_calls"))
 
 
 def is_answer(message: TemplateMessage) -> bool:

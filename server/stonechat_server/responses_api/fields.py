@@ -42,8 +42,9 @@ _OWN = {
     ),
     "truncation": honoured(
         "`disabled` (default): 400 if the input is too long; `auto`: the oldest messages are left "
-        "out, with the results of their calls, so that a user message comes first if possible; "
-        "system messages stay"
+        "out, with the results of their calls, until a quarter of the context is free for the "
+        "answer (or `max_output_tokens`, if that is less), so that a user message comes first if "
+        "possible; system messages stay"
     ),
     "stream_options": honoured(
         "`include_obfuscation` (off by default); only with `stream: true`; `include_usage` has no "

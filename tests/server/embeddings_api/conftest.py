@@ -8,16 +8,13 @@ import pytest
 from fastapi.testclient import TestClient
 from httpx import Response
 
-from stonechat_models import AsyncEngine
 from stonechat_server.admission.records import FinishedRequest
-from stonechat_server.app import create_app
-from stonechat_server.settings import Settings
 from tests.models.tiny_embedders import save_embedder
+from tests.server.real_models import Serve, servers
 
 URL = "/v1/embeddings"
 PROMPTS = {"query": "query: ", "passage": "passage: ", "plain": ""}
 
-Serve = Callable[..., TestClient]
 Post = Callable[..., Response]
 
 
@@ -36,21 +33,9 @@ def records() -> list[FinishedRequest]:
 
 @pytest.fixture
 def serve(embedder: Path, records: list[FinishedRequest]) -> Iterator[Serve]:
-    """`serve(folder, **settings)` starts a server, by default on `embedder`."""
-    clients = []
-
-    def start(folder: Path = embedder, **changes: Any) -> TestClient:
-        settings = Settings(model=str(folder), device="cpu", threads=1, ledger="off", **changes)
-        engine = AsyncEngine.from_config(settings.engine_config())
-        app = create_app(settings, engine, sinks=[records.append])
-        client = TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False)
-        client.__enter__()
-        clients.append(client)
-        return client
-
-    yield start
-    for client in clients:
-        client.__exit__(None, None, None)
+    """Starts servers, by default on `embedder`."""
+    with servers(embedder, records) as start:
+        yield start
 
 
 @pytest.fixture

@@ -122,6 +122,9 @@ HISTORIES: dict[str, list[dict[str, Any]]] = {
     "no result": [user("User-1"), ROUND[0], user("User-2")],
     "one result of two": [user("User-1"), *PAIR[:2], user("User-2")],
     "a late result": [user("User-1"), ROUND[0], user("User-2"), ROUND[1]],
+    "no user at first": [*ROUND, user("User-1"), user("User-2")],
+    "two users after a result": [user("User-1"), *ROUND, user("User-2"), user("User-3")],
+    "a result at first": [result("Call-1", "Result-1"), user("User-1"), user("User-2")],
     "a result alone": [result("Call-1", "Result-1"), user("User-1"), answer("Answer-1"), user("U")],
     "a custom call": [user("User-1"), answer("Text-1", custom("Call-1")), ROUND[1]],
     "a custom call beside another": [

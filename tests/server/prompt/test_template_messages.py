@@ -216,7 +216,6 @@ def test_calls_stand_in_answers_only() -> None:
         {"role": "assistant", "tool_calls": ["c"]},
         {"role": "assistant", "content": [{"type": "video"}]},
         {"role": "tool", "content": "x"},
-        {"role": "tool", "tool_call_id": "c"},
         {"role": "tool", "tool_call_id": ["c"], "content": "x"},
     ],
 )

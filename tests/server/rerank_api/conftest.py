@@ -10,17 +10,14 @@ import transformers
 from fastapi.testclient import TestClient
 from httpx import Response
 
-from stonechat_models import AsyncEngine
 from stonechat_server.admission.records import FinishedRequest
-from stonechat_server.app import create_app
-from stonechat_server.settings import Settings
 from tests.models.tiny_rerankers import save_reranker
+from tests.server.real_models import Serve, servers
 
 URL = "/v1/rerank"
 QUERY = "the cat sat ?"
 DOCUMENTS = ["a dog runs", "the cat sat on the mat", "x", "the dog sat on the mat !"]
 
-Serve = Callable[..., TestClient]
 Post = Callable[..., Response]
 
 
@@ -38,21 +35,9 @@ def records() -> list[FinishedRequest]:
 
 @pytest.fixture
 def serve(reranker: Path, records: list[FinishedRequest]) -> Iterator[Serve]:
-    """`serve(folder, **settings)` starts a server, by default on `reranker`."""
-    clients = []
-
-    def start(folder: Path = reranker, **changes: Any) -> TestClient:
-        settings = Settings(model=str(folder), device="cpu", threads=1, ledger="off", **changes)
-        engine = AsyncEngine.from_config(settings.engine_config())
-        app = create_app(settings, engine, sinks=[records.append])
-        client = TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False)
-        client.__enter__()
-        clients.append(client)
-        return client
-
-    yield start
-    for client in clients:
-        client.__exit__(None, None, None)
+    """Starts servers, by default on `reranker`."""
+    with servers(reranker, records) as start:
+        yield start
 
 
 @pytest.fixture
