@@ -137,6 +137,6 @@ def _prompts(vocab_size: int) -> ForwardBatch:
 
 
 def _last_tokens(prompts: ForwardBatch) -> ForwardBatch:
-    from stonechat_models.backends.transformers.parity_steps import last_tokens
+    from stonechat_models.backends.transformers.cuda.parity_steps import last_tokens
 
     return last_tokens(prompts, prompts.num_seqs)

@@ -74,8 +74,11 @@ def use(m: int, tile: tuple[int, ...] | None, device: torch.device) -> Any:
     Where the device is absent, kernels are compiled for one with `NUM_MULTIPROCESSORS`.
     """
     from stonechat_models.backends.quantization import code_products
-    from stonechat_models.backends.transformers.fused.coded_some_rows import CodedRows
-    from stonechat_models.backends.transformers.fused.some_rows import SomeRows, SomeRowsTile
+    from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import CodedRows
+    from stonechat_models.backends.transformers.fused.row_products.some_rows import (
+        SomeRows,
+        SomeRowsTile,
+    )
 
     if tile is not None and m > max(ROWS_TILES):
         how = SomeRows.on(device, SomeRowsTile(*tile))
@@ -108,7 +111,9 @@ def compile_case(case: tuple[Any, ...]) -> None:
     from stonechat_models.backends.quantization import code_products
     from stonechat_models.backends.quantization.random_codes import random_codes
     from stonechat_models.backends.quantization.scratch import Scratch
-    from stonechat_models.backends.transformers.fused.coded_some_rows import with_wide_scales
+    from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
+        with_wide_scales,
+    )
 
     m, tile, (type_name, n, k) = case
     way = use(m, tile, torch.device("meta"))
@@ -132,7 +137,9 @@ def compile_case(case: tuple[Any, ...]) -> None:
 def time_case(case: tuple[Any, ...], layers: list[Any], timer: Any) -> dict[str, Any]:
     m, tile, (type_name, n, k) = case
     from stonechat_models.backends.quantization.code_products import dequantise_into
-    from stonechat_models.backends.transformers.fused.coded_some_rows import with_wide_scales
+    from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
+        with_wide_scales,
+    )
 
     x = torch.randn(m, k).bfloat16().to(layers[0].weight.device)
     way = use(m, tile, x.device)
@@ -173,7 +180,7 @@ def main() -> None:
         tiles = ((1, (16, 1, 1)), (8, (32, 128, 4, 2, 1)), (16, None))
         todo = [(m, tile, ("Q4_K", 64, 256)) for m, tile in tiles]
     else:
-        from stonechat_models.backends.transformers.kernel_timing import GraphTimer
+        from stonechat_models.backends.transformers.cuda.kernel_timing import GraphTimer
         from stonechat_models.hardware.dependent_launch import launches_early
 
         device = torch.device("cuda", 0)

@@ -29,8 +29,8 @@ PHASES = {
     "choose products": f"{TRANSFORMERS}fused.product_choice.choose_products",
     "choose tiles": f"{TRANSFORMERS}attention.tile_choice.choose_decode_tiles",
     "check sampler": "stonechat_models.sampling.choose.choose_sampler",
-    "largest step": f"{TRANSFORMERS}cuda_memory.step_memory",
-    "graphs": f"{TRANSFORMERS}cuda_memory.with_cuda_graphs",
+    "largest step": f"{TRANSFORMERS}cuda.memory.step_memory",
+    "graphs": f"{TRANSFORMERS}cuda.memory.with_cuda_graphs",
 }
 """Functions that a start calls, in the order of their calls."""
 

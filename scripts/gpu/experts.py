@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:  # Triton must not be imported before `main` has chosen its interpreter
-    from stonechat_models.backends.transformers.fused.experts import FusedExperts
+    from stonechat_models.backends.transformers.fused.moe.experts import FusedExperts
 
 Shape = tuple[int, int, int, int]
 SHAPES = {  # experts, experts of a token, hidden size, inner size
@@ -56,8 +56,8 @@ CALLS = 8
 
 
 def random_experts(shape: Shape, device: torch.device) -> "FusedExperts":
-    from stonechat_models.backends.transformers.fused import expert_kernels as kernels
-    from stonechat_models.backends.transformers.fused.experts import (
+    from stonechat_models.backends.transformers.fused.moe import expert_kernels as kernels
+    from stonechat_models.backends.transformers.fused.moe.experts import (
         Activation,
         ExpertLinear,
         FusedExperts,
@@ -99,7 +99,7 @@ def grouped_mm(module: "FusedExperts", x: Any, ids: Any, routing: Any) -> torch.
 
 def candidates(num_tokens: int, shape: Shape) -> list[Any]:
     """The tile that is in use, and others."""
-    from stonechat_models.backends.transformers.fused.experts import TILES, Tile, choose_tile
+    from stonechat_models.backends.transformers.fused.moe.experts import TILES, Tile, choose_tile
 
     chosen = choose_tile(num_tokens, shape[1], shape[0], torch.bfloat16)
     others = FEW if chosen is TILES[16] else MANY
@@ -165,7 +165,7 @@ def main(words: list[str] | None = None) -> int:
         shapes, tokens, device = {"tiny": (4, 2, 32, 16)}, (1, 3), torch.device("cpu")
     timer: Callable[[Any], float] = untimed
     if device.type == "cuda":
-        from stonechat_models.backends.transformers.kernel_timing import GraphTimer
+        from stonechat_models.backends.transformers.cuda.kernel_timing import GraphTimer
 
         timer = GraphTimer(device)
     num_times = 0

@@ -93,7 +93,7 @@ class Sweep:
     """Times runs until the time is over, and writes each result at once."""
 
     def __init__(self, device: torch.device, deadline: float, out: Path) -> None:
-        from stonechat_models.backends.transformers.kernel_timing import GraphTimer
+        from stonechat_models.backends.transformers.cuda.kernel_timing import GraphTimer
 
         self.device, self.deadline, self.out = device, deadline, out
         self.timer: Callable[[Any], float] = lambda run: (run(), 1e-3)[1]
@@ -123,8 +123,8 @@ class Sweep:
 
 def compile_all(layers: nn.ModuleList, num_rows: int, device: torch.device) -> None:
     """Compile the kernels of all tiles side by side. They are the same for all shapes."""
-    from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile
     from stonechat_models.backends.transformers.fused.product_choice import compile_ahead
+    from stonechat_models.backends.transformers.fused.row_products.few_rows import FewRowsTile
     from stonechat_models.backends.transformers.fused.step_products import product_groups
 
     if device.type == "cuda":
@@ -149,7 +149,7 @@ def use(layers: nn.Module, tiles: dict[int, Any]) -> None:
 
 
 def time_layers(sweep: Sweep, name: str, layers: nn.ModuleList, num_rows: int) -> None:
-    from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile
+    from stonechat_models.backends.transformers.fused.row_products.few_rows import FewRowsTile
 
     num_bytes = sum(p.nbytes for part, p in layers.named_parameters() if "head" not in part)
     for is_early in (True, False):
@@ -179,7 +179,7 @@ def head_of(layers: nn.ModuleList, vocab_size: int) -> Any:
 def time_products(
     sweep: Sweep, name: str, layers: nn.ModuleList, num_rows: int, vocab_size: int
 ) -> None:
-    from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile
+    from stonechat_models.backends.transformers.fused.row_products.few_rows import FewRowsTile
     from stonechat_models.backends.transformers.fused.step_products import product_groups
 
     for group in [*product_groups(layers), [head_of(layers, vocab_size)]]:

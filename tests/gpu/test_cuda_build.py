@@ -9,7 +9,7 @@ from stonechat_models.backends.quantization.device_support import (
     FP8_KV_CAPABILITY,
     refuse_weight_format,
 )
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError

@@ -20,19 +20,19 @@ from stonechat_models.backends.quantization.random_codes import (
     random_codes,
 )
 from stonechat_models.backends.quantization.scratch import Scratch
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
-from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
 from stonechat_models.backends.transformers.fused import coded_choice
 from stonechat_models.backends.transformers.fused.coded_choice import (
     CODED_TILES,
     choose_coded_products,
     coded_groups,
 )
-from stonechat_models.backends.transformers.fused.coded_some_rows import (
+from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
     CodedRows,
     with_wide_scales,
 )
-from stonechat_models.backends.transformers.fused.some_rows import SomeRows
+from stonechat_models.backends.transformers.fused.row_products.some_rows import SomeRows
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig

@@ -14,7 +14,7 @@ from stonechat_models.backends.transformers.attention.choose import (
     choose_attention,
     why_no_flashinfer,
 )
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing

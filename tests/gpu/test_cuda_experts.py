@@ -8,18 +8,18 @@ from torch import nn
 
 from stonechat_models.backends.quantization.coded_linear import dequantised
 from stonechat_models.backends.quantization.random_codes import random_codes
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
-from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
-from stonechat_models.backends.transformers.fused import expert_kernels as kernels
-from stonechat_models.backends.transformers.fused.coded_experts import CodedExpertLinear, Rows
-from stonechat_models.backends.transformers.fused.experts import (
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
+from stonechat_models.backends.transformers.fused.modules import MergedMLP
+from stonechat_models.backends.transformers.fused.moe import expert_kernels as kernels
+from stonechat_models.backends.transformers.fused.moe.coded_experts import CodedExpertLinear, Rows
+from stonechat_models.backends.transformers.fused.moe.experts import (
     Activation,
     ExpertLinear,
     FusedExperts,
 )
-from stonechat_models.backends.transformers.fused.mixture import FusedMixture
-from stonechat_models.backends.transformers.fused.modules import MergedMLP
-from stonechat_models.backends.transformers.fused.router import FusedRouter, Scoring
+from stonechat_models.backends.transformers.fused.moe.mixture import FusedMixture
+from stonechat_models.backends.transformers.fused.moe.router import FusedRouter, Scoring
 from tests.gpu.test_cuda_engine import assert_near, build, prompts, tiny_pair
 from tests.models.engines import generate_all, greedy
 

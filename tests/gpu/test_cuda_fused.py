@@ -6,11 +6,8 @@ import torch
 pytest.importorskip("triton")
 
 from stonechat_models.backends.transformers.attention.choose import choose_attention
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
-from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
-from stonechat_models.backends.transformers.fused.few_rows import (
-    ROW_COUNTS,
-)
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
 from stonechat_models.backends.transformers.fused.linears import use_ways, way_of
 from stonechat_models.backends.transformers.fused.product_choice import (
     SOME_TILES,
@@ -21,8 +18,13 @@ from stonechat_models.backends.transformers.fused.product_choice import (
 from stonechat_models.backends.transformers.fused.products import normed_product
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import RotaryTable, tabulate_rotary
-from stonechat_models.backends.transformers.fused.some_rows import ROW_COUNTS as SOME_ROW_COUNTS
-from stonechat_models.backends.transformers.fused.some_rows import (
+from stonechat_models.backends.transformers.fused.row_products.few_rows import (
+    ROW_COUNTS,
+)
+from stonechat_models.backends.transformers.fused.row_products.some_rows import (
+    ROW_COUNTS as SOME_ROW_COUNTS,
+)
+from stonechat_models.backends.transformers.fused.row_products.some_rows import (
     SomeRows,
     some_rows_product,
 )
@@ -39,7 +41,7 @@ from stonechat_models.hardware.dependent_launch import (
 from stonechat_models.runtime.build import assemble_engine
 from tests.gpu.test_cuda_engine import assert_near, prompts, tiny_pair
 from tests.models.backends.transformers.fused import test_some_rows
-from tests.models.backends.transformers.fused.test_few_rows import check, layer
+from tests.models.backends.transformers.fused.row_products.test_few_rows import check, layer
 from tests.models.backends.transformers.fused.test_rotary_table import DYNAMIC, LONGROPE
 from tests.models.engines import generate_all, greedy, model_info
 

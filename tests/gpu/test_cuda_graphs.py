@@ -5,12 +5,12 @@ import warnings
 import pytest
 import torch
 
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
-from stonechat_models.backends.transformers.parity_steps import (
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.parity_steps import (
     last_tokens,
     parity_sequences,
 )
-from stonechat_models.backends.transformers.static_buffers import buckets
+from stonechat_models.backends.transformers.cuda.static_buffers import buckets
 from stonechat_models.backends.transformers.verify import logits_error
 from tests.gpu.test_cuda_engine import build
 from tests.models.engines import generate_all, greedy

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from stonechat_models.backends.transformers.attention.choose import choose_attention
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
-from stonechat_models.backends.transformers.image_check import image_case, with_images
+from stonechat_models.backends.transformers.media_checks.images import image_case, with_images
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.verify import TOLERANCE

@@ -2,7 +2,7 @@
 
 import torch
 
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.lora.linear import LoraLinear
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from tests.gpu.built import build

@@ -5,13 +5,13 @@ import warnings
 import pytest
 import torch
 
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
-from stonechat_models.backends.transformers.parity_steps import (
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.parity_steps import (
     last_tokens,
     mixed_step,
     parity_sequences,
 )
-from stonechat_models.backends.transformers.static_buffers import mixed_shapes
+from stonechat_models.backends.transformers.cuda.static_buffers import mixed_shapes
 from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error, random_batch
 from tests.gpu.test_cuda_engine import assert_near, build, prompts, tiny_pair
 from tests.models.engines import Generated, add, greedy

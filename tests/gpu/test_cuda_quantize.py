@@ -10,7 +10,7 @@ from stonechat_models.backends.quantization.device_support import refuse_weight_
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers import quantize
 from stonechat_models.backends.transformers.attention.choose import choose_attention
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing

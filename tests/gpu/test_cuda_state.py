@@ -12,7 +12,7 @@ from transformers.models.lfm2 import modeling_lfm2
 from transformers.models.mamba2 import modeling_mamba2
 from transformers.models.qwen3_5 import modeling_qwen3_5
 
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel
 from tests.gpu.built import build

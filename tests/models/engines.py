@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
-from stonechat_models.backends.transformers.audio_check import audio_case, with_audio
-from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.kinds import plain_model, stateful_model
 from stonechat_models.backends.transformers.lora.serve import serve_adapters
+from stonechat_models.backends.transformers.media_checks.audio import audio_case, with_audio
+from stonechat_models.backends.transformers.media_checks.images import image_case, with_images
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel

@@ -148,7 +148,7 @@ def install() -> None:
     for name, value in replacements.items():
         setattr(torch.cuda, name, value)
     torch.Generator = Generator  # type: ignore[misc]
-    from stonechat_models.backends.transformers.cuda_memory import CudaCapturer
+    from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
 
     CudaCapturer.capture = rerun(CudaCapturer.capture)
     from stonechat_models.backends.quantization.choose import cuda_linear

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from stonechat_models.checkpoint.adapter import Adapter, read_adapter
+from stonechat_models.checkpoint.adapter.files import Adapter, read_adapter
 from tests.models.tiny_adapters import write_adapter
 
 

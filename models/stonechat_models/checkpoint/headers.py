@@ -11,8 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stonechat_models.checkpoint.adapter import Adapter, refuse_adapter_alone
-from stonechat_models.checkpoint.adapter_names import locate_adapter, locate_adapters
+from stonechat_models.checkpoint.adapter.files import Adapter, refuse_adapter_alone
+from stonechat_models.checkpoint.adapter.names import locate_adapter, locate_adapters
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import (
     QUANTIZATION_FILES,
@@ -20,7 +20,7 @@ from stonechat_models.checkpoint.hf_config import (
     parse_config,
     read_config,
 )
-from stonechat_models.checkpoint.hub_errors import not_found, require_network
+from stonechat_models.checkpoint.hub.errors import not_found, require_network
 from stonechat_models.checkpoint.rerankers import read_reranker_files
 from stonechat_models.checkpoint.resolve import Located, WeightFormat, locate
 from stonechat_models.checkpoint.sentence_transformers import (

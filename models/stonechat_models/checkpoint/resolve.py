@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from stonechat_models.checkpoint import default_model, hub
-from stonechat_models.checkpoint.adapter import Adapter, is_adapter, refuse_adapter_alone
-from stonechat_models.checkpoint.adapter_names import locate_adapter, locate_adapters
+from stonechat_models.checkpoint import default_model
+from stonechat_models.checkpoint.adapter.files import Adapter, is_adapter, refuse_adapter_alone
+from stonechat_models.checkpoint.adapter.names import locate_adapter, locate_adapters
 from stonechat_models.checkpoint.aliases import resolve_alias
 from stonechat_models.checkpoint.cache import Progress, sampled_hash
 from stonechat_models.checkpoint.gguf.composite import composite_folder
@@ -24,8 +24,9 @@ from stonechat_models.checkpoint.gguf.ranking import read_gguf_reranker
 from stonechat_models.checkpoint.gguf.reader import MAGIC, gguf_parts, read_gguf
 from stonechat_models.checkpoint.gguf.weights import Values
 from stonechat_models.checkpoint.hf_config import HFConfig, read_config
-from stonechat_models.checkpoint.hub_gguf import cached_or_header
-from stonechat_models.checkpoint.hub_names import choose_gguf, parse_hub_name
+from stonechat_models.checkpoint.hub import download as hub
+from stonechat_models.checkpoint.hub.gguf_files import cached_or_header
+from stonechat_models.checkpoint.hub.names import choose_gguf, parse_hub_name
 from stonechat_models.checkpoint.known_models import did_you_mean
 from stonechat_models.checkpoint.rerankers import RerankerFiles, read_reranker_files
 from stonechat_models.checkpoint.sentence_transformers import (

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from stonechat_models.checkpoint import hub
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.gguf.mmproj import (
     has_name_of,
@@ -13,8 +12,9 @@ from stonechat_models.checkpoint.gguf.mmproj import (
     why_blind,
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile, read_gguf
-from stonechat_models.checkpoint.hub_gguf import cached_or_header
-from stonechat_models.checkpoint.hub_names import parse_hub_name
+from stonechat_models.checkpoint.hub import download as hub
+from stonechat_models.checkpoint.hub.gguf_files import cached_or_header
+from stonechat_models.checkpoint.hub.names import parse_hub_name
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading

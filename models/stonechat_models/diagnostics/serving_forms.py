@@ -17,7 +17,7 @@ from stonechat_models.backends.quantization.device_support import (
     precision_of,
     refuse_weight_format,
 )
-from stonechat_models.backends.transformers.code_choice import kept_names, settings_keep_codes
+from stonechat_models.backends.transformers.stored.choice import kept_names, settings_keep_codes
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
 from stonechat_models.checkpoint.packed.folder import read_packing
@@ -173,8 +173,8 @@ class FormPlanner:
             return OTHER_TOWER
         if self.native_refusal is None or self._empty_model is None:
             return ""
-        from stonechat_models.backends.transformers.image_check import code_refusal
-        from stonechat_models.backends.transformers.media_check import RUNS_PLAINLY
+        from stonechat_models.backends.transformers.media_checks.common import RUNS_PLAINLY
+        from stonechat_models.backends.transformers.media_checks.images import code_refusal
 
         if self._empty_model.runs_plainly:
             return RUNS_PLAINLY
@@ -194,8 +194,8 @@ class FormPlanner:
             return refusal
         if self._empty_model is None:
             return ""
-        from stonechat_models.backends.transformers.audio_check import audio_refusal
-        from stonechat_models.backends.transformers.media_check import RUNS_PLAINLY
+        from stonechat_models.backends.transformers.media_checks.audio import audio_refusal
+        from stonechat_models.backends.transformers.media_checks.common import RUNS_PLAINLY
 
         if self._empty_model.runs_plainly:
             return RUNS_PLAINLY

@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from stonechat_models.backends.transformers.code_choice import kept_names
+from stonechat_models.backends.transformers.stored.choice import kept_names
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
 from stonechat_models.checkpoint.packed.folder import weight_headers
 from stonechat_models.checkpoint.packed.tensors import Packing

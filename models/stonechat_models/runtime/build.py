@@ -183,7 +183,7 @@ def model_use(config: HFConfig, weight_format: WeightFormat, has_modules: bool) 
         return "generation"
     if is_reranker(config):
         return "reranking"
-    from stonechat_models.backends.transformers.embedder import is_bare_encoder
+    from stonechat_models.backends.transformers.pooling_models.embedder import is_bare_encoder
 
     return "embeddings" if is_bare_encoder(config) else "generation"
 
@@ -191,8 +191,11 @@ def model_use(config: HFConfig, weight_format: WeightFormat, has_modules: bool) 
 def _build_embedding_engine(
     files: ModelFiles, config: EngineConfig, device: "torch.device | HostDevice", progress: Progress
 ) -> tuple[EmbeddingEngine, Tokenizer]:
-    from stonechat_models.backends.transformers.embedder import TransformersEmbedder, load_embedder
-    from stonechat_models.backends.transformers.reranker import load_reranker
+    from stonechat_models.backends.transformers.pooling_models.embedder import (
+        TransformersEmbedder,
+        load_embedder,
+    )
+    from stonechat_models.backends.transformers.pooling_models.reranker import load_reranker
 
     does = "makes embeddings" if files.reranker is None else "is a reranker"
     if config.draft_model is not None:
@@ -253,7 +256,7 @@ def assemble_engine(
     num_blocks = _size_caches(model, draft, config, device, free, progress)
     model.allocate_kv_cache(num_blocks, config.block_size)
     if graphs:
-        from stonechat_models.backends.transformers.cuda_memory import with_cuda_graphs
+        from stonechat_models.backends.transformers.cuda.memory import with_cuda_graphs
 
         model = with_cuda_graphs(model, as_torch(device), progress)
     draft_model = None
@@ -289,7 +292,7 @@ def _free_beside_steps(
     """
     num_bytes, info = 0, model.info
     if device.type == "cuda":
-        from stonechat_models.backends.transformers.cuda_memory import step_memory
+        from stonechat_models.backends.transformers.cuda.memory import step_memory
 
         num_bytes = step_memory(model, sampler, as_torch(device), graphs=graphs)
         towers = [part.encoding_bytes for part in (info.images, info.audio) if part is not None]

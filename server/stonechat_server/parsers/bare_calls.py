@@ -6,7 +6,6 @@ such objects, or a list of them; a code fence may surround it.
 
 from dataclasses import replace
 
-from stonechat_server.parsers.bare_reader import BareCallReader
 from stonechat_server.parsers.deltas import (
     ContentDelta,
     DeltaParser,
@@ -14,6 +13,7 @@ from stonechat_server.parsers.deltas import (
     ToolCallDelta,
     WrappingParser,
 )
+from stonechat_server.parsers.layouts.bare_reader import BareCallReader
 from stonechat_server.parsers.tool_calls import ToolNames
 from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
 from stonechat_server.tool_formats.openings import closing_mark

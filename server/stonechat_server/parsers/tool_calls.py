@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stonechat_server.parsers import custom_calls
-from stonechat_server.parsers.bare_reader import UnopenedCallReader
 from stonechat_server.parsers.deltas import ContentDelta, ParsedDelta, ToolCallDelta, join
-from stonechat_server.parsers.dict_calls import DictCallsReader
-from stonechat_server.parsers.element_calls import ElementCallsReader
-from stonechat_server.parsers.json_calls import JsonCallsReader
-from stonechat_server.parsers.pythonic_calls import PythonicReader
-from stonechat_server.parsers.tag_calls import TagCallsReader
+from stonechat_server.parsers.layouts.bare_reader import UnopenedCallReader
+from stonechat_server.parsers.layouts.dict_calls import DictCallsReader
+from stonechat_server.parsers.layouts.element_calls import ElementCallsReader
+from stonechat_server.parsers.layouts.json_calls import JsonCallsReader
+from stonechat_server.parsers.layouts.pythonic_calls import PythonicReader
+from stonechat_server.parsers.layouts.tag_calls import TagCallsReader
 from stonechat_server.parsers.triggers import TriggerFinder, inner_triggers, object_openings
 from stonechat_server.tool_formats.layout import (
     CallArguments,

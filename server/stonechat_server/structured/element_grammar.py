@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-from stonechat_server.parsers.element_calls import ITEM
-from stonechat_server.parsers.tag_values import (
+from stonechat_server.parsers.layouts.element_calls import ITEM
+from stonechat_server.parsers.layouts.tag_values import (
     ValueForm,
     allows_text,
     resolve,

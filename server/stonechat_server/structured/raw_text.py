@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from stonechat_server.parsers.tag_values import read_value, resolve
+from stonechat_server.parsers.layouts.tag_values import read_value, resolve
 from stonechat_server.structured.lark import choice, quoted, regex
 
 _ANNOTATIONS = frozenset(("title", "description", "default", "examples", "$comment", "deprecated"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stonechat_server.parsers.tag_values import ValueForm, resolve, text_schema, value_form
+from stonechat_server.parsers.layouts.tag_values import ValueForm, resolve, text_schema, value_form
 from stonechat_server.structured.any_order import any_order
 from stonechat_server.structured.lark import (
     ANY_TEXT,

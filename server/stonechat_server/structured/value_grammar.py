@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
+from stonechat_server.parsers.layouts.tag_values import resolve, sole_part
 from stonechat_server.parsers.schema_fit import fits
-from stonechat_server.parsers.tag_values import resolve, sole_part
 from stonechat_server.structured.any_order import any_order
 from stonechat_server.structured.lark import (
     ANY_TEXT,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
-from stonechat_models.checkpoint import hub
+from stonechat_models.checkpoint.hub import download as hub
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.checkpoint.sentence_transformers import (
     EmbedderFiles,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.head_tap import HeadTap
 from stonechat_models.errors import StepError, UnsupportedModelError
 from stonechat_models.model_info import EmbeddingInfo

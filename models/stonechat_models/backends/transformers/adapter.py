@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from stonechat_models.checkpoint.adapter import Adapter, is_adapter
+from stonechat_models.checkpoint.adapter.files import Adapter, is_adapter
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
 

@@ -16,15 +16,7 @@ from stonechat_models.backends.transformers.attention.backend import AttentionBa
 from stonechat_models.backends.transformers.attention.choose import choose_attention
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.attention.row import RowBackend
-from stonechat_models.backends.transformers.audio_check import (
-    audio_case,
-    audio_processor,
-    with_audio,
-)
-from stonechat_models.backends.transformers.code_choice import can_keep_codes
-from stonechat_models.backends.transformers.code_compile import compile_products
 from stonechat_models.backends.transformers.deterministic import ROWS, make_deterministic
-from stonechat_models.backends.transformers.image_check import image_case, with_images
 from stonechat_models.backends.transformers.kinds import (
     auto_class,
     plain_model,
@@ -33,11 +25,19 @@ from stonechat_models.backends.transformers.kinds import (
     vocab_size,
 )
 from stonechat_models.backends.transformers.lora.serve import refuse_lora_settings, serve_adapters
+from stonechat_models.backends.transformers.media_checks.audio import (
+    audio_case,
+    audio_processor,
+    with_audio,
+)
+from stonechat_models.backends.transformers.media_checks.images import image_case, with_images
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.backends.transformers.recurrent import keeps_recurrent_state
+from stonechat_models.backends.transformers.stored.choice import can_keep_codes
+from stonechat_models.backends.transformers.stored.code_compile import compile_products
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.packed.method import read_method

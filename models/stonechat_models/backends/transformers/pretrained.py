@@ -9,12 +9,12 @@ from torch import nn
 from transformers.utils.logging import disable_progress_bar
 
 from stonechat_models.backends.transformers.adapter import merge_adapter, refuse_unasked_adapter
-from stonechat_models.backends.transformers.code_choice import read_kept_codes
 from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.backends.transformers.lora.install import refuse_other_layers
-from stonechat_models.backends.transformers.packed_weights import packed_source
-from stonechat_models.backends.transformers.stored_codes import CodedParts
-from stonechat_models.backends.transformers.stored_size import refuse_oversized
+from stonechat_models.backends.transformers.stored.choice import read_kept_codes
+from stonechat_models.backends.transformers.stored.codes import CodedParts
+from stonechat_models.backends.transformers.stored.packed_weights import packed_source
+from stonechat_models.backends.transformers.stored.size import refuse_oversized
 from stonechat_models.checkpoint.cache import Progress, fill_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.gguf.weights import write_weights

@@ -27,7 +27,7 @@ from stonechat_models.backends.quantization.group_codes import (
 )
 from stonechat_models.backends.quantization.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
-from stonechat_models.backends.transformers.code_compile import compile_products
+from stonechat_models.backends.transformers.stored.code_compile import compile_products
 from tests.models.backends.transformers.attention.compile_kernels import stack_bytes
 
 META = torch.device("meta")

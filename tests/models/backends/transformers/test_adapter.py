@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stonechat_models.backends.transformers.adapter import merge_adapter, refuse_unasked_adapter
-from stonechat_models.checkpoint.adapter import read_adapter
+from stonechat_models.checkpoint.adapter.files import read_adapter
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.every_family import tiny_model as tiny_model_of_type
 from tests.models.tiny_adapters import projections, write_adapter

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stonechat_models.backends.transformers import audio_check
-from stonechat_models.backends.transformers.audio_check import audio_case, with_audio
 from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.backends.transformers.media_checks import audio as audio_check
+from stonechat_models.backends.transformers.media_checks.audio import audio_case, with_audio
 from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.resolve import resolve_model

@@ -15,9 +15,9 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from stonechat_models.backends.transformers import image_check
-from stonechat_models.backends.transformers.image_check import image_case
 from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.backends.transformers.media_checks import images as image_check
+from stonechat_models.backends.transformers.media_checks.images import image_case
 from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from stonechat_models.checkpoint import hub, hub_errors, hub_gguf
 from stonechat_models.checkpoint.gguf.mmproj import ranked_mmprojs, why_blind
 from stonechat_models.checkpoint.gguf.reader import GgufFile, read_gguf
 from stonechat_models.checkpoint.headers import read_headers
+from stonechat_models.checkpoint.hub import download as hub
+from stonechat_models.checkpoint.hub import errors as hub_errors
+from stonechat_models.checkpoint.hub import gguf_files as hub_gguf
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.checkpoint.vision_file import find_vision_file
 from stonechat_models.config import EngineConfig

@@ -14,7 +14,7 @@ from stonechat_models.backends.transformers.attention.triton_backend import (
     DecodeShape,
     TritonBackend,
 )
-from stonechat_models.backends.transformers.kernel_timing import (
+from stonechat_models.backends.transformers.cuda.kernel_timing import (
     GraphTimer,
     Timer,
     compiled_side_by_side,

@@ -7,11 +7,14 @@ from torch import nn
 
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.interface import PagedContext, ProbeContext
-from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile, few_rows_qkv
 from stonechat_models.backends.transformers.fused.linears import way_of
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm
 from stonechat_models.backends.transformers.fused.products import normed_product
 from stonechat_models.backends.transformers.fused.rotary import rope_and_store
+from stonechat_models.backends.transformers.fused.row_products.few_rows import (
+    FewRowsTile,
+    few_rows_qkv,
+)
 from stonechat_models.errors import UnsupportedModelError
 
 PositionEmbeddings = tuple[torch.Tensor, torch.Tensor]

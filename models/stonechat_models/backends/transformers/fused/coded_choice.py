@@ -11,10 +11,10 @@ from torch import nn
 from stonechat_models.backends.quantization.code_products import MAX_ROWS
 from stonechat_models.backends.quantization.coded_linear import CodedLinear, Way
 from stonechat_models.backends.quantization.codes import Codes
-from stonechat_models.backends.transformers.fused.coded_some_rows import (
-    CodedRows,
-    can_multiply,
-    with_wide_scales,
+from stonechat_models.backends.transformers.cuda.kernel_timing import (
+    GraphTimer,
+    Timer,
+    compiled_side_by_side,
 )
 from stonechat_models.backends.transformers.fused.parity_check import agree, random_rows
 from stonechat_models.backends.transformers.fused.product_choice import (
@@ -22,11 +22,14 @@ from stonechat_models.backends.transformers.fused.product_choice import (
     ProductTiming,
     is_on_cuda,
 )
-from stonechat_models.backends.transformers.fused.some_rows import SomeRows, SomeRowsTile
-from stonechat_models.backends.transformers.kernel_timing import (
-    GraphTimer,
-    Timer,
-    compiled_side_by_side,
+from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
+    CodedRows,
+    can_multiply,
+    with_wide_scales,
+)
+from stonechat_models.backends.transformers.fused.row_products.some_rows import (
+    SomeRows,
+    SomeRowsTile,
 )
 from stonechat_models.checkpoint.cache import Progress
 

@@ -11,8 +11,8 @@ from stonechat_models.backends.transformers.fused.attention import (
     PositionEmbeddings,
 )
 from stonechat_models.backends.transformers.fused.linears import adds_in_product
-from stonechat_models.backends.transformers.fused.mixture import FusedMixture
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
+from stonechat_models.backends.transformers.fused.moe.mixture import FusedMixture
 from stonechat_models.backends.transformers.fused.products import add_product
 from stonechat_models.errors import UnsupportedModelError
 

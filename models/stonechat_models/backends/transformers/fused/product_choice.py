@@ -7,22 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stonechat_models.backends.transformers.fused.few_rows import (
-    ROW_COUNTS,
-    FewRowsTile,
-)
-from stonechat_models.backends.transformers.fused.linears import use_ways, way_of
-from stonechat_models.backends.transformers.fused.parity_check import agree, random_rows
-from stonechat_models.backends.transformers.fused.some_rows import (
-    SomeRows,
-    SomeRowsTile,
-)
-from stonechat_models.backends.transformers.fused.step_products import Product, product_groups
-from stonechat_models.backends.transformers.kernel_timing import (
+from stonechat_models.backends.transformers.cuda.kernel_timing import (
     GraphTimer,
     Timer,
     compiled_side_by_side,
 )
+from stonechat_models.backends.transformers.fused.linears import use_ways, way_of
+from stonechat_models.backends.transformers.fused.parity_check import agree, random_rows
+from stonechat_models.backends.transformers.fused.row_products.few_rows import (
+    ROW_COUNTS,
+    FewRowsTile,
+)
+from stonechat_models.backends.transformers.fused.row_products.some_rows import (
+    SomeRows,
+    SomeRowsTile,
+)
+from stonechat_models.backends.transformers.fused.step_products import Product, product_groups
 from stonechat_models.checkpoint.cache import Progress
 
 logger = logging.getLogger(__name__)

@@ -8,14 +8,17 @@ import torch
 import triton
 from torch import nn
 
-from stonechat_models.backends.transformers.fused.few_rows import (
+from stonechat_models.backends.transformers.fused.kernels import gated_kernel
+from stonechat_models.backends.transformers.fused.linears import way_of
+from stonechat_models.backends.transformers.fused.row_products.few_rows import (
     FewRowsTile,
     RowNorm,
     few_rows_product,
 )
-from stonechat_models.backends.transformers.fused.kernels import gated_kernel
-from stonechat_models.backends.transformers.fused.linears import way_of
-from stonechat_models.backends.transformers.fused.some_rows import SomeRows, some_rows_product
+from stonechat_models.backends.transformers.fused.row_products.some_rows import (
+    SomeRows,
+    some_rows_product,
+)
 from stonechat_models.hardware.dependent_launch import launch_settings
 
 GATED_BLOCK = 1024

@@ -7,6 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from stonechat_models.backends.transformers.fused.moe.recognise_experts import (
+    fused_experts,
+    fused_mixture,
+    is_experts,
+)
+from stonechat_models.backends.transformers.fused.moe.recognise_router import fused_router
 from stonechat_models.backends.transformers.fused.parity_check import record_calls
 from stonechat_models.backends.transformers.fused.recognise import (
     fused_attention,
@@ -16,17 +22,11 @@ from stonechat_models.backends.transformers.fused.recognise import (
     is_known_layer,
     merged_mlp,
 )
-from stonechat_models.backends.transformers.fused.recognise_experts import (
-    fused_experts,
-    fused_mixture,
-    is_experts,
-)
 from stonechat_models.backends.transformers.fused.recognise_mixers import (
     fused_hybrid_layer,
     fused_mixer,
     is_known_hybrid,
 )
-from stonechat_models.backends.transformers.fused.recognise_router import fused_router
 from stonechat_models.backends.transformers.tower_parts import tower_parts
 
 logger = logging.getLogger(__name__)

@@ -11,11 +11,6 @@ from stonechat_models.backends.transformers.fused.attention import (
     FusedAttention,
     PositionEmbeddings,
 )
-from stonechat_models.backends.transformers.fused.few_rows import (
-    FewRowsTile,
-    few_rows_product,
-    few_rows_qkv,
-)
 from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
 from stonechat_models.backends.transformers.fused.linears import adds_in_product, is_plain
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
@@ -24,7 +19,12 @@ from stonechat_models.backends.transformers.fused.products import (
     gated_product,
     normed_product,
 )
-from stonechat_models.backends.transformers.fused.some_rows import (
+from stonechat_models.backends.transformers.fused.row_products.few_rows import (
+    FewRowsTile,
+    few_rows_product,
+    few_rows_qkv,
+)
+from stonechat_models.backends.transformers.fused.row_products.some_rows import (
     ROW_COUNTS,
     SomeRows,
     some_rows_product,

@@ -12,7 +12,7 @@ from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.transformers.adapter_rows import StepRows
 from stonechat_models.backends.transformers.lora.linear import Factors, LoraLinear, Stack
 from stonechat_models.backends.transformers.slot_states import SlotMixer
-from stonechat_models.checkpoint.adapter import Adapter
+from stonechat_models.checkpoint.adapter.files import Adapter
 from stonechat_models.errors import UnsupportedModelError
 
 LINEAR_TYPES = (nn.Linear, Conv1D, QuantizedLinear)

@@ -8,7 +8,7 @@ from stonechat_models.backends.transformers.lora.check import check_adapters
 from stonechat_models.backends.transformers.lora.install import add_adapters
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
-from stonechat_models.checkpoint.adapter import Adapter
+from stonechat_models.checkpoint.adapter.files import Adapter
 from stonechat_models.checkpoint.cache import sampled_hash
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError

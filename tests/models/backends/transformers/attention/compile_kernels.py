@@ -21,14 +21,6 @@ from stonechat_models.backends.transformers.attention.tile_sizes import Tiles, T
 from stonechat_models.backends.transformers.attention.triton_backend import parts_at_once
 from stonechat_models.backends.transformers.attention.triton_decode import decode_kernel
 from stonechat_models.backends.transformers.attention.triton_prefill import prefill_kernel
-from stonechat_models.backends.transformers.fused.few_rows import (
-    COLUMNS_PER_WARP,
-    ROW_COUNTS,
-)
-from stonechat_models.backends.transformers.fused.few_rows_kernel import (
-    few_rows_kernel,
-    few_rows_qkv_kernel,
-)
 from stonechat_models.backends.transformers.fused.kernels import (
     gated_kernel,
     rms_norm_kernel,
@@ -36,7 +28,17 @@ from stonechat_models.backends.transformers.fused.kernels import (
 )
 from stonechat_models.backends.transformers.fused.product_choice import SOME_TILES, TILES
 from stonechat_models.backends.transformers.fused.rotary import HEADS_AT_ONCE, NUM_WARPS
-from stonechat_models.backends.transformers.fused.some_rows_kernel import some_rows_kernel
+from stonechat_models.backends.transformers.fused.row_products.few_rows import (
+    COLUMNS_PER_WARP,
+    ROW_COUNTS,
+)
+from stonechat_models.backends.transformers.fused.row_products.few_rows_kernel import (
+    few_rows_kernel,
+    few_rows_qkv_kernel,
+)
+from stonechat_models.backends.transformers.fused.row_products.some_rows_kernel import (
+    some_rows_kernel,
+)
 
 ELEMENTS = {
     torch.bfloat16: "bf16",

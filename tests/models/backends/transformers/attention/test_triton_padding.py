@@ -14,8 +14,8 @@ from stonechat_models.backends.quantization.device_support import FP8_KV_CAPABIL
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
+from stonechat_models.backends.transformers.cuda.static_buffers import StaticBuffers, StepShape
 from stonechat_models.backends.transformers.kv_cache import LayerKV
-from stonechat_models.backends.transformers.static_buffers import StaticBuffers, StepShape
 from stonechat_models.backends.transformers.verify import random_batch
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

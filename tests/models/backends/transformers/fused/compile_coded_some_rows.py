@@ -18,8 +18,14 @@ from triton.runtime.jit import JITFunction
 from stonechat_models.backends.quantization.codes import Codes
 from stonechat_models.backends.quantization.random_codes import random_codes
 from stonechat_models.backends.transformers.fused.coded_choice import CODED_TILES
-from stonechat_models.backends.transformers.fused.coded_some_rows import CodedRows, with_wide_scales
-from stonechat_models.backends.transformers.fused.some_rows import SomeRows, SomeRowsTile
+from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
+    CodedRows,
+    with_wide_scales,
+)
+from stonechat_models.backends.transformers.fused.row_products.some_rows import (
+    SomeRows,
+    SomeRowsTile,
+)
 from tests.models.backends.quantization.compile_code_kernels import (
     META,
     affine,

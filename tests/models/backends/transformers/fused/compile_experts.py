@@ -13,12 +13,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from stonechat_models.backends.quantization.codes import PAIRS, PLAIN, SIGNED, ZEROS
-from stonechat_models.backends.transformers.fused.coded_expert_kernel import coded_product_kernel
-from stonechat_models.backends.transformers.fused.coded_experts import (
+from stonechat_models.backends.transformers.fused.moe.coded_expert_kernel import (
+    coded_product_kernel,
+)
+from stonechat_models.backends.transformers.fused.moe.coded_experts import (
     CODED_TILES,
     FLOAT32_CODED_TILES,
 )
-from stonechat_models.backends.transformers.fused.expert_kernels import (
+from stonechat_models.backends.transformers.fused.moe.expert_kernels import (
     GELU_TANH,
     NONE,
     SILU,
@@ -27,7 +29,7 @@ from stonechat_models.backends.transformers.fused.expert_kernels import (
     sort_pairs_kernel,
     weighted_sum_kernel,
 )
-from stonechat_models.backends.transformers.fused.experts import (
+from stonechat_models.backends.transformers.fused.moe.experts import (
     FLOAT32_TILES,
     SORTED_AT_ONCE,
     SUM_BLOCK,

@@ -16,15 +16,15 @@ pytest.importorskip("triton")
 
 from stonechat_models.backends.transformers import step_check
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.parity_steps import last_tokens, parity_sequences
 from stonechat_models.backends.transformers.fused import mixers
 from stonechat_models.backends.transformers.fused.hybrid_layer import FusedHybridLayer
 from stonechat_models.backends.transformers.fused.recognise_mixers import MIXERS, fused_mixer
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.lora.install import _fused_layers, _place
-from stonechat_models.backends.transformers.parity_steps import last_tokens, parity_sequences
 from stonechat_models.backends.transformers.slot_states import SlotMixer, SlotStates
-from tests.models.backends.transformers.test_cuda_graphs import RerunCapturer
+from tests.models.backends.transformers.cuda.test_graphs import RerunCapturer
 from tests.models.device_lengths import DeviceLengths
 from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy

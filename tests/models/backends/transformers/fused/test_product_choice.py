@@ -7,17 +7,17 @@ from torch import nn
 pytest.importorskip("triton")
 
 from stonechat_models.backends.transformers.fused import attention, product_choice, products
-from stonechat_models.backends.transformers.fused.few_rows import (
-    ROW_COUNTS,
-    FewRowsTile,
-    few_rows_qkv,
-)
 from stonechat_models.backends.transformers.fused.linears import way_of
 from stonechat_models.backends.transformers.fused.product_choice import (
     choose_faster,
     choose_products,
 )
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.fused.row_products.few_rows import (
+    ROW_COUNTS,
+    FewRowsTile,
+    few_rows_qkv,
+)
 from stonechat_models.backends.transformers.fused.step_products import Product, product_groups
 from stonechat_models.backends.transformers.packing_check import check_packing
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model

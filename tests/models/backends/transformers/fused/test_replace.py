@@ -15,17 +15,17 @@ from stonechat_models.backends.transformers.attention.batched import BatchedBack
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 from stonechat_models.backends.transformers.fused.attention import FusedAttention
-from stonechat_models.backends.transformers.fused.experts import FusedExperts
-from stonechat_models.backends.transformers.fused.few_rows import FewRowsTile
 from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
 from stonechat_models.backends.transformers.fused.linears import use_ways
-from stonechat_models.backends.transformers.fused.mixture import FusedMixture
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
+from stonechat_models.backends.transformers.fused.moe.experts import FusedExperts
+from stonechat_models.backends.transformers.fused.moe.mixture import FusedMixture
+from stonechat_models.backends.transformers.fused.moe.router import FusedRouter
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
-from stonechat_models.backends.transformers.fused.router import FusedRouter
+from stonechat_models.backends.transformers.fused.row_products.few_rows import FewRowsTile
 from stonechat_models.backends.transformers.fused.step_products import product_groups
-from stonechat_models.backends.transformers.image_check import image_case, with_images
+from stonechat_models.backends.transformers.media_checks.images import image_case, with_images
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
 from stonechat_models.backends.transformers.quantize import quantize_module

@@ -16,7 +16,7 @@ from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing, probe_layers
 from stonechat_models.backends.transformers.quantize import quantize_module
 from stonechat_models.backends.transformers.verify import random_prompts
-from stonechat_models.checkpoint.adapter import read_adapter
+from stonechat_models.checkpoint.adapter.files import read_adapter
 from tests.models.engines import CPU, add, deviations, greedy, make_engine, model_info, run
 from tests.models.every_family import tiny_model as tiny_model_of_type
 from tests.models.tiny_adapters import projections, write_adapter

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from stonechat_models.backends.transformers.lora.install import refuse_other_layers
 from stonechat_models.backends.transformers.lora.linear import Stack
 from stonechat_models.backends.transformers.lora.serve import refuse_lora_settings
-from stonechat_models.checkpoint.adapter import Adapter, read_adapter
+from stonechat_models.checkpoint.adapter.files import Adapter, read_adapter
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.engines import make_engine

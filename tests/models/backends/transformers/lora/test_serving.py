@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from stonechat_models.backends.transformers import adapter_rows
-from stonechat_models.backends.transformers.cuda_graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.lora.linear import LoraLinear, Stack
 from stonechat_models.model_info import EmbeddingInfo
 from stonechat_models.types import EmbeddingParams, GenerateRequest
-from tests.models.backends.transformers.test_cuda_graphs import RerunCapturer
+from tests.models.backends.transformers.cuda.test_graphs import RerunCapturer
 from tests.models.engines import (
     CPU,
     add,

@@ -1,0 +1,1 @@
+"""Products of a few and of some rows, by Triton kernels."""

@@ -1,0 +1,1 @@
+"""Models whose hidden states become an embedding or a score."""

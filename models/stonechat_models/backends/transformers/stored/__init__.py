@@ -1,0 +1,1 @@
+"""Weights that stay as stored on a CUDA device, and floats of packed ones."""

@@ -1,0 +1,1 @@
+"""LoRA adapters: names, files, and which layers they change."""

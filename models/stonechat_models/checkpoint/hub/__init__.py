@@ -1,0 +1,1 @@
+"""The Hugging Face hub: names, files, and what goes wrong."""
