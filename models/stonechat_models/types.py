@@ -191,8 +191,8 @@ class MediaInput(msgspec.Struct, frozen=True):
     """Where its placeholder tokens are in the prompt: runs (start, length) in order. The tower
     gives one embedding for each of these tokens."""
     tensors: Mapping[str, MediaTensor]
-    """The arguments of the model's `get_image_features` or `get_audio_features` by name, for this
-    image or clip alone."""
+    """The arguments of the model's `get_image_features` by name, for this image alone; of a clip,
+    those of its `forward`."""
     modality: Modality = "image"
 
     @property

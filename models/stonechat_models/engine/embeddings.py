@@ -11,7 +11,7 @@ from stonechat_models.types import EmbeddingParams
 
 ACTIVATIONS: Mapping[str, Callable[[np.float32], np.float32]] = {
     "Identity": lambda number: number,
-    "Sigmoid": lambda number: 1 / (1 + np.exp(-number)),
+    "Sigmoid": lambda number: np.exp(-np.logaddexp(0, -number)),  # also of large numbers
 }
 """What makes a score of a number, for models that generate."""
 LEAST_LENGTH = np.float32(1e-12)

@@ -21,6 +21,8 @@ UNKNOWN_FRAMES = 1 << 62
 """What libsndfile says of a file of unknown length, or more."""
 NOT_RECOGNISED = 1
 """The code of libsndfile's error for other files."""
+OGG_STREAM = b"OggS\0\x02"
+"""How the first page of each stream of an Ogg file begins."""
 
 Samples = npt.NDArray[np.float32]
 
@@ -45,6 +47,8 @@ def decode_audio(data: bytes, options: AudioOptions, sampling_rate: int) -> tupl
             raise UnusableMediaError("format", "is not a WAV, MP3, FLAC or Ogg file") from None
         raise UnusableMediaError("broken", "is broken, or of a codec that is not read") from None
     with file:
+        if file.format == "OGG" and data.count(OGG_STREAM) > 1:  # libsndfile reads the first
+            raise UnusableMediaError("format", "has several streams, and only one is read")
         _check_header(file, options)
         try:
             samples, num_frames = _resampled(file, options, sampling_rate)

@@ -59,7 +59,7 @@ class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     """How many placeholder tokens (`ModelInfo.media_token_ids`) the text becomes."""
     tensors: Mapping[str, MediaTensor]
-    """The arguments of the model's `get_image_features` or `get_audio_features` by name."""
+    """The arguments of the model's `get_image_features` by name; of a clip, those of `forward`."""
     width: int = 0
     """Pixels of an image file, turned upright."""
     height: int = 0

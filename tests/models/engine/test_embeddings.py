@@ -8,8 +8,9 @@ import torch
 
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.head_tap import HeadTap
+from stonechat_models.engine.embeddings import finish_score
 from stonechat_models.errors import StepError, UnsupportedModelError
-from stonechat_models.model_info import EmbeddingInfo
+from stonechat_models.model_info import EmbeddingInfo, RankingInfo
 from stonechat_models.types import EmbeddingParams, FinishReason, GenerateRequest, SamplingParams
 from tests.models.engines import CPU, add, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import tiny_model
@@ -163,3 +164,12 @@ def test_a_vector_that_is_not_finite_fails_alone():
     assert results["bad"].finish_reason is FinishReason.ERROR
     assert results["bad"].embedding is None
     assert vector(results["good"]).isfinite().all()
+
+
+def test_scores_equal_those_of_pytorch_also_far_from_zero():
+    numbers = np.array([-1e30, -200, -100, -88, -5, 0, 5, 100, 1e30], np.float32)
+    info = RankingInfo(activation="Sigmoid")
+    scores = [np.frombuffer(finish_score(numbers[[i]], None, info), "<f4") for i in range(9)]
+    expected = torch.from_numpy(numbers).double().sigmoid().numpy()
+    np.testing.assert_allclose([score for score, _ in scores], expected, rtol=1e-6, atol=1e-44)
+    assert [number for _, number in scores] == numbers.tolist()

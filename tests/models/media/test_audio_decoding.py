@@ -88,6 +88,7 @@ def wav(samples: Any, rate: int = RATE) -> bytes:
         (wav(noise(9, 100)), "too_large", "has 100 channels, and the limit is 16"),
         (wav(noise(5 * RATE + 1)), "too_long", "is longer than the limit of 5 seconds"),
         (flac_of_unknown_length(noise(RATE)), "broken", "does not say how long it is"),
+        (2 * file(noise(RATE), RATE, "OGG", "VORBIS"), "format", "has several streams"),
     ],
 )
 def test_files_that_cannot_be_used(data: bytes, kind: str, reason: str) -> None:
