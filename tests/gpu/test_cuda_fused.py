@@ -40,7 +40,7 @@ from stonechat_models.hardware.dependent_launch import (
 )
 from stonechat_models.runtime.build import assemble_engine
 from tests.gpu.test_cuda_engine import assert_near, prompts, tiny_pair
-from tests.models.backends.transformers.fused import test_some_rows
+from tests.models.backends.transformers.fused.row_products import test_some_rows
 from tests.models.backends.transformers.fused.row_products.test_few_rows import check, layer
 from tests.models.backends.transformers.fused.test_rotary_table import DYNAMIC, LONGROPE
 from tests.models.engines import generate_all, greedy, model_info
