@@ -174,6 +174,11 @@ BODIES: dict[str, dict[str, Any]] = {
     "/api/pull": {"name": "tiny-test", "stream": False},
 }
 """A valid body with many fields for each path."""
+FORMS = ("/v1/audio/transcriptions", "/v1/audio/translations")
+"""Paths whose bodies are forms with a file."""
+FORM_NAMES = ("model", "language", "prompt", "response_format", "temperature", "stream", "seed")
+FORM_VALUES = ("tiny-test", "en", "verbose_json", "1", "true", "-1", "1e999", "nan", "{}")
+BOUNDARY = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
 FOR_OTHER_SERVERS = {
     *("/v1/files", "/v1/batches", "/v1/batches/{batch_id}/cancel"),  # that keep files
     "/v1/models/unload",  # that have several models
@@ -279,7 +284,7 @@ def check(path: str, response: Response) -> None:
 def test_every_post_endpoint_is_tested(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     posts = {path for path, methods in paths.items() if "post" in methods}
-    assert posts <= BODIES.keys() | FOR_OTHER_SERVERS
+    assert posts <= BODIES.keys() | {*FORMS} | FOR_OTHER_SERVERS
 
 
 @pytest.mark.parametrize("path", BODIES)
@@ -307,3 +312,32 @@ def test_random_bytes_never_break_the_server(client: TestClient, path: str, cont
     check(path, response)
     is_empty = path.startswith("/api/") and response.status_code == 200  # `{}` names the default
     assert is_empty or response.status_code in (400, 415)
+
+
+@pytest.mark.parametrize("path", FORMS)
+@given(
+    fields=st.dictionaries(
+        st.sampled_from(FORM_NAMES) | st.text(min_size=1, max_size=5),
+        st.sampled_from(FORM_VALUES) | st.text(max_size=5),
+    ),
+    content=st.binary(max_size=50),
+)
+def test_forms_never_break_the_server(
+    client: TestClient, path: str, fields: dict[str, str], content: bytes
+) -> None:
+    """The scripted engine takes no audio."""
+    response = client.post(path, data=fields, files={"file": ("a.wav", content)})
+    check(path, response)
+    assert response.status_code in (400, 404)
+
+
+@pytest.mark.parametrize("path", FORMS)
+@given(start=st.sampled_from([b"", BOUNDARY]), content=st.binary(max_size=50))
+def test_bytes_that_are_no_form_never_break_the_server(
+    client: TestClient, path: str, start: bytes, content: bytes
+) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    for sent in ({}, headers):
+        response = client.post(path, content=start + content, headers=sent)
+        check(path, response)
+        assert response.status_code == 400
