@@ -11,7 +11,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from stonechat_server.errors import APIError, invalid
 
-MAX_FIELDS = 16
+MAX_PARTS = 32
 MAX_FIELD_BYTES = 1_024
 MAX_FILENAME_LENGTH = 255
 FILE = "file"
@@ -52,6 +52,7 @@ class UploadForm:
         self._sink, self._max_bytes, self._too_large = sink, max_bytes, too_large
         self._max_field_bytes = max_field_bytes
         self._is_complete = False
+        self._num_parts = 0
         self._headers: dict[bytes, bytes] = {}
         self._header_name = self._header_value = b""
         self._name = ""
@@ -88,8 +89,9 @@ class UploadForm:
 
     def _begin_part(self) -> None:
         self._headers, self._value = {}, b""
-        if len(self.fields) >= MAX_FIELDS:
-            message = f"The form has more than {MAX_FIELDS} fields."
+        self._num_parts += 1
+        if self._num_parts > MAX_PARTS:
+            message = f"The form has more than {MAX_PARTS} parts."
             raise APIError(400, message, code="invalid_form")
 
     def _add_name(self, data: bytes, start: int, end: int) -> None:

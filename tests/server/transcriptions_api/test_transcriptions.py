@@ -253,6 +253,16 @@ def test_bodies_that_are_no_forms(client: TestClient) -> None:
     assert error["param"] == "file"
 
 
+def test_a_form_has_few_parts(client: TestClient) -> None:
+    """Also of a list, whose parts have one name."""
+    for num_parts, status in ((32, 200), (33, 400)):
+        parts: list[Any] = [("file", ("speech.wav", wav()))]
+        parts += [("tags[]", (None, "x"))] * (num_parts - 1)
+        response = client.post(URL, files=parts)
+        assert response.status_code == status, response.text
+    assert error_of(response)["message"] == "The form has more than 32 parts."
+
+
 def test_a_model_that_does_not_hear(new_client: ClientFactory, engine: FakeEngine) -> None:
     engine.model, engine.media_processor = model_info(), None
     error = error_of(send(new_client()))
