@@ -182,7 +182,8 @@ class MessageReader:
         for call in message.tool_calls or ():
             self._num_calls += 1
             id, name = call.id or f"call_{self._num_calls}", call.function.name
-            function = chat.FunctionCall(name=name, arguments=to_arguments(call.function.arguments))
+            arguments = to_arguments(call.function.arguments or {})
+            function = chat.FunctionCall(name=name, arguments=arguments)
             calls.append(chat.FunctionToolCall(id=id, type="function", function=function))
         self._open(calls)
         if calls:

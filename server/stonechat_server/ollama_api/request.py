@@ -64,7 +64,7 @@ class CalledFunction(WireModel):
     """A function, and the arguments of its call as an object."""
 
     name: str
-    arguments: dict[str, Any] = Field(default_factory=dict)
+    arguments: dict[str, Any] | None = None
     index: Whole | None = None
 
 

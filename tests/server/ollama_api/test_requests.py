@@ -109,6 +109,14 @@ CONVERSATIONS: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
             {"role": "tool", "tool_call_id": "x", "content": "two"},
         ],
     ),
+    "no arguments": (
+        [
+            USER,
+            {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": None}}]},
+            USER,
+        ],
+        [USER, chat_calls(("call_1", "{}")), USER],
+    ),
     "a result of no call": (
         [USER, {"role": "tool", "tool_name": "add", "content": "7"}],
         [USER, {"role": "tool", "tool_call_id": "", "content": "7"}],
