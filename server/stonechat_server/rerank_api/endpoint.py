@@ -26,6 +26,8 @@ SHARED_FIELDS = frozenset({"model", "user", "priority", "cache_salt"})
 """Fields that mean what they mean in a request for text."""
 MANY_PAIRS = 16
 """More pairs than that take long to prepare."""
+LONG_QUESTION = 1024
+"""A question of so many characters counts as one more pair, each time that it is repeated."""
 
 
 class PairsEndpoint(Endpoint):
@@ -84,7 +86,8 @@ class RerankEndpoint(PairsEndpoint):
     prompt_fields = frozenset({"query", "documents"})
 
     def takes_long(self, call: Call) -> bool:
-        return len(cast(RerankRequest, call.wire).documents) > MANY_PAIRS
+        wire = cast(RerankRequest, call.wire)
+        return _take_long(len(wire.documents), wire.query)
 
     def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
         wire = cast(RerankRequest, wire)
@@ -105,7 +108,8 @@ class ScoreEndpoint(PairsEndpoint):
     prompt_fields = frozenset({"text_1", "text_2"})
 
     def takes_long(self, call: Call) -> bool:
-        return len(_texts(cast(ScoreRequest, call.wire).text_2)) > MANY_PAIRS
+        wire = cast(ScoreRequest, call.wire)
+        return _take_long(len(_texts(wire.text_2)), max(_texts(wire.text_1), key=len))
 
     def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
         wire = cast(ScoreRequest, wire)
@@ -121,6 +125,10 @@ class ScoreEndpoint(PairsEndpoint):
 
     def collector(self, call: Call, head: "CompletionHead") -> "Collector":
         return ScoreCollector(head)
+
+
+def _take_long(num_pairs: int, question: str) -> bool:
+    return num_pairs * (1 + len(question) // LONG_QUESTION) > MANY_PAIRS
 
 
 def _texts(value: str | list[str]) -> list[str]:

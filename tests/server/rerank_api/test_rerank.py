@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from stonechat_models import AsyncEngine
 from stonechat_server.admission.records import FinishedRequest
+from stonechat_server.request.prepare_pool import Preparations
 from stonechat_server.settings import Settings
 from tests.models.tiny_embedders import write_json
 from tests.models.tiny_rerankers import save_reranker
@@ -123,6 +124,29 @@ def test_many_documents_share_batches(post: Post, reranker: Path) -> None:
     documents = ["the cat " * (i % 9) + "dog" for i in range(100)]
     logits, _ = expected(reranker, QUERY, documents)
     assert scores(post(documents=documents, raw_scores=True)) == pytest.approx(logits, abs=1e-5)
+
+
+def test_what_takes_long_is_prepared_in_a_thread(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pair repeats the question."""
+    sizes, run = [], Preparations.run
+
+    async def count(self: Preparations, work: Any, num_bytes: int) -> Any:
+        sizes.append(num_bytes)
+        return await run(self, work, num_bytes)
+
+    monkeypatch.setattr(Preparations, "run", count)
+    long = "the cat " * 600
+    for query, documents, is_long in (
+        (QUERY, ["x"] * 16, False),
+        (QUERY, ["x"] * 17, True),
+        (long, ["x"] * 3, False),
+        (long, ["x"] * 4, True),
+    ):
+        sizes.clear()
+        scores(post(query, documents, truncation=True))
+        assert len(sizes) == is_long
 
 
 def test_many_clients_get_the_same_scores(client: TestClient) -> None:
