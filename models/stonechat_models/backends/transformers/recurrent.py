@@ -154,7 +154,8 @@ class StatePool:
     def write(self, states: Sequence[torch.Tensor], num_slots: int) -> None:
         """Write states to the first slots. If there are more slots than states, these repeat."""
         for tensor, copies in zip(self._tensors, states, strict=True):
-            tensor[:num_slots] = copies[torch.arange(num_slots, device=copies.device) % len(copies)]
+            index = torch.arange(num_slots, device=copies.device) % len(copies)
+            torch.index_select(copies, 0, index, out=tensor[:num_slots])  # takes no more memory
 
 
 def new_cache(module: torch.nn.Module, num_tokens: int) -> Cache:

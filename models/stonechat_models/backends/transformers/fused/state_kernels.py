@@ -9,6 +9,9 @@ import triton.language as tl
 
 from stonechat_models.hardware.dependent_launch import wait_for_inputs
 
+_VARIES = ("padding_slot",)
+"""It differs between the check at load, the largest step and the pool. One kernel serves all."""
+
 
 @triton.jit
 def silu(x):
@@ -38,7 +41,7 @@ def grouped_column(
     return (channel - first) // size * GROUP + offset + (channel - first) % size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARIES)
 def conv_update_kernel(
     x,  # [rows, ...]: the inputs, in groups if GROUP is not 0
     weight,  # [CHANNELS, TAPS]
@@ -103,7 +106,7 @@ def conv_update_kernel(
     tl.store(output + row * CHANNELS + channels, total.to(output.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARIES)
 def delta_update_kernel(
     qkv,  # [rows, 2 * KEY_HEADS * DK + HEADS * DV], contiguous
     z,  # [rows, ...]: the gate of the output, [HEADS, DV] in groups
@@ -174,7 +177,7 @@ def delta_update_kernel(
     tl.store(output + (row * HEADS + head) * DV + columns, result.to(dtype), mask=is_column)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARIES)
 def mamba_update_kernel(
     xbc,  # [rows, HEADS * SIZE + 2 * GROUPS * STATE], contiguous: inputs, B and C
     dt,  # [rows, HEADS]: time steps

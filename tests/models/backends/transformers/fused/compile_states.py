@@ -2,7 +2,8 @@
 models. `test_states_compile` runs it.
 
 Prints one JSON object per kernel: its name, what it was compiled for, its shared memory in bytes,
-whether it waits for the kernels before it, and the bytes of registers that its threads spill.
+whether it waits for the kernels before it, whether one is compiled for any padding slot, and the
+bytes of registers that its threads spill.
 """
 
 import json
@@ -67,6 +68,7 @@ def compile_kernel(kernel, dtype, constants, num_warps, capability):
         "dtype": str(dtype),
         "shared": compiled.metadata.shared,
         "waits": "griddepcontrol.wait" in compiled.asm["ptx"],
+        "any_slot": all(p.do_not_specialize for p in kernel.params if p.name == "padding_slot"),
         "stack": stack_bytes(compiled.asm["cubin"]),
     }
     print(json.dumps(result), flush=True)

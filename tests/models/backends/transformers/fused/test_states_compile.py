@@ -19,4 +19,5 @@ def test_kernels_compile(arguments, num_kernels, tmp_path):
     for kernel in compiled:
         assert kernel["shared"] <= SHARED_MEMORY[kernel["capability"]], kernel
         assert kernel["stack"] == 0, kernel
+        assert kernel["any_slot"], kernel
         assert kernel["waits"] is (kernel["capability"] >= 90), kernel
