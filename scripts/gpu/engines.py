@@ -27,6 +27,7 @@ PHASES = {
     "check attention": f"{TRANSFORMERS}load._choose_checked_attention",
     "compile codes": f"{TRANSFORMERS}load.compile_products",
     "choose products": f"{TRANSFORMERS}fused.product_choice.choose_products",
+    "choose coded products": f"{TRANSFORMERS}fused.coded_choice.choose_coded_products",
     "choose tiles": f"{TRANSFORMERS}attention.tile_choice.choose_decode_tiles",
     "check sampler": "stonechat_models.sampling.choose.choose_sampler",
     "largest step": f"{TRANSFORMERS}cuda.memory.step_memory",

@@ -74,11 +74,12 @@ def choose_coded_products(
     `CODED_TILES` by default.
     """
     tiles = CODED_TILES if tiles is None else tiles
-    groups = coded_groups(module)
-    if not groups or not is_on_cuda(groups[0].layers[0].weight.device):
-        return []
-    device = groups[0].layers[0].weight.device
+    groups: list[CodedGroup] = []
     try:
+        groups = coded_groups(module)
+        if not groups or not is_on_cuda(groups[0].layers[0].weight.device):
+            return []
+        device = groups[0].layers[0].weight.device
         with torch.cuda.device(device):
             ways = {
                 num_rows: [CodedRows(SomeRows.on(device, tile)) for tile in some]

@@ -247,11 +247,13 @@ def test_only_layers_in_half_precision_have_a_choice():
     assert not lines
 
 
+@pytest.mark.parametrize("absent", ["with_wide_scales", "compile_ahead"])
 @torch.inference_mode()
-def test_layers_stay_as_they_are_after_an_error(monkeypatch):
+def test_layers_stay_as_they_are_after_an_error(absent, monkeypatch):
+    """The first one may find no memory for wider scales."""
     layers, lines = two_layers(), []
     monkeypatch.setattr(coded_choice, "is_on_cuda", lambda _: True)
-    monkeypatch.setattr(coded_choice, "compile_ahead", None)
+    monkeypatch.setattr(coded_choice, absent, None)
     assert choose_coded_products(layers, lines.append) == []
     assert "dequantised" in lines[0]
     assert not layers[0]._ways
