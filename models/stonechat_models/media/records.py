@@ -49,9 +49,9 @@ class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
     """An image or an audio clip as the model takes it."""
 
     modality: Modality
-
     content_hash: bytes
-    """16 bytes, of the file, the options and the processor's settings."""
+    """16 bytes, of the file, the modality, `detail` and the processor's settings. Limits do not
+    count: a file that was prepared under one is found again under another."""
     placeholder: str
     """The text that the chat template writes. It is the same for all images, or all clips."""
     text: str
