@@ -37,6 +37,6 @@ def test_resources_are_freed_and_requests_are_accounted_for(
     assert result.returncode == 0, result.stdout + result.stderr
     document = json.loads(report.read_text())
     assert document["problems"] == []
-    assert document["ledger"]["answers_compared"] > 50
+    assert document["ledger"]["answers_compared"] > 20
     assert document["outcomes"]["left: stream"] > 0
     assert document["exit_status"] == (-9 if end else 0)

@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stonechat_server.schema.base import Whole, WireModel
-from stonechat_server.schema.sampling_fields import Metadata
+from stonechat_server.schema.base import WireModel
+from stonechat_server.schema.sampling_fields import Metadata, Whole
 
 WINDOW_SECONDS = {"24h": 86_400}
 

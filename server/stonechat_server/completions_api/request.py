@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
-from stonechat_server.schema.base import ListOf, MinusOne, Whole
-from stonechat_server.schema.sampling_fields import SamplingFields, TokenId
+from stonechat_server.schema.base import ListOf
+from stonechat_server.schema.sampling_fields import MinusOne, SamplingFields, TokenId, Whole
 
 DEFAULT_MAX_TOKENS = 16
 """The token limit of the published API."""

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from stonechat_server.schema.base import ListOf, MinusOne, Priority, Whole, WireModel
-from stonechat_server.schema.sampling_fields import TokenId
+from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.sampling_fields import MinusOne, Priority, TokenId, Whole
 
 MAX_INPUTS = 2048
 """Texts of one request, as in the published API."""

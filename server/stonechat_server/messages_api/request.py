@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stonechat_server.messages_api.blocks import Message, TextBlock
-from stonechat_server.schema.base import ListOf, MinusOne, Priority, Whole, WireModel
+from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.requests import Effort
 from stonechat_server.schema.response_format import StructuredOutputs
 from stonechat_server.schema.sampling_fields import (
@@ -16,12 +16,15 @@ from stonechat_server.schema.sampling_fields import (
     Count,
     Fraction,
     LogitBias,
+    MinusOne,
     Penalty,
     Prediction,
+    Priority,
     RepetitionPenalty,
     Seed,
     StopString,
     TokenId,
+    Whole,
 )
 from stonechat_server.schema.tools import ArgumentsSchema
 

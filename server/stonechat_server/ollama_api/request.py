@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stonechat_server.schema.base import ListOf, Whole, WireModel
+from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.requests import Effort
 from stonechat_server.schema.response_format import SchemaText
 from stonechat_server.schema.sampling_fields import (
@@ -14,6 +14,7 @@ from stonechat_server.schema.sampling_fields import (
     RepetitionPenalty,
     Seed,
     StopStrings,
+    Whole,
 )
 from stonechat_server.schema.tools import FunctionTool
 

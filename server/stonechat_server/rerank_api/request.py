@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Discriminator, Field, Tag
 
-from stonechat_server.schema.base import ListOf, MinusOne, Priority, Whole, WireModel
+from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.sampling_fields import MinusOne, Priority, Whole
 
 MAX_DOCUMENTS = 2048
 """Documents of one request."""

@@ -6,10 +6,10 @@ from pydantic import Field
 
 from stonechat_server.responses_api.items import Item
 from stonechat_server.responses_api.tools import ToolChoice, ToolParam
-from stonechat_server.schema.base import ListOf, Name, Whole, WireModel
+from stonechat_server.schema.base import ListOf, Name, WireModel
 from stonechat_server.schema.requests import Effort, Thinking
 from stonechat_server.schema.response_format import JsonObjectResponseFormat, TextResponseFormat
-from stonechat_server.schema.sampling_fields import Budget, SamplingFields, TokenBudget
+from stonechat_server.schema.sampling_fields import Budget, SamplingFields, TokenBudget, Whole
 
 Summary = Literal["auto", "concise", "detailed"]
 

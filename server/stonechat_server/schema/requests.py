@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from stonechat_server.schema.base import ListOf, Whole, WireModel
+from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.messages import Message
-from stonechat_server.schema.sampling_fields import Budget, SamplingFields, TokenBudget
+from stonechat_server.schema.sampling_fields import Budget, SamplingFields, TokenBudget, Whole
 from stonechat_server.schema.tools import FunctionDefinition, NamedTool, Tool, ToolChoice
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]

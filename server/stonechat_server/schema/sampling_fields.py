@@ -8,12 +8,23 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticKnownError
 
-from stonechat_server.schema.base import ListOf, MinusOne, Priority, Whole, WireModel
+from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.messages import TextParts
 from stonechat_server.schema.response_format import ResponseFormat, SchemaText, StructuredOutputs
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_METADATA = 16
+
+
+def _whole(value: object) -> object:
+    """Make a float that is whole an integer: some languages have no other numbers."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""A number without a fraction, also one such as 100.0."""
+MinusOne = Annotated[Literal[-1], BeforeValidator(_whole)]
+Priority = Annotated[Whole, Field(ge=-(2**31), lt=2**31)]
 
 Penalty = Annotated[float, Field(ge=-2.0, le=2.0)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

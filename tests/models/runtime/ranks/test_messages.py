@@ -15,6 +15,7 @@ from stonechat_models.runtime.ranks.messages import read_step, step_message
 def test_a_batch_arrives_as_it_was_sent(lengths):
     batch = random_batch(lengths, 4, vocab_size=1000)
     batch.logits_index = torch.tensor([0, batch.num_tokens - 1])
+    batch.state_index = None  # models with states are not split
     ours, theirs = (FramePipe(end) for end in Pipe())
     ours.send(step_message(batch))
     received = read_step(theirs.receive())
