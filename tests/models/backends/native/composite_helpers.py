@@ -214,7 +214,7 @@ class Prompt:
                 ends[p] = ends[p + 1]
         return ends
 
-    def images(self, start: int, end: int) -> StepMedia:
+    def media(self, start: int, end: int) -> StepMedia:
         """What the tokens start..end-1 need of the images."""
         before = int(self.is_image[:start].sum())
         rows = np.flatnonzero(self.is_image[start:end])
