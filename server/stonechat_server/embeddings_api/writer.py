@@ -8,7 +8,6 @@ from typing import cast
 import msgspec
 
 from stonechat_server.embeddings_api.answer import EmbeddingItem, EmbeddingList, EmbeddingUsage
-from stonechat_server.errors import server_error
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, Event
 
@@ -34,10 +33,7 @@ class EmbeddingWriter(AnswerWriter):
     def write(self, piece: Piece) -> list[Event]:
         if piece.finish_reason is None:
             return []
-        output = self.reader.outputs.get(self.reader.prompt_ids[piece.index])
-        if output is None or output.embedding is None:
-            raise server_error()
-        data = output.embedding
+        data = self.reader.embedding_of(piece.index)
         embedding = b64encode(data).decode() if self._as_base64 else to_floats(data)
         return [EncodedItem(piece.index, _encode(self.item(piece.index, embedding)))]
 

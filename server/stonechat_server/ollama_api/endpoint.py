@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -18,7 +18,7 @@ from stonechat_server.ollama_api.request import (
     TextRequest,
 )
 from stonechat_server.ollama_api.writer import LineType, OllamaCollector, OllamaWriter
-from stonechat_server.responses_api.truncation import prepare_truncated
+from stonechat_server.responses_api.truncation import prepare_shortened
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.request.prepare import PreparedRequest
-    from stonechat_server.schema.messages import Message
     from stonechat_server.schema.sampling_fields import SamplingFields
     from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
@@ -119,18 +118,7 @@ class OllamaChatEndpoint(OllamaEndpoint):
         """Prepare the conversation, or its end if it is too long and may be cut."""
         if cast(OllamaChat, call.wire).truncate is False:
             return super().prepare(call, model)
-        request = cast(ChatCompletionRequest, call.request)
-
-        def prepare_messages(messages: "list[Message]") -> "PreparedRequest":
-            shorter = request.model_copy(update={"messages": messages})
-            (prepared,) = super(OllamaChatEndpoint, self).prepare(
-                replace(call, request=shorter), model
-            )
-            return prepared
-
-        max_model_len = model.engine.model.max_model_len
-        limit = request.token_limit
-        return [prepare_truncated(request.messages, prepare_messages, max_model_len, limit)]
+        return prepare_shortened(call, model, super().prepare)
 
 
 class OllamaGenerateEndpoint(OllamaEndpoint):

@@ -1,5 +1,6 @@
 """The endpoints `/v1/rerank` and `/v1/score`: each pair of texts is a prompt to score."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -61,9 +62,9 @@ class PairsEndpoint(Endpoint):
             for pair in self.pairs(wire, encoder)
         ]
 
+    @abstractmethod
     def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
         """Encode the pairs of a request. Raises `APIError` 400."""
-        raise NotImplementedError
 
     def writer(
         self,

@@ -4,7 +4,6 @@ import struct
 
 from msgspec import UNSET
 
-from stonechat_server.errors import server_error
 from stonechat_server.rerank_api.answer import (
     PairScore,
     RankedDocument,
@@ -30,10 +29,7 @@ class ScoreWriter(AnswerWriter):
     def write(self, piece: Piece) -> list[Event]:
         if piece.finish_reason is None:
             return []
-        output = self.reader.outputs.get(self.reader.prompt_ids[piece.index])
-        if output is None or output.embedding is None:
-            raise server_error()
-        score, number = struct.unpack("<2f", output.embedding)
+        score, number = struct.unpack("<2f", self.reader.embedding_of(piece.index))
         return [PairScore(index=piece.index, score=number if self._raw else score)]
 
     def end(self) -> list[Event]:

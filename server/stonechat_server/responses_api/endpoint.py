@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,14 +22,13 @@ from stonechat_server.responses_api.references import References
 from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
 from stonechat_server.responses_api.tool_reading import Tools
 from stonechat_server.responses_api.tools import Function, dumped
-from stonechat_server.responses_api.truncation import prepare_truncated
+from stonechat_server.responses_api.truncation import prepare_shortened
 from stonechat_server.responses_api.writer import (
     Keep,
     ResponseCollector,
     ResponseWriter,
     WriterOptions,
 )
-from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.stored_responses import StoredResponse
 from stonechat_server.streaming.answer_writer import encode_named
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from stonechat_server.request.prepare import PreparedRequest
     from stonechat_server.responses_api.tools import ToolParam
     from stonechat_server.schema.base import WireModel
-    from stonechat_server.schema.messages import Message
     from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
     from stonechat_server.streaming.answer_writer import CompletionHead
@@ -122,18 +120,7 @@ class ResponsesEndpoint(Endpoint):
     def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
         if cast(ResponsesRequest, call.wire).truncation != "auto":
             return super().prepare(call, model)
-        request = cast(ChatCompletionRequest, call.request)
-
-        def prepare_messages(messages: "list[Message]") -> "PreparedRequest":
-            shorter = request.model_copy(update={"messages": messages})
-            (prepared,) = super(ResponsesEndpoint, self).prepare(
-                replace(call, request=shorter), model
-            )
-            return prepared
-
-        max_model_len = model.engine.model.max_model_len
-        limit = request.token_limit
-        return [prepare_truncated(request.messages, prepare_messages, max_model_len, limit)]
+        return prepare_shortened(call, model, super().prepare)
 
     def writer(
         self,

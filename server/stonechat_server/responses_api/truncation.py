@@ -2,6 +2,8 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast
 
 from stonechat_models import PromptTooLongError
 from stonechat_server.errors import APIError
@@ -15,11 +17,34 @@ from stonechat_server.schema.messages import (
     ToolMessage,
     UserMessage,
 )
+from stonechat_server.schema.requests import ChatCompletionRequest
+
+if TYPE_CHECKING:
+    from stonechat_server.catalog.served_model import ServedModel
+    from stonechat_server.serving.endpoint import Call
 
 ROOM_FRACTION = 4
 """At most one part in so many of the context is kept free for the answer."""
 
 Prepare = Callable[[list[Message]], PreparedRequest]
+
+
+def prepare_shortened(
+    call: "Call",
+    model: "ServedModel",
+    prepare: "Callable[[Call, ServedModel], list[PreparedRequest]]",
+) -> list[PreparedRequest]:
+    """Prepare the conversation of a call, or its end, with an endpoint's `prepare`."""
+    request = cast(ChatCompletionRequest, call.request)
+
+    def prepare_messages(messages: list[Message]) -> PreparedRequest:
+        shorter = request.model_copy(update={"messages": messages})
+        (prepared,) = prepare(replace(call, request=shorter), model)
+        return prepared
+
+    max_model_len = model.engine.model.max_model_len
+    limit = request.token_limit
+    return [prepare_truncated(request.messages, prepare_messages, max_model_len, limit)]
 
 
 def prepare_truncated(

@@ -195,6 +195,13 @@ class AnswerReader:
             pieces.append(piece)
         return pieces
 
+    def embedding_of(self, prompt: int) -> bytes:
+        """The embedding, or the score, of a prompt. Raises `APIError` 500 if there is none."""
+        output = self.outputs.get(self.prompt_ids[prompt])
+        if output is None or output.embedding is None:
+            raise server_error()
+        return output.embedding
+
     def usage(self) -> TokenUsage:
         """The tokens so far."""
         usage = TokenUsage(num_predicted=self.num_predicted_tokens * len(self.choices))

@@ -1,6 +1,7 @@
 """Each family's answers to prompts with audio equal those of plain transformers."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -28,15 +29,8 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AudioModel]:
-    made: dict[str, AudioModel] = {}
-
-    def model(name: str) -> AudioModel:
-        if name not in made:
-            made.clear()
-            made[name] = AudioModel(tmp_path_factory.mktemp("models") / name, name)
-        return made[name]
-
-    return model
+    """Makes a model by its name, and keeps the latest."""
+    return lru_cache(1)(lambda name: AudioModel(tmp_path_factory.mktemp("models") / name, name))
 
 
 def prompts(model: AudioModel) -> dict[str, Prompt]:

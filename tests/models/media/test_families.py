@@ -1,6 +1,7 @@
 """Each family's answers to prompts with images equal those of plain transformers."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,15 +33,8 @@ MIN_BATCH_TOKENS = {"gemma3": 112, "gemma4": 112}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], VisionModel]:
-    made: dict[str, VisionModel] = {}
-
-    def model(name: str) -> VisionModel:
-        if name not in made:
-            made.clear()
-            made[name] = VisionModel(tmp_path_factory.mktemp("models") / name, name)
-        return made[name]
-
-    return model
+    """Makes a model by its name, and keeps the latest."""
+    return lru_cache(1)(lambda name: VisionModel(tmp_path_factory.mktemp("models") / name, name))
 
 
 def prompts(model: VisionModel) -> dict[str, Prompt]:
