@@ -15,7 +15,6 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from stonechat_models.runtime.ranks.split_types import SPLIT_TYPES
-from stonechat_server.api.tokens_fields import DETOKENIZE_FIELDS, TOKENIZE_TEXT_FIELDS
 from stonechat_server.cli import COMMANDS, load_command
 from stonechat_server.commands import serve
 from stonechat_server.completions_api.fields import COMPLETION_FIELDS
@@ -28,6 +27,7 @@ from stonechat_server.responses_api.fields import FIELDS as RESPONSES_FIELDS
 from stonechat_server.schema.fields import FIELDS as CHAT_FIELDS
 from stonechat_server.schema.fields import FieldNote, FieldStatus
 from stonechat_server.terminal.flags import Flag, actions_of, flags_of
+from stonechat_server.tokens_api.fields import DETOKENIZE_FIELDS, TOKENIZE_TEXT_FIELDS
 from stonechat_server.transcriptions_api.fields import TRANSCRIPTION_FIELDS
 
 MAX_REPEATED = 3

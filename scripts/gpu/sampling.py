@@ -72,7 +72,7 @@ def measure(
     """Time one sampler for one kind of rows, or its kernels if `profiles`."""
     from stonechat_models.sampling.sampler import Sampler
     from stonechat_models.sampling.state import SamplingState
-    from stonechat_models.sampling.triton_sampler import TritonSampler
+    from stonechat_models.sampling.triton.sampler import TritonSampler
     from stonechat_models.types import SamplingParams
 
     result: dict[str, Any] = {

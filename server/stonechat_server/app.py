@@ -33,7 +33,7 @@ from stonechat_server.api import (
     transcriptions,
 )
 from stonechat_server.api.batch_lines import answer_line
-from stonechat_server.api.openapi import openapi_document
+from stonechat_server.api.openapi.document import openapi_document
 from stonechat_server.api.unknown_paths import ServedPaths
 from stonechat_server.batches_api.metrics import BatchCollector
 from stonechat_server.batches_api.run import Collaborators

@@ -19,7 +19,7 @@ from stonechat_models import (
 )
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
-from tests.server.api.test_openapi import schema_problems
+from tests.server.api.openapi.test_document import schema_problems
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 
 PAGES = Path(__file__).parents[2] / "docs" / "api"

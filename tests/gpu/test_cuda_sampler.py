@@ -6,7 +6,7 @@ import torch
 from stonechat_models.sampling.choose import check_states, choose_sampler, differences
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SamplingState
-from stonechat_models.sampling.triton_sampler import TritonSampler
+from stonechat_models.sampling.triton.sampler import TritonSampler
 from stonechat_models.types import SamplingParams
 
 VOCAB_SIZES = [700, 32_000, 128_256, 151_936, 262_208]

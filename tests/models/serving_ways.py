@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from stonechat_models.backends.native.composites import OWN_TEXT_PARTS, TEXT_PARTS
-from stonechat_models.backends.native.families import FAMILIES
+from stonechat_models.backends.native.plan.composites import OWN_TEXT_PARTS, TEXT_PARTS
+from stonechat_models.backends.native.plan.families import FAMILIES
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import auto_class, vocab_size
 from stonechat_models.backends.transformers.load import LoadSettings, _checked_model

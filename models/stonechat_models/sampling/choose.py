@@ -69,7 +69,7 @@ def checked_sampler(
     and for float32, in which logits are edited. Sums that differ in the last bit may draw other
     tokens in rare rows, so a difference must occur with two seeds.
     """
-    from stonechat_models.sampling.triton_sampler import TritonSampler
+    from stonechat_models.sampling.triton.sampler import TritonSampler
 
     sampler = TritonSampler(vocab_size, device)
     for seed in (0, 1):

@@ -9,7 +9,7 @@ from starlette.types import Message
 
 from stonechat_server.access.auth import Identity
 from stonechat_server.api import chat, completions, embeddings, rerank, responses
-from stonechat_server.api.generate import generate
+from stonechat_server.api.shared.generate import generate
 from stonechat_server.batches_api.lines import Answered
 from stonechat_server.errors import server_error, to_api_error
 from stonechat_server.observability.access_log import new_request_id

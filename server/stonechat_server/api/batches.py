@@ -4,9 +4,9 @@ from typing import cast
 
 from fastapi import Request, Response
 
-from stonechat_server.api.openapi import errors, json_body, request_body
-from stonechat_server.api.owned import page_limit, query, storage_of
+from stonechat_server.api.openapi.document import errors, json_body, request_body
 from stonechat_server.api.router import Router, json_answer
+from stonechat_server.api.shared.owned import page_limit, query, storage_of
 from stonechat_server.batches_api.answer import BatchList, batch_object
 from stonechat_server.batches_api.request import WINDOW_SECONDS, BatchRequest
 from stonechat_server.batches_api.runner import BatchRunner

@@ -1,8 +1,8 @@
 """`POST /v1/completions`."""
 
-from stonechat_server.api.generate import route_of
-from stonechat_server.api.openapi import generated, request_body
+from stonechat_server.api.openapi.document import generated, request_body
 from stonechat_server.api.router import Router
+from stonechat_server.api.shared.generate import route_of
 from stonechat_server.completions_api.endpoint import CompletionsEndpoint
 
 router = Router(tags=["Completions"])

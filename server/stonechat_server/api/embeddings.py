@@ -2,9 +2,15 @@
 
 from fastapi import Request, Response
 
-from stonechat_server.api.generate import generate
-from stonechat_server.api.openapi import GENERATION_ERRORS, HEADERS, errors, json_body, request_body
+from stonechat_server.api.openapi.document import (
+    GENERATION_ERRORS,
+    HEADERS,
+    errors,
+    json_body,
+    request_body,
+)
 from stonechat_server.api.router import Router
+from stonechat_server.api.shared.generate import generate
 from stonechat_server.embeddings_api.endpoint import EmbeddingsEndpoint
 
 router = Router(tags=["Embeddings"])

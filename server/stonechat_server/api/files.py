@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from stonechat_server.api.openapi import errors, json_body
-from stonechat_server.api.owned import page_limit, page_order, query, storage_of
+from stonechat_server.api.openapi.document import errors, json_body
 from stonechat_server.api.router import Router, json_answer
+from stonechat_server.api.shared.owned import page_limit, page_order, query, storage_of
 from stonechat_server.files_api.answer import DeletedFile, FileList, file_object
 from stonechat_server.files_api.download import Download
 from stonechat_server.files_api.upload import receive_upload

@@ -6,10 +6,10 @@ None needs a key.
 from fastapi import APIRouter, Request, Response
 
 from stonechat_models import __version__
-from stonechat_server.api.openapi import json_body
+from stonechat_server.api.openapi.document import json_body
 from stonechat_server.api.router import json_answer
-from stonechat_server.api.token_types import Version
 from stonechat_server.serving.services import Services, services_of
+from stonechat_server.tokens_api.types import Version
 
 router = APIRouter(tags=["Health"])
 

@@ -2,15 +2,15 @@
 
 from fastapi import APIRouter, Request, Response
 
-from stonechat_server.api.compute import compute, num_prompt_tokens
-from stonechat_server.api.generate import route_of
-from stonechat_server.api.openapi import (
+from stonechat_server.api.openapi.document import (
     GENERATION_ERRORS,
     errors,
     generated,
     json_body,
     request_body,
 )
+from stonechat_server.api.shared.compute import compute, num_prompt_tokens
+from stonechat_server.api.shared.generate import route_of
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.messages_api.answer import TokenCount
 from stonechat_server.messages_api.endpoint import CountTokensEndpoint, MessagesEndpoint

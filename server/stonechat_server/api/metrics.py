@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
-from stonechat_server.api.openapi import errors
+from stonechat_server.api.openapi.document import errors
 from stonechat_server.observability.metrics import CONTENT_TYPE
 from stonechat_server.serving.services import services_of
 

@@ -12,8 +12,8 @@ from msgspec import UNSET
 
 from stonechat_models import ModelInfo
 from stonechat_server.access.auth import check_manages, check_model
-from stonechat_server.api.model_types import LoadRequest, UnloadRequest
-from stonechat_server.api.openapi import errors, json_body, request_body
+from stonechat_server.api.openapi.document import errors, json_body, request_body
+from stonechat_server.api.openapi.model_types import LoadRequest, UnloadRequest
 from stonechat_server.api.router import Router, json_answer
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.errors import APIError

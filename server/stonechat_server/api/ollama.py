@@ -7,10 +7,8 @@ import msgspec
 from fastapi import APIRouter, Request, Response
 
 from stonechat_server.access.auth import check_manages, check_model
-from stonechat_server.api.generate import JSON_LINES, answer, receive_counted
 from stonechat_server.api.models import unload
-from stonechat_server.api.on_demand import hold
-from stonechat_server.api.openapi import (
+from stonechat_server.api.openapi.document import (
     GENERATION_ERRORS,
     errors,
     generated,
@@ -18,6 +16,8 @@ from stonechat_server.api.openapi import (
     request_body,
 )
 from stonechat_server.api.router import json_answer
+from stonechat_server.api.shared.generate import JSON_LINES, answer, receive_counted
+from stonechat_server.api.shared.on_demand import hold
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.ollama_api.answer import OllamaStatus, OllamaVersion
 from stonechat_server.ollama_api.embed import OllamaEmbeddingsEndpoint, OllamaEmbedEndpoint

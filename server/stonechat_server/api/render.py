@@ -6,15 +6,15 @@ from typing import cast
 from fastapi import Request, Response
 
 from stonechat_models import SamplingParams
-from stonechat_server.api.compute import COMPUTE_ERRORS, compute
-from stonechat_server.api.openapi import json_body, request_body
+from stonechat_server.api.openapi.document import json_body, request_body
 from stonechat_server.api.router import Router
-from stonechat_server.api.token_types import RenderedChat, RenderedSampling
+from stonechat_server.api.shared.compute import COMPUTE_ERRORS, compute
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.chat_api.endpoint import ChatEndpoint
 from stonechat_server.request.prepare import prepare, render
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call
+from stonechat_server.tokens_api.types import RenderedChat, RenderedSampling
 
 
 class RenderEndpoint(ChatEndpoint):

@@ -1,8 +1,14 @@
 """`POST /v1/rerank`, also as `/v2/rerank` and `/v1/reranking`, and `POST /v1/score`."""
 
-from stonechat_server.api.generate import route_of
-from stonechat_server.api.openapi import GENERATION_ERRORS, HEADERS, errors, json_body, request_body
+from stonechat_server.api.openapi.document import (
+    GENERATION_ERRORS,
+    HEADERS,
+    errors,
+    json_body,
+    request_body,
+)
 from stonechat_server.api.router import Router
+from stonechat_server.api.shared.generate import route_of
 from stonechat_server.rerank_api.endpoint import RerankEndpoint, ScoreEndpoint
 
 router = Router(tags=["Reranking"])

@@ -5,11 +5,11 @@ A stored response belongs to a key.
 
 from fastapi import Request, Response
 
-from stonechat_server.api.compute import COMPUTE_ERRORS, compute, num_prompt_tokens
-from stonechat_server.api.generate import route_of
-from stonechat_server.api.openapi import errors, generated, json_body, request_body
-from stonechat_server.api.owned import page_limit, page_order, query
+from stonechat_server.api.openapi.document import errors, generated, json_body, request_body
 from stonechat_server.api.router import Router, json_answer
+from stonechat_server.api.shared.compute import COMPUTE_ERRORS, compute, num_prompt_tokens
+from stonechat_server.api.shared.generate import route_of
+from stonechat_server.api.shared.owned import page_limit, page_order, query
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, unsupported
 from stonechat_server.responses_api.answer import DeletedResponse, InputTokens

@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from fastapi import Request, Response
 
 from stonechat_server.access.auth import check_model
-from stonechat_server.api.compute import COMPUTE_ERRORS, compute
-from stonechat_server.api.on_demand import tokenizer_of
-from stonechat_server.api.openapi import errors, json_body, request_body
+from stonechat_server.api.openapi.document import errors, json_body, request_body
 from stonechat_server.api.router import Router, json_answer
-from stonechat_server.api.token_reading import DETOKENIZE, TOKENIZE
-from stonechat_server.api.token_types import (
+from stonechat_server.api.shared.compute import COMPUTE_ERRORS, compute
+from stonechat_server.api.shared.on_demand import tokenizer_of
+from stonechat_server.catalog.served_model import ServedModel
+from stonechat_server.errors import invalid
+from stonechat_server.request.prepare import render
+from stonechat_server.request.sampling_params import unknown_token
+from stonechat_server.serving.endpoint import Call
+from stonechat_server.serving.services import services_of
+from stonechat_server.tokens_api.reading import DETOKENIZE, TOKENIZE
+from stonechat_server.tokens_api.types import (
     MAX_TOKENS,
     AddedToken,
     DetokenizeAnswer,
@@ -23,12 +29,6 @@ from stonechat_server.api.token_types import (
     TokenizeTextRequest,
     TokenPiece,
 )
-from stonechat_server.catalog.served_model import ServedModel
-from stonechat_server.errors import invalid
-from stonechat_server.request.prepare import render
-from stonechat_server.request.sampling_params import unknown_token
-from stonechat_server.serving.endpoint import Call
-from stonechat_server.serving.services import services_of
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from stonechat_server.api.generate import route_of
-from stonechat_server.api.openapi import GENERATION_ERRORS, HEADERS, errors, json_body
+from stonechat_server.api.openapi.document import GENERATION_ERRORS, HEADERS, errors, json_body
 from stonechat_server.api.router import Router
+from stonechat_server.api.shared.generate import route_of
 from stonechat_server.transcriptions_api.endpoint import TranscriptionEndpoint
 
 router = Router(tags=["Audio"])

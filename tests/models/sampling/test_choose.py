@@ -9,7 +9,7 @@ import torch
 pytest.importorskip("triton")
 
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.sampling import choose, triton_sampler
+from stonechat_models.sampling import choose
 from stonechat_models.sampling.choose import (
     check_states,
     checked_sampler,
@@ -18,7 +18,8 @@ from stonechat_models.sampling.choose import (
 )
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SampledTokens, SamplingState
-from stonechat_models.sampling.triton_sampler import TritonSampler
+from stonechat_models.sampling.triton import sampler as triton_sampler
+from stonechat_models.sampling.triton.sampler import TritonSampler
 from stonechat_models.types import TokenLogprobs
 
 CUDA = torch.device("cuda", 0)

@@ -14,9 +14,9 @@ from tokenizers import AddedToken, processors
 
 from stonechat_models import Tokenizer
 from stonechat_models.text.tokenizer_config import TokenizerFiles
-from stonechat_server.api.token_types import MAX_TOKENS
 from stonechat_server.app import create_app
 from stonechat_server.settings import Settings
+from stonechat_server.tokens_api.types import MAX_TOKENS
 from tests.models.tiny_tokenizers import EOS, byte_level_backend, sentencepiece_backend, wrap
 from tests.server.bodies import error_of
 from tests.server.conftest import ClientFactory

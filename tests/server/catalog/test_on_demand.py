@@ -19,7 +19,7 @@ from starlette.types import Message, Send
 from stonechat_models import AdapterInfo
 from stonechat_server.access.keys import KeyStore
 from stonechat_server.access.keys_file import add_key
-from stonechat_server.api.on_demand import WaitingStream
+from stonechat_server.api.shared.on_demand import WaitingStream
 from stonechat_server.app import create_app
 from stonechat_server.catalog.entry import Entry, State
 from stonechat_server.observability.ledger import Ledger
@@ -216,7 +216,7 @@ def test_the_bound_of_a_request_is_its_own() -> None:
 def test_the_bound_of_a_request_counts_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
     them = pair()
     began = SimpleNamespace(monotonic=lambda: time.monotonic() - 100)
-    monkeypatch.setattr("stonechat_server.api.on_demand.time", began)
+    monkeypatch.setattr("stonechat_server.api.shared.on_demand.time", began)
     with serving(them) as client:
         for headers in ({}, {"X-Request-Timeout": "1000"}):
             answer = client.post(CHAT, json=HI | {"model": "b"}, headers=headers)

@@ -11,7 +11,7 @@ from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.app import create_app
 from stonechat_server.observability.ledger import Ledger, open_database, usage
 from stonechat_server.settings import Settings
-from tests.server.api.test_openapi_answers import REQUESTS
+from tests.server.api.openapi.test_answers import REQUESTS
 from tests.server.fake_engine import FakeEngine
 
 

@@ -17,7 +17,7 @@ from stonechat_models import (
     RequestTimings,
     TopLogprob,
 )
-from tests.server.api.test_openapi import Document, schema_problems
+from tests.server.api.openapi.test_document import Document, schema_problems
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, delta, output
 from tests.server.messages_api.scripts import call, text_script

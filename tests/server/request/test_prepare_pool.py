@@ -86,7 +86,7 @@ def test_a_large_request_is_refused_while_small_ones_are_served(
 ) -> None:
     preparations = client.app.state.server.preparations  # type: ignore[attr-defined]
     large = body(messages=[{"role": "user", "content": "x" * 2_000}])["messages"]
-    monkeypatch.setattr("stonechat_server.api.generate.INLINE_BODY_BYTES", 1_000)
+    monkeypatch.setattr("stonechat_server.api.shared.generate.INLINE_BODY_BYTES", 1_000)
     assert post(client, messages=large).status_code == 200
     monkeypatch.setattr(preparations, "_max_requests", 0)
     response = post(client, messages=large)

@@ -6,7 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from stonechat_server.api.wire_types import REQUESTS
+from stonechat_server.api.openapi.wire_types import REQUESTS
 from stonechat_server.ollama_api.request import Options
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pytest
 from pydantic import BaseModel, Field, ValidationError
 
-from stonechat_server.api.wire_types import REQUESTS
+from stonechat_server.api.openapi.wire_types import REQUESTS
 from stonechat_server.errors import APIError
 from stonechat_server.request.body import parse_request
 from stonechat_server.schema.base import WireModel

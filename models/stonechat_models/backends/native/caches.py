@@ -4,7 +4,7 @@ import numpy as np
 
 from stonechat_models.backends.native.bindings import KV_TILE, KvFormat, Library, Mixer
 from stonechat_models.backends.native.packing import Arena
-from stonechat_models.backends.native.spec import ModelSpec
+from stonechat_models.backends.native.plan.spec import ModelSpec
 from stonechat_models.checkpoint.hf_config import MAX_SIZE
 from stonechat_models.errors import ModelLoadError
 

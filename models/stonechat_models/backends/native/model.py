@@ -27,14 +27,14 @@ from stonechat_models.backends.native.caches import (
     kv_bytes_per_token,
 )
 from stonechat_models.backends.native.packing import PackedWeights
+from stonechat_models.backends.native.plan.spec import ModelSpec
+from stonechat_models.backends.native.plan.weights import WeightPlan, plan_weights
 from stonechat_models.backends.native.sampler import NativeSampler
-from stonechat_models.backends.native.spec import ModelSpec
 from stonechat_models.backends.native.step_media import MediaArrays
 from stonechat_models.backends.native.stores import open_store
 from stonechat_models.backends.native.support import checked_spec
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
 from stonechat_models.backends.native.tower_part import TowerPart, read_audio, read_images
-from stonechat_models.backends.native.weight_plan import WeightPlan, plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.resolve import ModelFiles, weights_hash
 from stonechat_models.config import EngineConfig

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from stonechat_models.backends.base import StepMedia
 from stonechat_models.backends.native.bindings import MediaStruct
-from stonechat_models.backends.native.spec import ModelSpec
+from stonechat_models.backends.native.plan.spec import ModelSpec
 from stonechat_models.errors import StepError
 
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from stonechat_models.backends.native.bindings import KV_TILE, load_library
 from stonechat_models.backends.native.caches import KV_FORMATS, STATE_BYTES, kv_bytes_per_token
-from stonechat_models.backends.native.spec import ModelSpec, read_spec
+from stonechat_models.backends.native.plan.spec import ModelSpec, read_spec
+from stonechat_models.backends.native.plan.weights import plan_weights
 from stonechat_models.backends.native.stores import HeaderStore, refuse_types
 from stonechat_models.backends.native.tower_part import tower_bytes
-from stonechat_models.backends.native.weight_plan import plan_weights
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.headers import Footprint, ModelHeaders
 from stonechat_models.checkpoint.packed.folder import read_packing

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.backends.native.composites import (
+from stonechat_models.backends.native.plan.composites import (
     AUDIO_TOKENS,
     DRAFT_PREFIX,
     IMAGE_TOKENS,

@@ -13,7 +13,7 @@ from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.native import NativeModel, supports
 from stonechat_models.backends.native.bindings import Kind, load_library
 from stonechat_models.backends.native.packing import MatrixSpec, PackedWeights
-from stonechat_models.backends.native.spec import read_spec
+from stonechat_models.backends.native.plan.spec import read_spec
 from stonechat_models.backends.native.tensor_source import Chunk
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.config import EngineConfig

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from stonechat_models.backends.native import NativeModel, supports
 from stonechat_models.backends.native.bindings import load_library
-from stonechat_models.backends.native.spec import read_spec
+from stonechat_models.backends.native.plan.spec import read_spec
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, StepError

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from stonechat_models.backends.native import supports
 from stonechat_models.backends.native.bindings import Kind, load_library
 from stonechat_models.backends.native.packing import PackedWeights
-from stonechat_models.backends.native.spec import read_spec
+from stonechat_models.backends.native.plan.spec import read_spec
+from stonechat_models.backends.native.plan.weights import plan_weights
 from stonechat_models.backends.native.stores import open_store
-from stonechat_models.backends.native.weight_plan import plan_weights
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError

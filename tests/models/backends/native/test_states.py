@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stonechat_models.backends.native import NativeModel, footprint, supports
-from stonechat_models.backends.native.spec import read_spec
+from stonechat_models.backends.native.plan.spec import read_spec
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.hf_config import parse_config, read_config
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from stonechat_models.backends.native import NativeModel
 from stonechat_models.backends.native.packing import _Estimate
-from stonechat_models.backends.native.spec import ModelSpec, read_spec
+from stonechat_models.backends.native.plan.spec import ModelSpec, read_spec
+from stonechat_models.backends.native.plan.weights import plan_weights
 from stonechat_models.backends.native.stores import HeaderStore
-from stonechat_models.backends.native.weight_plan import plan_weights
 from stonechat_models.checkpoint.headers import ModelHeaders, TensorHeader
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model

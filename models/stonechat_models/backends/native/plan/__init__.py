@@ -1,0 +1,1 @@
+"""Which layers of a model the compiled path computes, and from which weights."""
