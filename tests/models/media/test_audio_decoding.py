@@ -90,6 +90,7 @@ def wav(samples: Any, rate: int = RATE) -> bytes:
         (flac_of_unknown_length(noise(RATE)), "broken", "does not say how long it is"),
         (2 * file(noise(RATE), RATE, "OGG", "VORBIS"), "format", "has several streams"),
     ],
+    ids=lambda value: "data" if isinstance(value, bytes) else value,  # a WAV file holds the time
 )
 def test_files_that_cannot_be_used(data: bytes, kind: str, reason: str) -> None:
     with pytest.raises(UnusableMediaError) as caught:

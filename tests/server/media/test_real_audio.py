@@ -122,6 +122,7 @@ def test_other_files_of_the_same_sound(client: TestClient, model: AudioModel) ->
         (wav(np.zeros(0, np.float32)), "empty_audio_file"),
         (wav(sound(3.0)), "audio_too_long"),
     ],
+    ids=lambda value: "data" if isinstance(value, bytes) else value,  # a WAV file holds the time
 )
 def test_files_that_cannot_be_heard(new_bounds: TestClient, file: bytes, code: str) -> None:
     fields = body(model=None, messages=[user("a", audio(file))])
