@@ -2,18 +2,15 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stonechat_models.checkpoint.patterns import compiled
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
-MAX_NAME = 128
-"""The longest name of a tensor, and the longest pattern."""
-MAX_PARTS = 3
-"""How many groups and repeats a pattern may have."""
-_PART, _REPEATED_GROUP = re.compile(r"[(*+?{]"), re.compile(r"\)[*+?{]|\(\?")
+MAX_SHOWN = 128
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.(?:lora_(A|B)|base_layer)\.weight")
 
 
@@ -44,9 +41,9 @@ def layer_tensors(path: Path) -> dict[str, dict[str, tuple[str, Sequence[int]]]]
     with safe_open(path, framework="np") as file:
         for name in file.keys():  # noqa: SIM118
             match = _TENSOR.fullmatch(name)
-            if match is None or len(name) > MAX_NAME:
+            if match is None:
                 raise UnsupportedModelError(
-                    f"{path} has the tensor {name[:MAX_NAME]}, which is not part of a linear "
+                    f"{path} has the tensor {name[:MAX_SHOWN]}, which is not part of a linear "
                     "layer's LoRA"
                 )
             kind = match[2] or "W"
@@ -66,9 +63,14 @@ def lora_layers(
     `config` is adapter_config.json. Raises `ModelLoadError` for tensors of other ranks, and
     `ValueError` for a config that cannot be read.
     """
-    terms = _Terms(config)
+    ranks, alphas = _patterns(config, "rank_pattern"), _patterns(config, "alpha_pattern")
     for module, pair in tensors.items():
-        rank, scale = terms.of(module)
+        rank = _first(ranks, module, config.get("r"))
+        alpha = _first(alphas, module, config.get("lora_alpha"))
+        is_number = isinstance(alpha, int | float) and math.isfinite(alpha)
+        if not isinstance(rank, int) or rank < 1 or not is_number:
+            raise ValueError(f"its rank {rank} or lora_alpha {alpha} is not a number")
+        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         (a, a_shape), (b, b_shape) = pair.get("A", ("", ())), pair.get("B", ("", ()))
         are_matrices = len(a_shape) == len(b_shape) == 2
         if not are_matrices or (a_shape[0], b_shape[1]) != (rank, rank):
@@ -77,39 +79,12 @@ def lora_layers(
         yield f"{module}.weight", LoraLayer(a, b, (b_shape[0], a_shape[1]), rank, scale, copy)
 
 
-class _Terms:
-    """The ranks and the factors of adapter_config.json. Raises `ValueError` for bad ones."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self._config = config
-        self._ranks = _patterns(config, "rank_pattern")
-        self._alphas = _patterns(config, "alpha_pattern")
-
-    def of(self, module: str) -> tuple[int, float]:
-        """Return the rank of a module and the factor of its product."""
-        rank = _first(self._ranks, module, self._config.get("r"))
-        alpha = _first(self._alphas, module, self._config.get("lora_alpha"))
-        is_number = isinstance(alpha, int | float) and math.isfinite(alpha)
-        if not isinstance(rank, int) or rank < 1 or not is_number:
-            raise ValueError(f"its rank {rank} or lora_alpha {alpha} is not a number")
-        return rank, alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank)
+def _patterns(config: Mapping[str, Any], key: str) -> list[tuple[Callable[[str], bool], Any]]:
+    """Return the patterns for the ends of modules' names, and their values."""
+    patterns = config.get(key) or {}
+    return [(compiled(rf"(.*\.)?({text})$"), value) for text, value in patterns.items()]
 
 
-def _patterns(config: Mapping[str, Any], key: str) -> list[tuple[re.Pattern[str], Any]]:
-    """Return the patterns for the ends of modules' names, and their values.
-
-    They come from a file: one that could take very long to match is refused.
-    """
-    patterns = []
-    for text, value in (config.get(key) or {}).items():
-        bare = re.sub(r"\\.|\[[^]]*\]", "a", text).replace("(?:", "(")
-        is_long = len(text) > MAX_NAME or len(_PART.findall(bare)) > MAX_PARTS
-        if is_long or _REPEATED_GROUP.search(bare):
-            raise ValueError(f"{key} has {text[:MAX_NAME]!r}, which is too complex")
-        patterns.append((re.compile(rf"(.*\.)?({text})"), value))
-    return patterns
-
-
-def _first(patterns: list[tuple[re.Pattern[str], Any]], module: str, default: Any) -> Any:
+def _first(patterns: list[tuple[Callable[[str], bool], Any]], module: str, default: Any) -> Any:
     """Return the value of the first pattern that matches the end of a module's name."""
-    return next((value for pattern, value in patterns if pattern.fullmatch(module)), default)
+    return next((value for matches, value in patterns if matches(module)), default)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from stonechat_models.checkpoint.hf_config import HFConfig, JsonObject, shown
-from stonechat_models.checkpoint.packed.targets import PatternError, is_match
+from stonechat_models.checkpoint.patterns import PatternError, compiled
 from stonechat_models.errors import UnsupportedModelError
 
 LABELS = {
@@ -148,7 +148,7 @@ def _names_pattern(method: Method, target: str, module: str) -> bool:
     if not target.startswith("re:"):
         return False
     try:
-        return is_match(target[3:], module)
+        return compiled(target[3:])(module)
     except PatternError as error:
         raise _refuse(method, f"with the target {shown(target)}") from error
 

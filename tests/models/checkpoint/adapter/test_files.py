@@ -125,9 +125,9 @@ def test_damaged_files_are_refused_by_name(module: torch.nn.Module, tmp_path: Pa
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
 @pytest.mark.parametrize(
     "pattern",
-    ["(a+)+", r"(\w+\.)*x", "(a|a)" * 12, "a?" * 30, "x" * 300, "(", "(?=a)a", ".*.*.*.*x"],
+    ["x" * 2000, "(", "(?=a)a", r"(q|k)_proj\1"],
 )
-def test_patterns_that_could_match_for_ever_are_refused(
+def test_patterns_that_are_not_read_are_refused(
     module: torch.nn.Module, tmp_path: Path, key: str, pattern: str
 ) -> None:
     write_adapter(tmp_path, module, NAMES, **{key: {pattern: 4}})
@@ -142,6 +142,7 @@ def test_patterns_that_could_match_for_ever_are_refused(
         r"^model\.layers\.[01]\..*_proj$",
         "(?:q|o|down)_proj",
         r"layers\.\d+\.\w+\.[a-z_]+",
+        r"(\w+\.)*\w+_proj",
     ],
 )
 def test_patterns_of_common_kinds_are_read(

@@ -49,7 +49,7 @@ def test_a_module_in_no_group_is_refused() -> None:
         method.bits_of(Q)
 
 
-@pytest.mark.parametrize("target", ["re:(", "re:(([a-z_0-9.])+)+!", "re:[b-a]", "re:" + "a" * 5000])
+@pytest.mark.parametrize("target", ["re:(", r"re:(a)\1", "re:[b-a]", "re:" + "a" * 5000])
 def test_patterns_that_are_not_read_are_refused_by_name(target: str) -> None:
     with pytest.raises(
         UnsupportedModelError, match=r"compressed-tensors format with the target 're"
