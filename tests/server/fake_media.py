@@ -18,8 +18,10 @@ from stonechat_models import (
     MediaTensor,
     PreparedMedia,
 )
+from stonechat_models.media.records import MediaPiece
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, Script, model_info
 
+TENSOR = MediaTensor("float32", (1,), b"\0\0\0\0")
 PLACEHOLDER = "<image>"
 TOKEN = "\x01"
 """The placeholder token of `ByteTokenizer` is the byte 1."""
@@ -121,7 +123,7 @@ def prepared(file: bytes, options: Options) -> PreparedMedia:
             text="(" + num_tokens * "\x02" + ")",
             num_tokens=num_tokens,
             seconds=float(num_tokens),
-            tensors={"input_features": MediaTensor("float32", (1,), b"\0\0\0\0")},
+            pieces=(MediaPiece(num_tokens, {"input_features": TENSOR}),),
         )
     num_tokens = _num_tokens(file, PNG)
     content_hash = hashlib.blake2b(file + options.detail.encode(), digest_size=16).digest()
@@ -133,7 +135,7 @@ def prepared(file: bytes, options: Options) -> PreparedMedia:
         num_tokens=num_tokens,
         width=4,
         height=4,
-        tensors={"pixel_values": MediaTensor("float32", (1,), b"\0\0\0\0")},
+        pieces=(MediaPiece(num_tokens, {"pixel_values": TENSOR}),),
     )
 
 

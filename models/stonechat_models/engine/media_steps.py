@@ -78,8 +78,8 @@ class MediaSteps:
         """Get the features and positions that a step needs.
 
         Returns the requests whose media cannot be encoded, and the items that have to wait for a
-        later step: only the first item with unknown media has them encoded, so that other
-        sequences do not wait for all. Neither may be part of the step.
+        later step: only one image, clip or piece of a clip is encoded now, so that other sequences
+        do not wait for all. Neither may be part of the step.
         """
         self._drop_features(items)
         failed: dict[str, SequenceGroup] = {}
@@ -90,11 +90,9 @@ class MediaSteps:
             media, request_id = group.media, group.request.request_id
             if media is None or request_id in failed:
                 continue
-            if self.num_encoded > num_encoded and self._must_encode(item, media):
-                waiting.append(item)
-                continue
             try:
-                self._prepare(item, media)
+                if not self._prepare(item, media, num_encoded + 1):
+                    waiting.append(item)
             except Exception:  # whatever the model's own code raises
                 logger.exception("an image or clip of request %s cannot be encoded", request_id)
                 failed[request_id] = group
@@ -132,13 +130,20 @@ class MediaSteps:
             visible_ends=self._visible_ends(items) if self._is_bidirectional else None,
         )
 
-    def _prepare(self, item: Scheduled, media: PromptMedia) -> None:
+    def _prepare(self, item: Scheduled, media: PromptMedia, most: int) -> bool:
+        """Get what an item needs, as long as no more than `most` media are encoded in all.
+
+        Return whether all of it is there.
+        """
         sequence = item.sequence
         if self._has_grid_positions and media.positions is None:
             prompt = sequence.group.request.prompt_token_ids
             media.positions, media.delta = self._model.media_positions(prompt, media.media)
         for place in media.places_in(self._first(item), item.context_len):
+            if self.num_encoded >= most and not self._is_known(media, place.medium):
+                return False
             self._features(media, place.medium)
+        return True
 
     def _first(self, item: Scheduled) -> int:
         """Return the first token that the item computes, those again of a lost state included."""
@@ -166,13 +171,10 @@ class MediaSteps:
             assert group.media is not None
             group.media.drop_features(min(needs))
 
-    def _must_encode(self, item: Scheduled, media: PromptMedia) -> bool:
-        """Whether the item has placeholders of a medium that is not encoded yet."""
-        return any(
-            place.medium not in media.features
-            and not self._store.holds(media.media[place.medium].content_hash)
-            for place in media.places_in(self._first(item), item.context_len)
-        )
+    def _is_known(self, media: PromptMedia, index: int) -> bool:
+        """Whether a medium is encoded already."""
+        content_hash = media.media[index].content_hash
+        return index in media.features or self._store.holds(content_hash)
 
     def _features(self, media: PromptMedia, index: int) -> MediaFeatures:
         """Return the features of a medium, which the request then holds."""

@@ -1,12 +1,13 @@
 """The bytes of an audio file to samples. What the file holds counts, not what it is called."""
 
 import io
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.media.records import AudioOptions, UnusableMediaError
+from stonechat_models.media.records import AudioOptions, UnusableMediaError, too_long
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -15,6 +16,11 @@ FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")
 """As libsndfile names them. OGG holds Vorbis or Opus."""
 MAX_CHANNELS = 16
 SAMPLING_RATES = (1000, 384_000)
+STEREO_SAMPLES = 96_000
+"""Samples a second of a file with two channels, as most have at most."""
+MANY_SAMPLES = 1 << 28
+"""All channels of a file may have as many, however few seconds are taken. Few bytes can become so
+many samples: this takes 3 to 15 s."""
 BLOCK_SAMPLES = 1 << 18
 """How many samples of all channels are decoded at a time."""
 UNKNOWN_FRAMES = 1 << 62
@@ -27,8 +33,15 @@ OGG_STREAM = b"OggS\0\x02"
 Samples = npt.NDArray[np.float32]
 
 
-def decode_audio(data: bytes, options: AudioOptions, sampling_rate: int) -> tuple[Samples, float]:
+def decode_audio(
+    data: bytes,
+    options: AudioOptions,
+    sampling_rate: int,
+    check_seconds: Callable[[float], None] = lambda _: None,
+) -> tuple[Samples, float]:
     """Return the samples float32[n] at a sampling rate, and how many seconds the file has.
+
+    `check_seconds` raises `UnusableMediaError` for a length that the model does not take.
 
     Channels become one, their mean. Samples are within -1 and 1; those that a file has as floats
     may be beyond.
@@ -50,6 +63,7 @@ def decode_audio(data: bytes, options: AudioOptions, sampling_rate: int) -> tupl
         if file.format == "OGG" and data.count(OGG_STREAM) > 1:  # libsndfile reads the first
             raise UnusableMediaError("format", "has several streams, and only one is read")
         _check_header(file, options)
+        check_seconds(file.frames / file.samplerate)
         try:
             samples, num_frames = _resampled(file, options, sampling_rate)
         except soundfile.SoundFileError as error:
@@ -60,11 +74,6 @@ def decode_audio(data: bytes, options: AudioOptions, sampling_rate: int) -> tupl
     if not np.isfinite(samples).all():
         raise UnusableMediaError("broken", "is broken: it has samples that are no finite numbers")
     return samples, seconds
-
-
-def too_long(max_seconds: float) -> UnusableMediaError:
-    """Return the error for a file that has more seconds."""
-    return UnusableMediaError("too_long", f"is longer than the limit of {max_seconds:g} seconds")
 
 
 def _check_header(file: "SoundFile", options: AudioOptions) -> None:
@@ -81,6 +90,10 @@ def _check_header(file: "SoundFile", options: AudioOptions) -> None:
         raise UnusableMediaError("broken", "does not say how long it is")
     if file.frames > options.max_seconds * file.samplerate:
         raise too_long(options.max_seconds)
+    most_samples = max(MANY_SAMPLES, int(options.max_seconds * STEREO_SAMPLES))
+    if file.frames * file.channels > most_samples:
+        reason = f"has {file.frames * file.channels} samples, and the limit is {most_samples}"
+        raise UnusableMediaError("too_large", reason)
 
 
 def _resampled(file: "SoundFile", options: AudioOptions, sampling_rate: int) -> tuple[Samples, int]:

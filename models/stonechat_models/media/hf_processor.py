@@ -4,14 +4,16 @@ Transformers is only imported where a processor is loaded. Nothing is fetched, a
 model's folder runs.
 """
 
+import inspect
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.media.pieces import piece_size
 from stonechat_models.media.processor_loading import load_processor
-from stonechat_models.media.records import UnusableMediaError
+from stonechat_models.media.records import UnusableMediaError, too_long
 from stonechat_models.model_file import reason_of
 from stonechat_models.types import MediaInput, MediaTensor, Modality
 
@@ -105,7 +107,12 @@ class HFProcessor:
         self._modality = modality
         self._seconds_taken = LONG_SECONDS
         """Clips that are not longer are taken whole."""
+        self._ends: dict[float, bool] = {}
+        """Whether the processor drops what follows so many seconds, as far as that is known."""
         self._processor = load_processor(folder, modality, token_id)
+        self._piece = piece_size(folder) if modality == "audio" else None
+        self._piece_tokens = 0
+        """How many tokens a piece is, once it is known."""
         self.placeholder = getattr(self._processor, f"{modality}_token", None) or ""
         if not self.placeholder:
             raise UnsupportedModelError(f"its processor has no placeholder for {modality}")
@@ -127,6 +134,27 @@ class HFProcessor:
         if self._modality == "audio":
             self._check_audio(medium, prepared)
         return prepared
+
+    def cut(
+        self, num_tokens: int, arrays: "Mapping[str, np.ndarray[Any, Any]]"
+    ) -> "list[tuple[int, Mapping[str, np.ndarray[Any, Any]]]]":
+        """Cut what `prepare` returns of a clip: the tokens and the tensors of each piece in order.
+
+        An image, a short clip and one whose model attends to all of it are one piece.
+        """
+        size = self._piece
+        if size is None or not size.is_exceeded(arrays):
+            return [(num_tokens, arrays)]
+        if not self._piece_tokens:
+            extractor = self._processor._audio_processor
+            num_frames = size.length if size.axis else extractor.nb_max_frames
+            seconds = num_frames * extractor.hop_length / self.sampling_rate
+            _, self._piece_tokens, _ = self._prepare(noise_clip(self, seconds))
+        starts = range(0, num_tokens, self._piece_tokens)
+        return [
+            (min(self._piece_tokens, num_tokens - start), size.piece(arrays, number))
+            for number, start in enumerate(starts)
+        ]
 
     def _prepare(self, medium: Any) -> tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]:
         import numpy as np
@@ -153,14 +181,34 @@ class HFProcessor:
         tensors = {name: _array(v) for name, v in outputs.items() if name not in TEXT_OUTPUTS}
         return text, num_tokens, tensors
 
+    def check_seconds(self, seconds: float) -> None:
+        """Raise `UnusableMediaError` for the length of a clip that `prepare` would refuse for it.
+
+        Processors do not say how long a clip they take, but they may have the number.
+        """
+        for limit in sorted(self._possible_limits()):
+            if seconds < limit + END_SECONDS:
+                return
+            if limit not in self._ends:
+                samples = noise_clip(self, limit + END_SECONDS)
+                self._ends[limit] = self._drops_end(samples, self._prepare(samples)[2])
+            if self._ends[limit]:
+                raise too_long(limit)
+
+    def _possible_limits(self) -> set[float]:
+        extractor = self._processor._audio_processor
+        window = getattr(extractor, "chunk_length", None)
+        most = getattr(self._processor, "max_audio_len", None)
+        num_samples = inspect.signature(extractor.__call__).parameters.get("max_length")
+        limits = {window, most // window * window if most and window else most}
+        if num_samples is not None and num_samples.default:
+            limits.add(num_samples.default / self.sampling_rate)
+        return {limit for limit in limits if limit}
+
     def _check_audio(
         self, samples: Any, prepared: tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]
     ) -> None:
-        """Refuse a clip of which the processor drops the end, or that it turns into no numbers.
-
-        Processors do not say how long a clip they take. One that is longer has the same tensors
-        with another end.
-        """
+        """Refuse a clip of which the processor drops the end, or that it turns into no numbers."""
         import numpy as np
 
         tensors = prepared[2]
@@ -169,13 +217,19 @@ class HFProcessor:
         seconds = len(samples) / self.sampling_rate
         if seconds <= self._seconds_taken:
             return
+        if self._drops_end(samples, tensors):
+            raise UnusableMediaError("too_long", "is longer than this model takes")
+        self._seconds_taken = seconds
+
+    def _drops_end(self, samples: Any, tensors: "Mapping[str, np.ndarray[Any, Any]]") -> bool:
+        """Whether a clip has the same tensors with another end."""
+        import numpy as np
+
         other, noise = samples.copy(), noise_clip(self, END_SECONDS)
         # Quiet, so that it changes nothing before it: features depend on the loudest sound.
         other[-len(noise) :] += noise * max(0.1, np.abs(samples).max()) / 10
         _, _, others = self._prepare(other)
-        if all(np.array_equal(others[name], tensors[name]) for name in tensors):
-            raise UnusableMediaError("too_long", "is longer than this model takes")
-        self._seconds_taken = seconds
+        return all(np.array_equal(others[name], tensors[name]) for name in tensors)
 
 
 def _array(value: Any) -> "np.ndarray[Any, Any]":

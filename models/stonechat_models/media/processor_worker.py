@@ -22,6 +22,7 @@ from stonechat_models.media.hf_processor import HFProcessor, as_tensors
 from stonechat_models.media.records import (
     Answer,
     ImageOptions,
+    MediaPiece,
     PreparedMedia,
     Task,
     UnusableMediaError,
@@ -77,7 +78,8 @@ def _answer(processor: HFProcessor, task: Task) -> Answer:
     try:
         medium, facts = _decoded(task, processor)
         text, num_tokens, arrays = processor.prepare(medium)
-        tensors = as_tensors(arrays)
+        parts = processor.cut(num_tokens, arrays)
+        pieces = tuple(MediaPiece(number, as_tensors(part)) for number, part in parts)
     except UnusableMediaError as error:
         return Answer(kind=error.kind, reason=error.reason)
     except MemoryError:
@@ -94,7 +96,7 @@ def _answer(processor: HFProcessor, task: Task) -> Answer:
             placeholder=processor.placeholder,
             text=text,
             num_tokens=num_tokens,
-            tensors=tensors,
+            pieces=pieces,
             **facts,
         )
     )
@@ -109,7 +111,9 @@ def _decoded(task: Task, processor: HFProcessor) -> tuple[Any, dict[str, Any]]:
         return image, {"width": width, "height": height}
     from stonechat_models.media.audio_decoding import decode_audio
 
-    samples, seconds = decode_audio(task.data, task.options, processor.sampling_rate)
+    samples, seconds = decode_audio(
+        task.data, task.options, processor.sampling_rate, processor.check_seconds
+    )
     return samples, {"seconds": seconds}
 
 

@@ -1,5 +1,6 @@
 """What the server hands to the media processor, and gets back. Nothing here imports tensors."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -18,6 +19,11 @@ class UnusableMediaError(Exception):
         super().__init__(reason)
         self.kind = kind
         self.reason = reason
+
+
+def too_long(max_seconds: float) -> UnusableMediaError:
+    """Return the error for a clip that has more seconds."""
+    return UnusableMediaError("too_long", f"is longer than the limit of {max_seconds:g} seconds")
 
 
 class ImageOptions(msgspec.Struct, frozen=True, tag="image"):
@@ -45,6 +51,15 @@ def modality_of(options: MediaOptions) -> Modality:
     return "image" if isinstance(options, ImageOptions) else "audio"
 
 
+class MediaPiece(msgspec.Struct, frozen=True):
+    """An image, a clip, or a piece of a clip that the tower encodes alone."""
+
+    num_tokens: int
+    """How many of the placeholders it takes the place of."""
+    tensors: Mapping[str, MediaTensor]
+    """The arguments of the model's `get_image_features` by name; of a clip, those of `forward`."""
+
+
 class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
     """An image or an audio clip as the model takes it."""
 
@@ -58,8 +73,8 @@ class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
     """What takes the place of the placeholder in the prompt's text."""
     num_tokens: int
     """How many placeholder tokens (`ModelInfo.media_token_ids`) the text becomes."""
-    tensors: Mapping[str, MediaTensor]
-    """The arguments of the model's `get_image_features` by name; of a clip, those of `forward`."""
+    pieces: tuple[MediaPiece, ...]
+    """One, or those of a long clip in order."""
     width: int = 0
     """Pixels of an image file, turned upright."""
     height: int = 0
@@ -69,11 +84,14 @@ class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def num_bytes(self) -> int:
         """Of the tensors."""
-        return sum(len(tensor.data) for tensor in self.tensors.values())
+        return sum(len(tensor.data) for piece in self.pieces for tensor in piece.tensors.values())
 
-    def placed(self, places: tuple[tuple[int, int], ...]) -> MediaInput:
-        """Return the medium of a request in whose prompt it has these runs of placeholders."""
-        return MediaInput(self.content_hash, places, self.tensors, self.modality)
+    def placed(self, places: tuple[tuple[int, int], ...], piece: int = 0) -> MediaInput:
+        """Return the medium of a request in whose prompt a piece has these runs of placeholders."""
+        content = self.content_hash
+        if piece:
+            content = hashlib.blake2b(content + piece.to_bytes(8), digest_size=16).digest()
+        return MediaInput(content, places, self.pieces[piece].tensors, self.modality)
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -108,8 +108,10 @@ class PromptMedia:
                 )
             start = 0
             for one in same:
-                inputs.append(one.placed(_runs(places[start : start + one.num_tokens])))
-                start += one.num_tokens
+                for i, piece in enumerate(one.pieces):
+                    end = start + piece.num_tokens
+                    inputs.append(one.placed(_runs(places[start:end]), i))
+                    start = end
         return tuple(inputs)
 
 

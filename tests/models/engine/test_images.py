@@ -163,10 +163,10 @@ def test_adapters_change_the_language_model_and_not_the_images(module, tmp_path)
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_others_wait_for_the_images_of_one_request_at_a_time(module, overlap):
+def test_others_wait_for_one_image_at_a_time(module, overlap):
     engine = make_engine(module, media=True, overlap=overlap, max_batch_tokens=128)
-    prompts = {str(seed): (seed, *prompt_of(seed, first=seed)) for seed in (3, 4, 5)}
-    prompts["again"] = (5, *prompt_of(5, first=9))
+    prompts = {str(seeds): (seeds, *prompt_of(*seeds, first=seeds[0])) for seeds in ((3, 4), (5,))}
+    prompts["again"] = ((5,), *prompt_of(5, first=9))
     for name, (_, token_ids, images) in prompts.items():
         add(engine, name, token_ids, greedy(NUM_OUTPUT), media=images)
     add(engine, "text", [3, 4, 5], greedy(NUM_OUTPUT))
@@ -179,8 +179,8 @@ def test_others_wait_for_the_images_of_one_request_at_a_time(module, overlap):
     assert counts[:3] == [1, 2, 3]
     assert len(counts) <= 3 + NUM_OUTPUT + 2
     assert results["text"] == reference(module, [3, 4, 5], ())[0]
-    for name, (seed, token_ids, _) in prompts.items():
-        assert results[name] == reference(module, token_ids, (seed,))[0]
+    for name, (seeds, token_ids, _) in prompts.items():
+        assert results[name] == reference(module, token_ids, seeds)[0]
 
 
 def test_steps_of_text_alone_never_come_to_images(module):

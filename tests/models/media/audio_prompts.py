@@ -51,11 +51,12 @@ class AudioModel:
         places = iter([i for i, token_id in enumerate(token_ids) if token_id == self.token_id])
         media = []
         for clip, (_, num_tokens, arrays) in zip(clips, prepared, strict=True):
-            run = [next(places) for _ in range(num_tokens)]
-            assert run == list(range(run[0], run[0] + num_tokens))
-            content = hashlib.blake2b(clip.tobytes(), digest_size=16).digest()
-            place = (run[0], num_tokens)
-            media.append(MediaInput(content, (place,), as_tensors(arrays), "audio"))
+            for number, (length, piece) in enumerate(self.processor.cut(num_tokens, arrays)):
+                run = [next(places) for _ in range(length)]
+                assert run == list(range(run[0], run[0] + length))
+                content = hashlib.blake2b(clip.tobytes() + bytes([number]), digest_size=16)
+                place = (run[0], length)
+                media.append(MediaInput(content.digest(), (place,), as_tensors(piece), "audio"))
         assert next(places, None) is None
         return Prompt(token_ids, tuple(media), whole)
 

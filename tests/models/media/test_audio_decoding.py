@@ -107,6 +107,30 @@ def test_a_file_that_decodes_to_hours_is_not_decoded(monkeypatch: pytest.MonkeyP
         decode_audio(data, OPTIONS, RATE)
 
 
+@pytest.mark.parametrize(("max_seconds", "most"), [(1000.0, 1 << 28), (7200.0, 691_200_000)])
+def test_a_file_of_few_bytes_and_too_many_samples_is_not_decoded(
+    max_seconds: float, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audio_decoding, "_resampled", None)
+    data = bytearray(file(noise(10, 8), 384_000, "FLAC", "PCM_16"))
+    data[22:26] = (most // 8 + 1).to_bytes(4)  # how many frames follow
+    with pytest.raises(UnusableMediaError, match=f"and the limit is {most}") as caught:
+        decode_audio(bytes(data), AudioOptions(max_seconds=max_seconds), RATE)
+    assert caught.value.kind == "too_large"
+
+
+def test_the_models_limit_is_checked_before_a_file_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(audio_decoding, "_resampled", None)
+
+    def refuse(seconds: float) -> None:
+        raise UnusableMediaError("too_long", f"{seconds:g}")
+
+    with pytest.raises(UnusableMediaError, match=r"^1\.5$"):
+        decode_audio(wav(noise(RATE * 3 // 2)), OPTIONS, RATE, refuse)
+
+
 def test_a_header_that_is_wrong_is_read_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Here it is the check of the header that is wrong."""
     monkeypatch.setattr(audio_decoding, "_check_header", lambda *_: None)

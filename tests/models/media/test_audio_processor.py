@@ -43,7 +43,7 @@ def test_clips_are_prepared_in_a_process(folder: Path) -> None:
     here = HFProcessor(folder, "audio", TOKEN_ID)
     _, num_tokens, arrays = here.prepare(sound(1.25))
     assert second.num_tokens == num_tokens
-    assert {name: as_array(t).tolist() for name, t in second.tensors.items()} == {
+    assert {name: as_array(t).tolist() for name, t in second.pieces[0].tensors.items()} == {
         name: array.tolist() for name, array in arrays.items()
     }
     placed = second.placed(((3, num_tokens),))
@@ -70,6 +70,27 @@ def test_a_clip_of_which_a_processor_drops_the_end_is_refused(
         except UnusableMediaError as error:
             takes[seconds] = error.reason != "is longer than this model takes"
     assert takes == {1.9: True, 31.0: TAKES[name][25.0], **TAKES[name]}
+
+
+LIMITS = {
+    "gemma4": 30,
+    "qwen2_5_omni_thinker": 20,
+    "qwen2_audio": 2,
+    "audioflamingo3": 12,
+    "musicflamingo": 12,
+    "glmasr": 12,
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_limit_of_a_model_is_known_before_a_clip_is_decoded(tmp_path: Path, name: str) -> None:
+    processor = processor_of(tmp_path, name)
+    limit = LIMITS.get(name)
+    processor.check_seconds(limit or 3600.0)
+    if limit is not None:
+        with pytest.raises(UnusableMediaError, match=f"the limit of {limit} seconds") as caught:
+            processor.check_seconds(limit + 0.1)
+        assert caught.value.kind == "too_long"
 
 
 ANY = {11.9: True, 25.0: True}

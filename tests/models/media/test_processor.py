@@ -55,15 +55,14 @@ def test_a_prepared_image(images: MediaProcessor, folder: Path) -> None:
     assert (first.width, first.height, first.num_tokens, second.num_tokens) == (96, 64, 6, 4)
     assert first.placeholder == "<|image_pad|>"
     assert first.text == "<|image_pad|>" * 6
-    grid, values = first.tensors["image_grid_thw"], first.tensors["pixel_values"]
+    tensors = first.pieces[0].tensors
+    grid, values = tensors["image_grid_thw"], tensors["pixel_values"]
     assert np.frombuffer(grid.data, grid.dtype).tolist() == [1, 4, 6]
     assert (values.dtype, values.shape) == ("float32", (24, 1536))
-    assert set(first.tensors) == {"pixel_values", "image_grid_thw"}
+    assert set(tensors) == {"pixel_values", "image_grid_thw"}
     here = HFProcessor(folder, "image", TOKEN_ID)  # with PyTorch, which the process does without
     _, _, arrays = here.prepare(decode_image(picture(96, 64), ImageOptions())[0])
-    assert {k: v.tobytes() for k, v in arrays.items()} == {
-        k: v.data for k, v in first.tensors.items()
-    }
+    assert {k: v.tobytes() for k, v in arrays.items()} == {k: v.data for k, v in tensors.items()}
 
 
 def test_equal_images_are_one(images: MediaProcessor) -> None:

@@ -37,7 +37,7 @@ from stonechat_models.types import MediaInput
 BEFORE, AFTER = 5, 6
 """Tokens of text around the clip of the check."""
 LONG_SECONDS = (DEFAULT_MAX_SECONDS, 300.0, 30.0, 10.0)
-"""The clips by which the memory of the tower is measured: the longest that the model takes."""
+"""Clips by which the memory of the tower is measured: the longest of them that the model takes."""
 AUDIO_TYPE = 3
 """The type of audio tokens where a model reads the types of tokens."""
 
@@ -132,12 +132,14 @@ def _run(module: Any, processor: HFProcessor) -> MediaCase:
 
 
 def _prepared(processor: HFProcessor, samples: Any, start: int = 0) -> MediaInput:
+    """Return a clip, or the first piece of a long one."""
     _, num_tokens, arrays = processor.prepare(samples)
-    return MediaInput(b"", ((start, num_tokens),), as_tensors(arrays), "audio")
+    length, piece = processor.cut(num_tokens, arrays)[0]
+    return MediaInput(b"", ((start, length),), as_tensors(piece), "audio")
 
 
 def _long_clip(processor: HFProcessor) -> MediaInput:
-    """Return the longest clip of a few lengths that the model takes."""
+    """Return what the tower encodes at a time of the longest clip that the model takes."""
     for seconds in LONG_SECONDS:
         try:
             return _prepared(processor, noise_clip(processor, seconds))
