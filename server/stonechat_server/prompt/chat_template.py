@@ -7,6 +7,7 @@ same here. Where the template refuses or cannot render the messages, they are re
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property, lru_cache, partial
@@ -34,6 +35,7 @@ from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.reasoning_names import NAMES, with_reasoning_names
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
 from stonechat_server.prompt.template_trials import TemplateTrials, shows_only_parts
+from stonechat_server.prompt.tool_repairs import with_all_keys, with_plain_types
 
 if TYPE_CHECKING:
     from stonechat_server.engine_protocol import TokenizerLike
@@ -201,7 +203,10 @@ class ChatTemplate:
     def _render_repaired(
         self, messages: list[TemplateMessage], options: RenderOptions, error: Exception
     ) -> str:
-        """Render once more, with what the template may miss. Raises `APIError` 400 if it fails."""
+        """Render once more, with what the template may miss, and then with simpler tools.
+
+        Raises `APIError` 400 if it fails.
+        """
         repaired = [{**message, "content": message.get("content", "")} for message in messages]
         if call_repairs.has_broken_arguments(repaired):
             if self._trials.arguments != "text":
@@ -211,11 +216,15 @@ class ChatTemplate:
         if isinstance(error, TemplateRefusalError):
             joins_calls = self._trials.text_beside_calls != "apart"
             repaired = repairs.after_refusal(repaired, joins_calls=joins_calls)
-        options = replace(options, tools=[_with_all_keys(tool) for tool in options.tools])
+        complete = replace(options, tools=[with_all_keys(tool) for tool in options.tools])
         try:
-            return self._render_once(repaired, options, absent=[])
+            return self._render_once(repaired, complete, absent=[])
         except Exception as second_error:
             is_refusal = isinstance(second_error, TemplateRefusalError)
+            if options.tools and not is_refusal:
+                typed = replace(options, tools=[with_plain_types(tool) for tool in options.tools])
+                with suppress(Exception):
+                    return self._render_once(repaired, typed, absent=[])
             verb = "refuses" if is_refusal else "cannot render"
             raise invalid(
                 "messages",
@@ -342,22 +351,3 @@ def _last_turn(messages: Sequence[TemplateMessage]) -> int:
         (i for i, m in enumerate(messages) if m["role"] == "user" or repairs.is_answer(m)),
         default=0,
     )
-
-
-def _with_all_keys(tool: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give a function, and its arguments, the keys that some templates read without asking."""
-    function = tool.get("function")
-    if not isinstance(function, Mapping):
-        return tool
-    schema = function.get("parameters") or {"type": "object"}
-    properties = schema.get("properties")
-    properties = properties if isinstance(properties, Mapping) else {}
-    arguments = {
-        name: {"type": "any", "description": "", **value} if isinstance(value, Mapping) else value
-        for name, value in properties.items()
-    }
-    known = {"name": function.get("name"), "description": ""}
-    return {
-        **tool,
-        "function": {**known, **function, "parameters": {**schema, "properties": arguments}},
-    }
