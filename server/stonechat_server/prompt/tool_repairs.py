@@ -6,9 +6,13 @@ Only the prompt shows the rewritten tools. The grammar follows the schemas that 
 from collections.abc import Mapping
 from typing import Any
 
-TYPES = {
-    **{str: "string", bool: "boolean", int: "integer", float: "number"},
-    **{list: "array", dict: "object"},
+TYPES: dict[type, str] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    list: "array",
+    dict: "object",
 }
 """JSON Schema's names of the types of values, without that of null."""
 MAX_DEPTH = 16
@@ -55,13 +59,13 @@ def _typed(schema: object, depth: int = 0) -> Any:
         schema = {}
     if depth > MAX_DEPTH:
         return schema
-    type = _type_of(schema)
-    typed = {"description": "", **schema, "type": type}
+    kind = _type_of(schema)
+    typed = {"description": "", **schema, "type": kind}
     if isinstance(properties := schema.get("properties"), Mapping):
         typed["properties"] = {k: _typed(v, depth + 1) for k, v in properties.items()}
-    if type == "array":
+    if kind == "array":
         typed["items"] = _typed(schema.get("items"), depth + 1)
-    if type == "object":
+    if kind == "object":
         typed["additionalProperties"] = _typed(schema.get("additionalProperties"), depth + 1)
     return typed
 
@@ -69,12 +73,12 @@ def _typed(schema: object, depth: int = 0) -> Any:
 def _type_of(schema: Mapping[str, Any]) -> str:
     """The type of a schema, or the first of several that is not null."""
     named = schema.get("type")
-    for type in named if isinstance(named, list) else [named]:
-        if type in TYPES.values():
-            return str(type)
-    for branch in (*(schema.get("anyOf") or ()), *(schema.get("oneOf") or ())):
+    for name in named if isinstance(named, list) else [named]:
+        if name in TYPES.values():
+            return str(name)
+    for branch in schema.get("anyOf") or schema.get("oneOf") or ():
         if isinstance(branch, Mapping) and branch.get("type") != "null":
             return _type_of(branch)
     values = [schema["const"]] if "const" in schema else schema.get("enum") or ()
     value = next((value for value in values if value is not None), "")
-    return TYPES.get(value.__class__, "string")
+    return TYPES.get(type(value), "string")
