@@ -11,38 +11,16 @@ import argparse
 import asyncio
 import json
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
+from servers import stonechat
 
 NUM_TOKENS = 24
 NUM_PROBES = 12
 ENDED = ("completed", "failed", "expired", "cancelled")
-
-
-@contextmanager
-def server() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        flags = ["--port", "0", "--ledger", f"{folder}/usage.db", "--files-dir", f"{folder}/files"]
-        flags += ["--log-level", "warning"]
-        command = [sys.executable, "-m", "stonechat_server.cli", "serve", *flags]
-        process = subprocess.Popen(
-            [*command, "--keys-file", "off"], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout is not None
-        with process:
-            try:
-                lines = (line for line in process.stdout if "http://127.0.0.1:" in line)
-                url = next(lines).partition("http://")[2].split()[0].split("/")[0]
-                yield f"http://{url}"
-            finally:
-                process.terminate()
 
 
 def body(phase: str, number: int) -> dict[str, Any]:
@@ -136,8 +114,10 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=32)
     arguments = parser.parse_args()
-    with server() as url:
-        asyncio.run(measure(url, arguments.requests, arguments.concurrency))
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--ledger", f"{folder}/usage.db", "--files-dir", f"{folder}/files"]
+        with stonechat("serve", *flags, "--keys-file", "off", "--log-level", "warning") as server:
+            asyncio.run(measure(server.address, arguments.requests, arguments.concurrency))
 
 
 if __name__ == "__main__":

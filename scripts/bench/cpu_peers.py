@@ -13,22 +13,52 @@ Prints shares of the peak too, which is measured in each run. Linux only: memory
 
 import argparse
 import asyncio
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Literal
 
 import msgspec
 from peak import Peak, measure_peak
 from peer_models import ModelCost, model_cost
 from peer_rows import ROWS, Measurement, figures_of, quick
-from peer_servers import ServerKind, free_port, read_kind, started
 from peer_table import tables
+from servers import STONECHAT, free_port, started
 
 from stonechat_models.hardware.cpus import usable_cpus
 from stonechat_server.bench.environment import cpu_name
 from stonechat_server.bench.targets.target import BenchError
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKind:
+    """A server to compare. `command` starts a `llama-server`, or has further options of ours."""
+
+    name: str
+    kind: Literal["ours", "peer"]
+    command: tuple[str, ...] = ()
+
+    def argv(self, model: Path, port: int, threads: int, slots: int, context: int) -> list[str]:
+        """The command line that serves `model` to `slots` requests of `context` tokens each."""
+        if self.kind == "ours":
+            serve = [*STONECHAT, "serve", str(model), "--port", str(port)]
+            return [*serve, "--threads", str(threads), *self.command]
+        fixed = ("--host", "127.0.0.1", "--port", str(port), "-m", str(model))
+        sizes = ("-t", str(threads), "-np", str(slots), "-c", str(slots * context))
+        return [*self.command[:1], *fixed, *sizes, *self.command[1:]]
+
+
+def read_kind(kind: Literal["ours", "peer"], text: str) -> ServerKind:
+    """The server of `NAME=COMMAND`. Raises ValueError if there is no `=`."""
+    name, separator, command = text.partition("=")
+    if not (name and separator):
+        raise ValueError(f"NAME=… is expected, not {text!r}")
+    return ServerKind(name, kind, tuple(shlex.split(command)))
 
 
 class Results(msgspec.Struct):
@@ -61,6 +91,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--model", action="append", default=[], metavar="LABEL=PATH", help="a GGUF file")
+    peer, ours = partial(read_kind, "peer"), partial(read_kind, "ours")
     add("--peer", action="append", default=[], metavar="NAME=COMMAND", type=peer)
     add("--ours", action="append", default=[], metavar="NAME=OPTIONS", type=ours)
     add("--models", nargs="+", help="run these labels only")
@@ -76,14 +107,6 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     arguments.ours = arguments.ours or [ServerKind("Stonechat", "ours")]
     return arguments
-
-
-def ours(text: str) -> ServerKind:
-    return read_kind("ours", text)
-
-
-def peer(text: str) -> ServerKind:
-    return read_kind("peer", text)
 
 
 def measure(
@@ -110,7 +133,8 @@ def run(
     row = quick(ROWS[name]) if arguments.quick else ROWS[name]
     port = free_port()
     argv = kind.argv(path, port, arguments.threads, row.in_flight, row.context)
-    with started(kind, argv, port, arguments.log) as server:
+    health = "/ready" if kind.kind == "ours" else "/health"
+    with started(argv, port, path=health, log=arguments.log) as server:
         return asyncio.run(figures_of(row, server, seed=1 + number))
 
 

@@ -17,19 +17,17 @@ import json
 import os
 import random
 import selectors
-import signal
 import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
+from servers import RunningServer, free_port, started
 from waiting_model import STEP, Costs, build_waiting_engine
 
 from stonechat_models import EngineConfig, GenerateRequest, SamplingParams
@@ -100,6 +98,7 @@ class Client:
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
+            **self._arguments.fields,
         }
         data = json.dumps(body).encode()
         head = (
@@ -134,52 +133,30 @@ def child_of(process_id: int) -> int | None:
     return int(children[0]) if children else None
 
 
-@contextmanager
-def server(arguments: argparse.Namespace, folder: Path) -> Iterator[tuple[int, int]]:
-    """Run `stonechat serve`; yield its process id and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def served(arguments: argparse.Namespace, folder: Path) -> AbstractContextManager[RunningServer]:
+    """Run `stonechat serve` with the engine that waits."""
+    port = free_port()
     command = [sys.executable, __file__, "serve", arguments.model, "--port", str(port)]
     command += ["--served-model-name", "waiting", "--ledger-journal", str(folder / "journal")]
     command += ["--ledger", f"sqlite:///{folder / 'ledger.db'}", *arguments.serve]
     command += [] if arguments.threads else ["--engine-process"]
     tree = Path(arguments.tree or Path(__file__).parents[2])
     paths = [tree / "server", tree / "models", Path(__file__).parent]
-    environment = {
-        "PYTHONPATH": ":".join(map(str, paths)),
-        STEP: json.dumps(asdict(arguments.costs)),
-    }
-    environment |= {ASYNCIO: "1"} if arguments.asyncio else {}
-    log = (folder / "server.log").open("w")
-    process = subprocess.Popen(
-        command, env={**os.environ, **environment}, stdout=log, stderr=subprocess.STDOUT
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-            except OSError:
-                time.sleep(0.05)
-            else:
-                if "/v1" in (folder / "server.log").read_text():
-                    break
-        yield process.pid, port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
+    variables = {"PYTHONPATH": ":".join(map(str, paths)), STEP: json.dumps(asdict(arguments.costs))}
+    variables |= {ASYNCIO: "1"} if arguments.asyncio else {}
+    return started(command, port, log=folder / "server.log", variables=variables)
 
 
 def over_http(arguments: argparse.Namespace) -> dict[str, float]:
     cores = sorted(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory() as name, server(arguments, Path(name)) as (pid, port):
+    with tempfile.TemporaryDirectory() as name, served(arguments, Path(name)) as server:
+        pid = server.process_id
         engine = child_of(pid)
         if arguments.pin:
             place(pid, set(cores[:1]) if engine else set(cores))
             place(engine or os.getpid(), set(cores[1:]))
             place(os.getpid(), set(cores[1:]))
-        client = Client(port, arguments)
+        client = Client(server.port, arguments)
         client.run(arguments.streams)
         before, engine_before = cpu_seconds(pid), cpu_seconds(engine) if engine else {}
         num_requests = arguments.requests * arguments.streams
@@ -267,6 +244,9 @@ def main() -> None:
     costs = "what a step costs, as JSON; see `Costs` in waiting_model.py"
     parser.add_argument(
         "--costs", type=lambda t: Costs(**json.loads(t)), default=Costs(), help=costs
+    )
+    parser.add_argument(
+        "--fields", type=json.loads, default={}, help="further fields of the requests, as JSON"
     )
     parser.add_argument("--threads", action="store_true", help="the engine in the server's process")
     parser.add_argument("--pin", action="store_true", help="a core for the server's process")

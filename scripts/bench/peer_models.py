@@ -32,9 +32,7 @@ def model_cost(path: Path) -> ModelCost:
     sizes = {t.name: int(t.n_bytes) for t in reader.tensors}
     head = HEAD if HEAD in shapes else EMBEDDING
     matrices = [n for n, s in shapes.items() if len(s) > 1 and n not in (HEAD, EMBEDDING)]
-    cached = [
-        prod(s[1:]) for n, s in shapes.items() if n.endswith(("attn_k.weight", "attn_v.weight"))
-    ]
+    cached = [prod(s[1:]) for n, s in shapes.items() if n.endswith(CACHED)]
     return ModelCost(
         file_bytes=path.stat().st_size,
         step_bytes=sum(sizes[n] for n in matrices) + sizes[head],

@@ -5,7 +5,7 @@ from statistics import median
 from time import perf_counter
 
 import msgspec
-from peer_servers import RunningServer
+from servers import RunningServer
 
 from stonechat_server.bench.load import run_closed
 from stonechat_server.bench.results import LevelResult, RequestRecord

@@ -13,26 +13,17 @@ the server alone, through HAProxy, and through the proxy of Ray Serve that is wr
 import argparse
 import asyncio
 import json
-import os
 import random
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import psutil
+from servers import RunningServer, stonechat
 
-ROOT = Path(__file__).resolve().parents[2]
-STONECHAT = [sys.executable, "-m", "stonechat_server.cli"]
 WORDS = "stone river cold bright seven window music tell me about the old house near that hill"
 
 
@@ -46,52 +37,16 @@ KINDS = {
 """Words in the command lines of processes, and what those processes are."""
 
 
-@dataclass
-class Running:
-    """A server at `url`, whose process and its children have the CPU times that `cpu` reads."""
-
-    url: str
-    process: subprocess.Popen[bytes]
-
-    def cpu(self) -> Counter[str]:
-        """The CPU seconds so far of each kind of process."""
-        own, seconds = psutil.Process(self.process.pid), Counter[str]()
-        for process in (own, *own.children(recursive=True)):
-            with suppress(psutil.Error):
-                line = " ".join(process.cmdline())
-                kind = next((kind for word, kind in KINDS.items() if word in line), "ray")
-                times = process.cpu_times()
-                seconds[kind] += times.user + times.system
-        return seconds
-
-
-@contextmanager
-def server(*words: str, **variables: str) -> Iterator[Running]:
-    """Run `stonechat WORDS` on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [*STONECHAT, *words, "--port", str(port), "--ledger", "off", "--keys-file", "off"]
-    command += ["--files-dir", "off"]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=ROOT, env=os.environ | variables
-        )
-        try:
-            url = f"http://127.0.0.1:{port}"
-            for _ in range(1800):
-                if process.poll() is not None:
-                    log.seek(0)
-                    raise RuntimeError(log.read().decode())
-                try:
-                    httpx.get(url + "/ready").raise_for_status()
-                    break
-                except httpx.HTTPError:
-                    time.sleep(0.1)
-            yield Running(url, process)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(120)
+def cpu_seconds(process_id: int) -> Counter[str]:
+    """The CPU seconds so far of a process and those below it, by their kind."""
+    own, seconds = psutil.Process(process_id), Counter[str]()
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            kind = next((kind for word, kind in KINDS.items() if word in line), "ray")
+            times = process.cpu_times()
+            seconds[kind] += times.user + times.system
+    return seconds
 
 
 def prompt(rng: random.Random, num_words: int) -> str:
@@ -165,7 +120,7 @@ async def conversations(url: str, number: int, turns: int) -> dict[str, Any]:
 # --- tokens ---
 
 
-async def tokens(running: Running, streams: int, num_tokens: int) -> dict[str, Any]:
+async def tokens(running: RunningServer, streams: int, num_tokens: int) -> dict[str, Any]:
     """Milliseconds from event to event of a stream, tokens a second of all streams, and the CPU
     microseconds that a token costs each kind of process."""
 
@@ -184,11 +139,11 @@ async def tokens(running: Running, streams: int, num_tokens: int) -> dict[str, A
                     first, number = first or time.monotonic(), number + 1
         return first - begin, time.monotonic() - first, number
 
-    async with httpx.AsyncClient(base_url=running.url, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=running.address, timeout=120) as client:
         await read(client, 0)
-        begin, before = time.monotonic(), running.cpu()
+        begin, before = time.monotonic(), cpu_seconds(running.process_id)
         results = await asyncio.gather(*(read(client, 1 + seed) for seed in range(streams)))
-        seconds, after = time.monotonic() - begin, running.cpu()
+        seconds, after = time.monotonic() - begin, cpu_seconds(running.process_id)
     micros = {kind: (after[kind] - before[kind]) * 1e6 / streams / num_tokens for kind in after}
     return {
         "streams": streams,
@@ -219,15 +174,16 @@ def main() -> int:
     parser.add_argument("--num-tokens", type=int, default=200)
     arguments = parser.parse_args()
     common = [arguments.model, "--served-model-name", "m", "--threads", "1"]
-    common += ["--kv-cache-size", "32MiB", *arguments.flags.split()]
+    common += ["--kv-cache-size", "32MiB", "--ledger", "off", "--keys-file", "off"]
+    common += ["--files-dir", "off", *arguments.flags.split()]
     ray = ["ray", "deploy", *common, "--replicas", str(arguments.replicas)]
     ray += arguments.ray_flags.split()
     report: dict[str, Any] = {"replicas": arguments.replicas}
     if arguments.part == "answers":
         found = []
         for words in (["serve", *common], ray):
-            with server(*words) as running:
-                found.append(asyncio.run(answers(running.url, arguments.number)))
+            with stonechat(*words) as running:
+                found.append(asyncio.run(answers(running.address, arguments.number)))
         equal = [left == right for left, right in zip(*found, strict=True)]
         half = len(equal) // 2
         report |= {"equal_one_by_one": sum(equal[:half]), "equal_at_once": sum(equal[half:])}
@@ -236,14 +192,14 @@ def main() -> int:
         routings = {"serve": ["serve", *common], "by_prefix": ray,
                     "by_load": [*ray, "--no-prefix-routing"]}  # fmt: skip
         for name in arguments.ways or routings:
-            with server(*routings[name]) as running:
-                coroutine = conversations(running.url, arguments.number, arguments.turns)
+            with stonechat(*routings[name]) as running:
+                coroutine = conversations(running.address, arguments.number, arguments.turns)
                 report[name] = asyncio.run(coroutine)
     else:
         cases = {"serve": (["serve", *common], "0"), "haproxy": (ray, "1"), "proxy": (ray, "0")}
         for name in arguments.ways or cases:
             words, haproxy = cases[name]
-            with server(*words, RAY_SERVE_ENABLE_HA_PROXY=haproxy) as running:
+            with stonechat(*words, RAY_SERVE_ENABLE_HA_PROXY=haproxy) as running:
                 report[name] = [
                     asyncio.run(tokens(running, streams, arguments.num_tokens))
                     for streams in arguments.streams

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import httpx
-from peer_servers import ServerKind, free_port, started
+from servers import stonechat
 
 from stonechat_server.bench.targets.workload import SyntheticWorkload
 
@@ -54,16 +54,14 @@ def main() -> int:
     parser.add_argument("--options", default="", help="further options of the server")
     parser.add_argument("--log", type=Path, default=Path("same_bits.log"))
     arguments = parser.parse_args()
-    kind = ServerKind("Stonechat", "ours", tuple(arguments.options.split()))
+    words = ["serve", str(arguments.model), "--threads", "2", *arguments.options.split()]
     number, tokens = arguments.prompts, arguments.tokens
     requests = [body(i, 20 + 37 * i % 150, tokens) for i in range(number)]
     company = [body(1000 + i, 5 + 91 * i % 400, tokens // 2) for i in range(number)]
     mixed = [fields for pair in zip(company, requests, strict=True) for fields in pair]
 
     def run(requests: list[dict[str, object]], at_once: bool) -> list[Answer]:
-        port = free_port()
-        argv = kind.argv(arguments.model, port, 2, 0, 0)
-        with started(kind, argv, port, arguments.log) as server:
+        with stonechat(*words, log=arguments.log) as server:
             return asyncio.run(answers(server.url, requests, at_once))
 
     alone, together = run(requests, False), run(mixed, True)[1::2]

@@ -10,17 +10,14 @@ without findings are started. Example:
 
 import argparse
 import asyncio
-import http.client
 import json
 import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from peer_servers import STONECHAT, free_port
+from servers import STONECHAT, free_port, started
 
 from stonechat_server.scorecard.command import Options, examine
 from stonechat_server.scorecard.outcome import Finding, Verdict
@@ -28,7 +25,6 @@ from stonechat_server.scorecard.report import Scorecard, as_json, markdown
 
 PAGE = Path(__file__).parents[2] / "docs" / "check.md"
 START, END = "<!-- scorecards: written by scripts/bench/scorecards.py -->", "<!-- /scorecards -->"
-START_SECONDS = 180.0
 TIMEOUT = 600.0
 """Seconds for an answer, also on a machine that does other work."""
 
@@ -40,7 +36,7 @@ def main() -> int:
     parser.add_argument("--log", type=Path, default=Path("scorecards.log"))
     parser.add_argument("--keep", type=Path, help="folder for findings")
     arguments = parser.parse_args()
-    ours = [sys.executable, "-c", STONECHAT, "serve", "{model}", "--port", "{port}"]
+    ours = [*STONECHAT, "serve", "{model}", "--port", "{port}"]
     commands = {"Stonechat": [*ours, "--ledger", "off"]}
     for peer in arguments.peer:
         name, _, command = peer.partition("=")
@@ -61,40 +57,14 @@ def card_of(name: str, command: Sequence[str], model: Path, log: Path) -> Scorec
     """Start a server, check it, and stop it."""
     port = free_port()
     words = [word.format(model=model, port=port) for word in command]
-    with log.open("ab") as output:
-        process = subprocess.Popen(words, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-        try:
-            wait_until_ready(name, process, port)
-            return asyncio.run(
-                examine(name, f"http://127.0.0.1:{port}/v1", Options(timeout=TIMEOUT, at_once=1))
-            )
-        finally:
-            process.terminate()
-            process.wait()
+    with started(words, port, path="/v1/models", log=log) as server:
+        return asyncio.run(examine(name, server.url, Options(timeout=TIMEOUT, at_once=1)))
 
 
 def read_card(path: Path) -> Scorecard:
     (server,) = json.loads(path.read_text())["servers"]
     findings = [Finding(Verdict(one["verdict"]), one["detail"]) for one in server["checks"]]
     return Scorecard(server["label"], server["base_url"], server["model"], findings)
-
-
-def wait_until_ready(name: str, process: subprocess.Popen[bytes], port: int) -> None:
-    """Wait until the server lists its models. Raises RuntimeError if it does not."""
-    end = time.monotonic() + START_SECONDS
-    while True:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        try:
-            connection.request("GET", "/v1/models")
-            if connection.getresponse().status == 200:
-                return
-        except OSError:
-            pass
-        finally:
-            connection.close()
-        if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"{name} did not start; its output is in the log")
-        time.sleep(0.2)
 
 
 def write(card: str) -> None:

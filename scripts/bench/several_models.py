@@ -10,14 +10,13 @@ first request of 8 tokens to a model that sleeps, from sending it to the whole a
 
 import http.client
 import json
-import os
-import re
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+from servers import stonechat
 
 NUM_REQUESTS = 300
 NUM_SWITCHES = 4
@@ -25,25 +24,10 @@ NUM_SWITCHES = 4
 
 @contextmanager
 def server(*words: str) -> Iterator[http.client.HTTPConnection]:
-    """A server with these words on its command line, once it is ready."""
-    command = [sys.executable, "-m", "stonechat_server.cli", "serve", "--port", "0"]
+    """A connection to a server with these words on its command line."""
     settings = ["--ledger", "off", "--log-level", "error", "--kv-cache-size", "256MiB"]
-    process = subprocess.Popen(
-        [*command, *settings, "--keys-file", "off", *words],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if found := re.search(r"API\s+http://127\.0\.0\.1:(\d+)", line):
-                yield http.client.HTTPConnection("127.0.0.1", int(found[1]))
-                return
-        raise SystemExit("the server did not start")
-    finally:
-        process.terminate()
-        process.wait()
+    with stonechat("serve", *settings, "--keys-file", "off", *words) as running:
+        yield http.client.HTTPConnection("127.0.0.1", running.port)
 
 
 def post(connection: http.client.HTTPConnection, path: str, body: dict[str, object]) -> float:

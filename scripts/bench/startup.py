@@ -9,23 +9,18 @@ counted. Linux only: memory is read from /proc.
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import median
 
-from peer_servers import descendants, free_port, proportional_bytes
+import httpx
+from servers import descendants, free_port, proportional_bytes, started
 
 PROMPT = "Tell a story about a river and a mountain."
-START_SECONDS = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,51 +56,24 @@ def main() -> None:
 def measure(model: str, python: str) -> Startup:
     """Start a server, send it requests, and stop it."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
+    words = [python, "-m", "stonechat_server.cli", "serve", model, "--port", str(port)]
+    words += ["--ledger", "off", "--log-level", "warning"]
     began = time.perf_counter()
-    with server(model, port, python) as process:
-        while True:
-            try:
-                answer(f"{url}/health")
-                break
-            except OSError:
-                if process.poll() is not None or time.perf_counter() - began > START_SECONDS:
-                    sys.exit("the server does not start")
-                time.sleep(0.005)
-        ready = time.perf_counter() - began
+    with started(words, port, path="/health") as server:
+        url = server.address
         chat(url, num_tokens=1)
         token = time.perf_counter() - began
-        ids = descendants(process.pid)
+        ids = descendants(server.process_id)
         cpu, resident = sum(map(cpu_seconds, ids)), sum(map(proportional_bytes, ids))
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: chat(url, num_tokens=64), range(8)))
-        return Startup(ready, token, cpu, resident, sum(map(proportional_bytes, ids)))
-
-
-@contextmanager
-def server(model: str, port: int, python: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `stonechat serve` on a port."""
-    words = [python, "-m", "stonechat_server.cli", "serve", model, "--port", str(port)]
-    words += ["--ledger", "off", "--log-level", "warning"]
-    with subprocess.Popen(words, env=os.environ, stdout=subprocess.DEVNULL) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
-def answer(url: str, body: dict[str, object] | None = None) -> bytes:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=START_SECONDS) as response:
-        content: bytes = response.read()
-        return content
+        return Startup(server.seconds, token, cpu, resident, sum(map(proportional_bytes, ids)))
 
 
 def chat(url: str, num_tokens: int) -> None:
     message = {"role": "user", "content": PROMPT}
-    limits = {"max_tokens": num_tokens, "ignore_eos": True}
-    answer(f"{url}/v1/chat/completions", {"messages": [message], **limits})
+    body = {"messages": [message], "max_tokens": num_tokens, "ignore_eos": True}
+    httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
 
 
 def cpu_seconds(process_id: int) -> float:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import torch
-from http_overhead_server import TEXT, no_model
 
 from stonechat_models import EngineConfig
 from stonechat_models.backends.base import ForwardBatch
@@ -25,6 +25,7 @@ from stonechat_models.text.tokenizer import Tokenizer
 
 STEP = "BENCH_STEP_COSTS"
 CPU = torch.device("cpu")
+TEXT = Path(__file__).resolve().parents[2] / "tests" / "data" / "quality_text.txt"
 LARGEST_GRAPH = 512
 
 
@@ -109,7 +110,26 @@ def build_waiting_engine(
 ) -> tuple[OverlappedEngine, Tokenizer]:
     """Stand in for `build_engine`."""
     tokenizer = Tokenizer.from_folder(resolve_model(config, progress).folder)
-    info = no_model("waiting", tokenizer, max_model_len=4096, num_blocks=1 << 16, device="cuda:0")
+    info = ModelInfo(
+        name="waiting",
+        architecture="none",
+        vocab_size=tokenizer.vocab_size,
+        max_model_len=4096,
+        device="cuda:0",
+        dtype="none",
+        quantization="none",
+        backend="none",
+        attention_backend="none",
+        num_parameters=0,
+        weight_bytes=0,
+        weights_hash="0" * 16,
+        block_size=16,
+        num_blocks=1 << 16,
+        kv_bytes_per_token=0,
+        max_batch_tokens=8192,
+        max_num_seqs=256,
+        threads=1,
+    )
     device = Device()
     engine = OverlappedEngine(
         WaitingModel(info, device, Costs.from_environment()),  # type: ignore[arg-type]

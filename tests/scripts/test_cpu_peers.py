@@ -56,7 +56,7 @@ def record(**fields):
 
 
 def test_command_lines():
-    from peer_servers import read_kind
+    from cpu_peers import read_kind
 
     peer = read_kind("peer", "ik=/opt/llama-server -rtr")
     assert peer.argv(Path("m.gguf"), 8001, 2, 8, 512) == [
@@ -70,13 +70,12 @@ def test_command_lines():
 
 
 def test_a_server_is_started_measured_and_stopped(tmp_path):
-    from peer_servers import ServerKind, free_port, started
+    from servers import free_port, started
 
     script, port = tmp_path / "server.py", free_port()
     script.write_text("SHORT = 0" + FAKE_SERVER)
-    kind = ServerKind("fake", "peer", (sys.executable, str(script)))
-    argv = [*kind.command, "--port", str(port)]
-    with started(kind, argv, port, tmp_path / "log") as server:
+    argv = [sys.executable, str(script), "--port", str(port)]
+    with started(argv, port, path="/health", log=tmp_path / "log") as server:
         assert server.seconds > 0
         assert 50e6 < server.resident_bytes() < 150e6
     with pytest.raises(ProcessLookupError):
@@ -86,13 +85,13 @@ def test_a_server_is_started_measured_and_stopped(tmp_path):
 def load_fake_server(folder, missing_tokens):
     """Figures of a load on a server whose answers lack `missing_tokens` tokens."""
     from peer_rows import Row, figures_of
-    from peer_servers import ServerKind, free_port, started
+    from servers import free_port, started
 
     script, port = folder / "server.py", free_port()
     script.write_text(f"SHORT = {missing_tokens}" + FAKE_SERVER)
-    kind = ServerKind("fake", "peer", (sys.executable, str(script)))
+    argv = [sys.executable, str(script), "--port", str(port)]
     row = Row("2", 2, 3, 200, 8)
-    with started(kind, [*kind.command, "--port", str(port)], port, folder / "log") as server:
+    with started(argv, port, path="/health", log=folder / "log") as server:
         return asyncio.run(figures_of(row, server, seed=1))
 
 
@@ -112,12 +111,11 @@ def test_an_answer_that_is_too_short_is_an_error(tmp_path):
 
 
 def test_a_server_that_ends_is_reported(tmp_path):
-    from peer_servers import ServerKind, free_port, started
+    from servers import free_port, started
 
-    kind = ServerKind("broken", "peer")
     with (
-        pytest.raises(RuntimeError, match="broken did not start"),
-        started(kind, [sys.executable, "-c", "exit(3)"], free_port(), tmp_path / "log"),
+        pytest.raises(RuntimeError, match="did not start; its output is in"),
+        started([sys.executable, "-c", "exit(3)"], free_port(), log=tmp_path / "log"),
     ):
         pass
 

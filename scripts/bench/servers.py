@@ -1,39 +1,20 @@
-"""Starts a server, waits until it is ready, reads how much memory it holds, and stops it."""
+"""Starts servers, waits until they are ready, reads how much memory they hold, and stops them."""
 
 import http.client
 import os
-import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-START_TIMEOUT = 120.0
-STONECHAT = "from stonechat_server.cli import main; raise SystemExit(main())"
-
-
-@dataclass(frozen=True, slots=True)
-class ServerKind:
-    """A server to compare. `command` starts a `llama-server`, or has further options of ours."""
-
-    name: str
-    kind: Literal["ours", "peer"]
-    command: tuple[str, ...] = ()
-
-    def argv(self, model: Path, port: int, threads: int, slots: int, context: int) -> list[str]:
-        """The command line that serves `model` to `slots` requests of `context` tokens each."""
-        if self.kind == "ours":
-            serve = [sys.executable, "-c", STONECHAT, "serve", str(model), "--port", str(port)]
-            return [*serve, "--threads", str(threads), *self.command]
-        fixed = ("--host", "127.0.0.1", "--port", str(port), "-m", str(model))
-        sizes = ("-t", str(threads), "-np", str(slots), "-c", str(slots * context))
-        return [*self.command[:1], *fixed, *sizes, *self.command[1:]]
+START_TIMEOUT = 180.0
+STOP_TIMEOUT = 120.0
+STONECHAT = (sys.executable, "-m", "stonechat_server.cli")
 
 
 @dataclass(slots=True)
@@ -45,35 +26,54 @@ class RunningServer:
     seconds: float
 
     @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.address}/v1"
 
     def resident_bytes(self) -> int:
         """Memory of the process and its children; a page that several share counts once."""
         return sum(proportional_bytes(pid) for pid in descendants(self.process_id))
 
 
-def read_kind(kind: Literal["ours", "peer"], text: str) -> ServerKind:
-    """The server of `NAME=COMMAND`. Raises ValueError if there is no `=`."""
-    name, separator, command = text.partition("=")
-    if not (name and separator):
-        raise ValueError(f"NAME=… is expected, not {text!r}")
-    return ServerKind(name, kind, tuple(shlex.split(command)))
+def stonechat(
+    *words: str, log: Path | None = None, **variables: str
+) -> AbstractContextManager[RunningServer]:
+    """Run `stonechat WORDS`, which serves, on a free port. `variables` go to its environment."""
+    port = free_port()
+    return started([*STONECHAT, *words, "--port", str(port)], port, log=log, variables=variables)
 
 
 @contextmanager
-def started(kind: ServerKind, argv: Sequence[str], port: int, log: Path) -> Iterator[RunningServer]:
-    """Run the server. Its output goes to `log`. Raises RuntimeError if it does not get ready."""
-    with log.open("ab") as output:
-        begin = time.perf_counter()
+def started(
+    argv: Sequence[str],
+    port: int,
+    *,
+    path: str = "/ready",
+    log: Path | None = None,
+    variables: dict[str, str] | None = None,
+) -> Iterator[RunningServer]:
+    """Run a server, and wait until it answers `path` with 200. Its output goes to `log`, or stderr.
+
+    Raises RuntimeError if it does not get ready.
+    """
+    begin = time.perf_counter()
+    with nullcontext(sys.stderr) if log is None else log.open("a") as output:
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | (variables or {}),
+            start_new_session=True,
         )
     try:
-        path = "/ready" if kind.kind == "ours" else "/health"
         while not _answers(port, path):
             if process.poll() is not None or time.perf_counter() - begin > START_TIMEOUT:
-                raise RuntimeError(f"{kind.name} did not start; its output is in {log}")
+                where = f"; its output is in {log}" if log else ""
+                raise RuntimeError(f"{' '.join(argv)} did not start{where}")
             time.sleep(0.01)
         yield RunningServer(process.pid, port, time.perf_counter() - begin)
     finally:
@@ -83,7 +83,7 @@ def started(kind: ServerKind, argv: Sequence[str], port: int, log: Path) -> Iter
 def _stop(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
-        process.wait(20)
+        process.wait(STOP_TIMEOUT)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
