@@ -23,6 +23,7 @@ PHASES = {
     "read": f"{TRANSFORMERS}load.load_module",
     "check packing": f"{TRANSFORMERS}load.check_packing",
     "fuse": f"{TRANSFORMERS}fused.replace.fuse_modules",
+    "check states": f"{TRANSFORMERS}kinds.check_steps",
     "quantise": f"{TRANSFORMERS}quantize.quantize_checked",
     "check attention": f"{TRANSFORMERS}load._choose_checked_attention",
     "compile codes": f"{TRANSFORMERS}load.compile_products",

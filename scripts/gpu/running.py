@@ -30,6 +30,7 @@ class Running:
 
     def finish(self) -> None:
         """Wait for its end, at its limit at the latest. Nothing that it started outlives it."""
+        self.entry["end"] = "interrupted"
         try:
             self.entry["end"] = self._wait()
         finally:

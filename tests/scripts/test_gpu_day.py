@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -189,6 +190,27 @@ def test_failures_of_tests_are_reported_as_they_come(day, run, tmp_path, capsys,
     assert "1 failed, 1 passed after" in shown
     assert "test_wrong, call: AssertionError: no such number assert 1 == 2" in shown
     assert "no such number" in (tmp_path / "out" / "day.log").read_text()
+
+
+def test_a_day_that_is_ended_names_its_part_and_keeps_the_kernels(day, tmp_path, monkeypatch):
+    code = (
+        "import os, pathlib, signal, time; k = pathlib.Path(os.environ['TRITON_CACHE_DIR'], 'KEY');"
+        "k.mkdir(parents=True); (k / 'k.cubin').touch();"
+        "os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
+    )
+    monkeypatch.setitem(day.PLANS, "sweep", lambda: [python(day, "ends", code)])
+    folders = [f"--{name}={tmp_path / name}" for name in ("out", "bundle", "work")]
+    monkeypatch.setattr(sys, "argv", ["day", "sweep", "100", *folders])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit, match="ended by signal"):
+            day.main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert ends(summary) == {"ends": "interrupted"}
+    assert summary["end"] == f"SystemExit: ended by signal {signal.SIGTERM:d}"
+    assert (tmp_path / "out" / "triton-bench.tar.xz").is_file()
 
 
 def test_without_time_no_part_starts(day, run):
