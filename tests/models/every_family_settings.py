@@ -66,6 +66,13 @@ _CONV = {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv
 _ROUTED = {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        **{"image_token_id": 8, "image_token_offset": 64},
+        **{"audio_token_id": 9, "audio_token_offset": 128},
+    },
+    "apertus1p5_vision_tokenizer": {
+        **{"embed_dim": 32, "latent_channels": 32, "base_channels": 32, "codebook_size": 64},
+    },
     "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},
     "blt": {"vocab_size": 260, "encoder_hash_byte_group_vocab": 500},
     "blt_patcher": _BYTES,
@@ -97,6 +104,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "dots3_note_vision_encoder": {"adapter_in_dim": 32, "adapter_out_dim": 32},
     "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    "dory": {
+        **{"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2},
+        **{"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
+    },
     "ernie4_5_vl_moe_text": {**_sections(1, 1, 2), "moe_intermediate_size": [24, 24]},
     "gemma3n_text": {
         "num_hidden_layers": 4,
@@ -131,6 +142,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "helium": {"head_dim": 8},
     "hunyuan_vl_text": _sections(2, 2, 2, 2),
+    "hy_v4_vl_text": _sections(2, 1, 1),
     "inkling2_vision": {"text_hidden_size": 32},
     "granitemoehybrid": {"num_hidden_layers": 3, "layer_types": ["mamba", "attention", "mamba"]},
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
@@ -182,6 +194,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "sliding_window": 128,
     },
+    "wavtokenizer_encoder": {"codebook_dim": 32, "codebook_size": 64},
     "zamba": {**_ZAMBA, "n_mamba_heads": 2},
     "zamba2": _ZAMBA,
     "zaya": {"num_experts_per_tok": 1},

@@ -65,7 +65,7 @@ def image_masks(
         config=copied,
         inputs_embeds=torch.empty(1, len(is_image), 0, dtype=dtype),
         attention_mask=None,
-        past_key_values=None,
+        **{"cache" if "cache" in names else "past_key_values": None},
         position_ids=None,
         is_first_iteration=True,
         **dict.fromkeys(arguments, is_image.long().unsqueeze(0)),

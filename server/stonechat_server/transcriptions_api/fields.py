@@ -23,7 +23,7 @@ TRANSCRIPTION_FIELDS: dict[str, FieldNote] = {
     "include": rejected("log-probabilities are those of chat completions"),
     "known_speaker_names": rejected(NO_TIMES),
     "known_speaker_references": rejected(NO_TIMES),
-    "chunking_strategy": no_effect("audio is heard in one piece"),
+    "chunking_strategy": no_effect("a clip is heard whole"),
     "seed": FIELDS["seed"],
     "top_p": FIELDS["top_p"],
     "max_completion_tokens": FIELDS["max_completion_tokens"],

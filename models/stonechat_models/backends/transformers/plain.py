@@ -13,12 +13,11 @@ import torch
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.interface import ProbeContext
+from stonechat_models.backends.transformers.cache_argument import cache_argument
 from stonechat_models.backends.transformers.head_tap import HeadTap, head_size
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import ModelInfo
 
-CACHE_NAMES = ("past_key_values", "cache_params", "state")
-"""The names under which models take their cache, and return it."""
 LENGTHS = (8, 40)
 """Lengths in tokens of the prompts that show what a cache takes per token."""
 
@@ -34,7 +33,7 @@ class PlainModel:
         self.module = module
         self.device = module.get_input_embeddings().weight.device  # type: ignore[operator]
         parameters = inspect.signature(module.forward).parameters
-        self._cache_name = next((n for n in CACHE_NAMES if n in parameters), "")
+        self._cache_name = cache_argument(module.forward)
         if caches and not self._cache_name:
             raise UnsupportedModelError("the model takes no cache")
         self.uses_caches = caches

@@ -32,6 +32,7 @@ from stonechat_models.backends.transformers.attention.interface import (
     ProbeContext,
     register_attention,
 )
+from stonechat_models.backends.transformers.cache_argument import cache_argument
 from stonechat_models.backends.transformers.head_tap import HeadTap
 from stonechat_models.backends.transformers.media_rows import media_rows
 from stonechat_models.backends.transformers.model import TransformersModel
@@ -367,9 +368,7 @@ def _call(
     R is T, or `num_rows` if the module can select the last ones.
     """
     parameters = inspect.signature(module.forward).parameters
-    extra: dict[str, Any] = {
-        "cache_params" if "cache_params" in parameters else "past_key_values": cache
-    }
+    extra: dict[str, Any] = {cache_argument(module.forward): cache}
     if "position_ids" in parameters:
         extra["position_ids"] = positions
     if "logits_to_keep" in parameters:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from stonechat_models.backends.transformers.cache_argument import cache_argument
+
 
 @dataclass(frozen=True, slots=True)
 class SlotStates:
@@ -28,13 +30,11 @@ class SlotMixer(nn.Module):
     to the layer that it replaces.
     """
 
-    cache_name = "cache_params"
-    """The argument that has the cache."""
-
     def __init__(self, original: Any) -> None:
         super().__init__()
         self.original = original
         self.layer_idx = int(original.layer_idx)
+        self.cache_name = cache_argument(original.forward)
 
     def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """Maps hidden states [N, T, size] to the layer's output [N, T, size]."""

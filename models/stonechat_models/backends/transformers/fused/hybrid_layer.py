@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from stonechat_models.backends.transformers.cache_argument import cache_argument
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
 from stonechat_models.backends.transformers.slot_states import SlotMixer
 
@@ -30,31 +31,29 @@ class FusedHybridLayer(nn.Module):
         for name, part in original.named_children():
             self.add_module(name, part)
         self.names = names
+        self.cache_name = cache_argument(original.forward)
 
-    def forward(
-        self, hidden_states: torch.Tensor, past_key_values: Any = None, **arguments: Any
-    ) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, **arguments: Any) -> torch.Tensor:
         """Maps hidden states [N, T, size] to the same shape."""
         norm, mlp_norm = self._norm(self.names.norm), self._norm(self.names.mlp_norm)
         mlp = self.get_submodule(self.names.mlp)
         assert isinstance(mlp, MergedMLP)
-        mixed = self._mixed(norm(hidden_states), past_key_values, arguments)
+        mixed = self._mixed(norm(hidden_states), arguments)
         summed, normed = mlp_norm.add_and_norm(hidden_states, mixed)
         size = hidden_states.shape[-1]
         return mlp.add_to(summed.view(-1, size), normed.view(-1, size)).view(hidden_states.shape)
 
-    def _mixed(self, normed: torch.Tensor, cache: Any, arguments: dict[str, Any]) -> torch.Tensor:
+    def _mixed(self, normed: torch.Tensor, arguments: dict[str, Any]) -> torch.Tensor:
         mixed: torch.Tensor
         recurrent = self._modules.get(self.names.recurrent)
         if recurrent is None:
-            mixed, _ = self.get_submodule("self_attn")(
-                hidden_states=normed, past_key_values=cache, **arguments
-            )
+            mixed, _ = self.get_submodule("self_attn")(hidden_states=normed, **arguments)
             return mixed
         assert isinstance(recurrent, SlotMixer)
         for name in ("position_embeddings", "position_ids", "use_cache"):
             arguments.pop(name, None)
-        mixed = recurrent(normed, **{recurrent.cache_name: cache}, **arguments)
+        arguments[recurrent.cache_name] = arguments.pop(self.cache_name)
+        mixed = recurrent(normed, **arguments)
         return mixed
 
     def _norm(self, name: str) -> FusedRMSNorm:

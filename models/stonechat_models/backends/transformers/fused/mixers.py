@@ -40,8 +40,6 @@ IN_ORDER = Groups(count=1, key=1, value=1, size=0)
 class SlotShortConv(SlotMixer):
     """The gated short convolution of LFM2."""
 
-    cache_name = "past_key_values"
-
     def decode(self, rows: torch.Tensor, states: SlotStates) -> torch.Tensor:
         layer: Any = self.original
         mixed = convolved(layer.in_proj(rows), layer.conv, states, activates=False, gates=True)

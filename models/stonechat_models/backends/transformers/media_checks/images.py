@@ -8,11 +8,11 @@ positions by itself. If a step of the engine gives other logits, the model takes
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from stonechat_models.backends.transformers.cuda.memory import tower_memory
 from stonechat_models.backends.transformers.media_checks.common import (
@@ -176,10 +176,8 @@ def _own_logits(
 ) -> torch.Tensor:
     """Return logits float32[P, V] of the model's own code."""
     lengths = [length for _, length in PLACES]
-    outputs = SimpleNamespace(
-        pooler_output=torch.split(embeddings, lengths),
-        deepstack_features=[torch.split(layer, lengths) for layer in layers],
-    )
+    outputs = BaseModelOutputWithPooling(pooler_output=torch.split(embeddings, lengths))
+    outputs.deepstack_features = [torch.split(layer, lengths) for layer in layers]
     try:
         output = module(**arguments, mm_encoder_outputs={"image": outputs})
     except (AttributeError, TypeError):  # families differ in what their tower returns

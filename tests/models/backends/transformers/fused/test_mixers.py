@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 
 from stonechat_models.backends.transformers import step_check
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.cache_argument import cache_argument
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.cuda.parity_steps import last_tokens, parity_sequences
 from stonechat_models.backends.transformers.fused import mixers
@@ -139,6 +140,7 @@ def delta_layer(dtype, *, num_keys=2, per_key=3, key=6, value=10):
     norm = SimpleNamespace(weight=draw(value, dtype=dtype), variance_epsilon=1e-5)
     return SimpleNamespace(
         layer_idx=0,
+        forward=lambda cache: None,
         num_v_heads=heads,
         num_k_heads=num_keys,
         head_k_dim=key,
@@ -196,6 +198,7 @@ def test_the_state_space_of_mamba(dtype):
     channels = inner + 2 * groups * state_size
     layer = SimpleNamespace(
         layer_idx=0,
+        forward=lambda cache: None,
         num_heads=heads,
         head_dim=size,
         ssm_state_size=state_size,
@@ -324,15 +327,16 @@ def test_a_hybrid_layer_adds_in_its_norm_and_its_last_product(monkeypatch):
     fused = module.model.layers[0]
     assert isinstance(fused, FusedHybridLayer)
     hidden, caches = draw(2, 4, 32), [Cache(layers=[LinearAttentionLayer()]) for _ in range(2)]
-    plain.model.layers[0](hidden[:, :3], past_key_values=caches[0])
+    name = cache_argument(plain.model.layers[0].forward)
+    plain.model.layers[0](hidden[:, :3], **{name: caches[0]})
     state = caches[0].layers[0].conv_states[0]
     lent = caches[1].layers[0]
     lent.conv_states[0] = torch.cat([state, state])
     lent.slots = torch.tensor([2, 0])
     lent.conv_states[0][2], lent.conv_states[0][0] = state[0], state[1]
-    expected = plain.model.layers[0](hidden[:, 3:], past_key_values=caches[0])
+    expected = plain.model.layers[0](hidden[:, 3:], **{name: caches[0]})
     with counted_launches(monkeypatch) as launches:
-        actual = fused(hidden[:, 3:], past_key_values=caches[1])
+        actual = fused(hidden[:, 3:], **{name: caches[1]})
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(lent.conv_states[0][[2, 0]], state)
     assert launches == {
