@@ -26,12 +26,16 @@ from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
 from stonechat_server.responses_api.fields import FIELDS as RESPONSES_FIELDS
 from stonechat_server.schema.fields import FIELDS as CHAT_FIELDS
 from stonechat_server.schema.fields import FieldNote, FieldStatus
-from stonechat_server.terminal.flags import Flag, actions_of, flags_of
+from stonechat_server.terminal.flags import (
+    Flag,
+    actions_of,
+    by_headings,
+    flags_of,
+    settings_of_serve,
+)
 from stonechat_server.tokens_api.fields import DETOKENIZE_FIELDS, TOKENIZE_TEXT_FIELDS
 from stonechat_server.transcriptions_api.fields import TRANSCRIPTION_FIELDS
 
-MAX_REPEATED = 3
-"""A command's table repeats at most so many settings of `stonechat serve`."""
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = "docs/models.md"
 
@@ -65,13 +69,11 @@ def command_table(name: str) -> Iterator[str]:
 
 
 def _options_tables(options: type[BaseModel]) -> Iterator[str]:
-    flags = list(flags_of(options))
-    shared = [flag for flag in flags if flag.is_setting]
-    is_long = len(shared) > MAX_REPEATED
-    yield from _flag_table(flag for flag in flags if not (is_long and flag.is_setting))
-    if is_long:
-        names = ", ".join(f"`{flag.spelling}`" for flag in shared)
-        text = f"It also takes these settings of [`stonechat serve`](configuration.md): {names}."
+    named = settings_of_serve(options)
+    yield from _flag_table(flag for flag in flags_of(options) if flag not in named)
+    if named:
+        names = "; ".join(f"`{name}`" if "-" in name else name for name in by_headings(named))
+        text = f"It also takes [settings of `stonechat serve`](configuration.md): {names}."
         yield from ("", *textwrap.wrap(text, 100, break_on_hyphens=False))
 
 
@@ -80,7 +82,7 @@ def _flag_table(flags: Iterable[Flag]) -> Iterator[str]:
     if rows:
         yield from ("", "| Flag | Default | Meaning |", "|---|---|---|")
     for flag in rows:
-        value = f" {flag.metavar}" if flag.metavar and flag.spelling.startswith("-") else ""
+        value = f" {flag.metavar}" if flag.metavar and flag.is_optional else ""
         yield f"| `{flag.spelling}{value}` | {_cell(flag.default)} | {_cell(flag.meaning)} |"
 
 
@@ -137,7 +139,7 @@ TABLES: dict[str, dict[str, Callable[[], Iterator[str]]]] = {
         "score": partial(field_table, SCORE_FIELDS),
     },
     "docs/configuration.md": {"settings": settings_table},
-    "docs/scale.md": {"split types": split_types},
+    "docs/tensor-parallel.md": {"split types": split_types},
     "docs/commands.md": {
         name: partial(command_table, name) for name in COMMANDS if name != "serve"
     },

@@ -1,18 +1,18 @@
 """The `stonechat` command. A subcommand's module is imported only when it runs."""
 
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-@dataclass(frozen=True, slots=True)
-class CommandEntry:
+class CommandEntry(NamedTuple):
     """A subcommand: the module that implements `Command`, and a summary of one line."""
 
     module: str
@@ -69,13 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         words = [*words[1:2], "--help"]
     if not words or words[0] not in COMMANDS:
         return _run_without_command(words)
-    from stonechat_server.terminal.parse import parse
-    from stonechat_server.terminal.parser import Parser
-    from stonechat_server.terminal.quiet import quiet_libraries
-
-    command = load_command(words[0])
-    options = parse(Parser(f"stonechat {words[0]}", command.__doc__), command.Options, words[1:])
-    quiet_libraries()
+    with _ctrl_c_ends_at_once():
+        command, options = _read(words[0], words[1:])
     try:
         return command.run(options)
     except KeyboardInterrupt:
@@ -88,6 +83,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"stonechat {words[0]}: {reason}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _ctrl_c_ends_at_once() -> Generator[None]:
+    """Let Ctrl-C end the process without a traceback: imports take time, and nothing runs yet."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler:  # such as nohup's, which ignores it
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _read(name: str, words: Sequence[str]) -> "tuple[Command, BaseModel]":
+    """The module of a subcommand, and the options that the words give it."""
+    from stonechat_server.terminal.parse import parse
+    from stonechat_server.terminal.parser import Parser
+    from stonechat_server.terminal.quiet import quiet_libraries
+
+    command = load_command(name)
+    options = parse(Parser(f"stonechat {name}", command.__doc__), command.Options, words)
+    quiet_libraries()
+    return command, options
 
 
 def load_command(name: str) -> Command:

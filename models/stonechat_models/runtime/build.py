@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models.backends.base import CausalModel
+from stonechat_models.checkpoint import default_model
 from stonechat_models.checkpoint.generation_config import read_sampling_defaults
 from stonechat_models.checkpoint.headers import ModelHeaders
 from stonechat_models.checkpoint.hf_config import HFConfig
@@ -134,6 +135,8 @@ def _with_files(model: CausalModel, files: ModelFiles, config: EngineConfig) -> 
     info, ignored = model.info, tuple[str, ...]()
     if config.generation_config == "model":
         defaults, ignored = read_sampling_defaults(files.folder)
+        if default_model.is_cached_file(files.gguf):
+            defaults = default_model.SAMPLING
         info = replace(info, sampling_defaults=defaults)
     if config.embeddings:
         made = EmbeddingInfo(size=model.hidden_size, pooling="lasttoken", is_normalized=True)

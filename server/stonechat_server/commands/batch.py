@@ -159,7 +159,7 @@ def _check(file: Path, max_bytes: int, model_of: "Callable[[str | None], str]") 
             f"{file}:{problem.line or 1}: {problem.message} ({problem.code})"
             for problem in found.problems
         ]
-        raise _BatchError("\n".join(["nothing was run, because the file is wrong:", *lines]))
+        raise _BatchError("\n".join(["the file cannot be run:", *lines]))
     return check
 
 

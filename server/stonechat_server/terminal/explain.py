@@ -62,6 +62,8 @@ def _message(error: Mapping[str, Any], flag: Flag | None) -> str:
     if kind == "literal_error" and flag is not None:
         choices = flag.choices
         hint = did_you_mean(str(error["input"]), choices)
+        if hint and flag.has_many_choices:
+            return f"there is no {error['input']}{hint}"
         return f"one of {', '.join(choices)} is expected{given}{hint}"
     if kind in BOUNDS:
         bound, words = BOUNDS[kind]

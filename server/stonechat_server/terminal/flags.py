@@ -1,7 +1,7 @@
 """The command-line flags of a class of options: one per field."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
@@ -13,6 +13,8 @@ from stonechat_server.options import detail, option
 from stonechat_server.settings import Settings
 
 MAX_CHOICES = 10
+MAX_REPEATED = 3
+"""A command explains at most so many settings of `stonechat serve` again."""
 
 
 class Only:
@@ -37,6 +39,11 @@ class Flag:
         is_off = self.is_switch and self.field.default is True
         flag = "--" + ("no-" if is_off else "") + self.name.replace("_", "-")
         return detail(self.field, "flag") or flag
+
+    @property
+    def is_optional(self) -> bool:
+        """It begins with a dash; other words of a command line stand for themselves."""
+        return self.spelling.startswith("-")
 
     @property
     def kind(self) -> Any:
@@ -127,6 +134,26 @@ def flags_of(options: type[BaseModel]) -> Iterator[Flag]:
                         if n != "models" and (chosen is None or n in chosen))  # fmt: skip
         elif name != "action":
             yield Flag(name, field)
+
+
+def settings_of_serve(options: type[BaseModel]) -> list[Flag]:
+    """The flags that a command only names, since the help of `stonechat serve` explains them."""
+    field = options.model_fields.get("settings")
+    if field is None or not any(isinstance(mark, Only) for mark in field.metadata):
+        return []
+    flags = [flag for flag in flags_of(options) if flag.is_setting]
+    return flags if len(flags) > MAX_REPEATED else []
+
+
+def by_headings(named: Sequence[Flag]) -> Iterator[str]:
+    """Yield settings as a help names them: a heading of `serve` for all below it, else flags."""
+    groups: dict[str, list[Flag]] = {}
+    for name, field in Settings.model_fields.items():
+        if (flag := Flag(name, field, is_setting=True)).is_optional:
+            groups.setdefault(detail(field, "group"), []).append(flag)
+    for heading, flags in groups.items():
+        found = [flag.spelling for flag in flags if flag in named]
+        yield from [f"*{heading}*"] if len(found) == len(flags) else found
 
 
 def actions_of(options: type[BaseModel]) -> Mapping[str, type[BaseModel]]:

@@ -13,7 +13,14 @@ from pydantic import BaseModel, ValidationError
 from stonechat_server.options import detail
 from stonechat_server.settings import Settings, load_settings
 from stonechat_server.terminal.explain import explain
-from stonechat_server.terminal.flags import CONFIG, Flag, actions_of, flags_of
+from stonechat_server.terminal.flags import (
+    CONFIG,
+    Flag,
+    actions_of,
+    by_headings,
+    flags_of,
+    settings_of_serve,
+)
 from stonechat_server.terminal.parser import Parser
 
 T = TypeVar("T", bound=BaseModel)
@@ -39,24 +46,31 @@ def parse(parser: Parser, options: type[T], words: Sequence[str]) -> T:
         parser.exit(2, f"{parser.prog}: {CONFIG.value(arguments)} is not valid TOML: {error}\n")
 
 
-def add_flags(parser: Parser, options: type[BaseModel], common: Iterable[Flag] = ()) -> None:
+def add_flags(
+    parser: Parser,
+    options: type[BaseModel],
+    common: Iterable[Flag] = (),
+    named: Sequence[Flag] = (),
+) -> None:
     """Add the flags in their groups, and a subparser for each action.
 
-    `common` are flags of the command, which may also stand after the name of an action.
+    `common` are flags of the command, which may also stand after the name of an action; the help
+    only names those of them that are in `named`.
     """
     groups: dict[str, argparse._ActionsContainer] = {"": parser}
+    named = [*named, *(flag for flag in settings_of_serve(options) if flag.is_optional)]
     for flag in common:
-        keywords = _keywords(flag) | {"default": argparse.SUPPRESS}  # keep what stands before it
-        parser.add_argument(flag.spelling, **keywords)
+        keywords = _keywords(flag, flag in named) | {"default": argparse.SUPPRESS}
+        parser.add_argument(flag.spelling, **keywords)  # what stands before the action is kept
     for flag in flags_of(options):
-        title = detail(flag.field, "group")
+        title = "" if flag in named else detail(flag.field, "group")
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        groups[title].add_argument(
-            flag.spelling if flag.spelling.startswith("-") else flag.name, **_keywords(flag)
-        )
+        word = flag.spelling if flag.is_optional else flag.name
+        groups[title].add_argument(word, **_keywords(flag, flag in named))
     actions = actions_of(options)
     parser.usage = _usage(parser.prog, options)
+    parser.epilog = _epilog(named) if named and not actions else None
     if actions:
         subparsers = parser.add_subparsers(
             dest="action",
@@ -64,7 +78,7 @@ def add_flags(parser: Parser, options: type[BaseModel], common: Iterable[Flag] =
             metavar="ACTION",
             prog=parser.prog,
         )
-        shared = [flag for flag in flags_of(options) if flag.spelling.startswith("-")]
+        shared = [flag for flag in flags_of(options) if flag.is_optional]
         for word, action in actions.items():
             own = {flag.spelling for flag in flags_of(action)}
             text = action.__doc__
@@ -72,14 +86,21 @@ def add_flags(parser: Parser, options: type[BaseModel], common: Iterable[Flag] =
                 subparsers.add_parser(word, help=text, description=text),
                 action,
                 [flag for flag in shared if flag.spelling not in own],
+                named,
             )
+
+
+def _epilog(named: Sequence[Flag]) -> str:
+    """Name the settings that the help of `stonechat serve` explains."""
+    names = "; ".join(by_headings(named)).replace("*", "")
+    return f"It also takes flags of `stonechat serve`, by the headings of its help: {names}."
 
 
 def _usage(prog: str, options: type[BaseModel]) -> str:
     """One line of usage: the flags are listed below it."""
     words = [prog, "[--flag …]"]
     for flag in flags_of(options):
-        if not flag.spelling.startswith("-"):
+        if not flag.is_optional:
             word = flag.spelling + (" …" if detail(flag.field, "nargs") else "")
             words.append(word if flag.field.is_required() else f"[{word}]")
     if actions := actions_of(options):
@@ -87,12 +108,13 @@ def _usage(prog: str, options: type[BaseModel]) -> str:
     return " ".join(words)
 
 
-def _keywords(flag: Flag) -> dict[str, Any]:
+def _keywords(flag: Flag, is_only_named: bool) -> dict[str, Any]:
     text = flag.meaning + (f" (default: {flag.default})" if flag.default else "")
-    keywords: dict[str, Any] = {"help": text.replace("%", "%%"), "default": None}
+    text = argparse.SUPPRESS if is_only_named else text.replace("%", "%%")
+    keywords: dict[str, Any] = {"help": text, "default": None}
     if nargs := detail(flag.field, "nargs"):
         keywords["nargs"] = nargs
-    if not flag.spelling.startswith("-"):
+    if not flag.is_optional:
         optional = {} if flag.field.is_required() else {"nargs": "?"}
         return optional | keywords | {"metavar": flag.spelling}
     keywords["dest"] = flag.name

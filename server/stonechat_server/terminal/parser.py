@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -20,11 +21,23 @@ BEHIND_HELP = r"argument -h/--help: ignored explicit argument '(.*)'"
 """What `argparse` says of a flag that begins with `-h`, such as `-hf`."""
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Keeps flags and words with hyphens in one line."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = textwrap.wrap(" ".join(text.split()), width - len(indent), break_on_hyphens=False)
+        return "\n".join(indent + line for line in lines)
+
+
 class Parser(argparse.ArgumentParser):
     """Splits a command line. It accepts no shortened flags."""
 
     def __init__(self, prog: str, description: str | None = None, **options: Any) -> None:
-        super().__init__(prog, description=description, allow_abbrev=False, **options)
+        super().__init__(prog, description=description, allow_abbrev=False,
+                         formatter_class=_HelpFormatter, **options)  # fmt: skip
 
     def error(self, message: str) -> NoReturn:
         """Exit with the message first, and where the help is."""

@@ -285,6 +285,7 @@ def test_a_server_that_is_gone_is_said_in_plain_words(page: Page) -> None:
     page.route("**/v1/chat/completions", lambda route: route.abort())
     ask(page)
     page.wait_for_selector("text=The server does not answer.")
+    page.wait_for_selector("text=The browser says: Failed to fetch")
 
 
 def test_a_wrong_key_is_not_a_missing_key(browser: Browser, locked_server: LiveServer) -> None:

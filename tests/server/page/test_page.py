@@ -4,10 +4,17 @@ import re
 
 import pytest
 
-from stonechat_models import FinishReason, GenerateRequest, RequestOutput, StopRules
+from stonechat_models import (
+    FinishReason,
+    GenerateRequest,
+    RequestOutput,
+    SamplingDefaults,
+    StopRules,
+)
 from stonechat_server.settings import Settings
+from tests.server import live
 from tests.server.catalog.scripted_models import models
-from tests.server.fake_engine import delta, output
+from tests.server.fake_engine import FakeEngine, delta, model_info, output
 from tests.server.live import wait_until
 from tests.server.live_server import LiveServer, live_server
 
@@ -93,6 +100,15 @@ def test_every_field_reaches_the_engine(page: Page, open_server: LiveServer) -> 
     assert params.ignore_eos
     page.reload()
     expect(page.locator("#field-top_k")).to_have_value("40")
+
+
+def test_an_empty_field_shows_what_holds_without_it(browser: Browser) -> None:
+    engine = FakeEngine(model=model_info(sampling_defaults=SamplingDefaults(temperature=0.6)))
+    shown = {"temperature": "0.6", "top_p": "1", "top_k": "0", "seed": "random"}
+    with live.live_server(engine) as server, open_tab(browser, server) as tab:
+        for name, value in shown.items():
+            field = tab.locator(f"#field-{name}")
+            expect(field).to_have_attribute("placeholder", f"default: {value}")
 
 
 def test_several_answers_stand_side_by_side_and_one_is_continued(

@@ -81,7 +81,7 @@ def refuse_model(model: ModelFiles | ModelHeaders, num_ranks: int) -> None:
     if config.model_type not in SPLIT_TYPES:
         raise UnsupportedModelError(
             f"{FLAG} does not know models of type {config.model_type}: they may give other logits "
-            "when they are split (docs/scale.md lists those that do not)"
+            "when they are split (docs/tensor-parallel.md lists those that do not)"
         )
     _refuse_heads(config, num_ranks)
 

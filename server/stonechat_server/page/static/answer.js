@@ -96,7 +96,7 @@ export class AnswerView {
     this.grid.hidden = isEmpty;
     if (!problem) return;
     const detail = problem.detail
-      ? [el("p", { class: "quiet" }, `The server says: ${problem.detail}`)]
+      ? [el("p", { class: "quiet" }, problem.detail)]
       : [];
     const key = problem.needsKey ? [small("Enter a key", () => this.actions.needsKey())] : [];
     const note = isEmpty ? [el("span", { class: "quiet" }, "This question is not sent on.")] : [];

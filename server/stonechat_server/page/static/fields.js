@@ -9,7 +9,7 @@ const integer = (min, max) => ({ type: "number", min, max, isInteger: true });
 export const FIELDS = [
   { name: "temperature", ...number(0, 2), help: "0 always takes the most likely token." },
   { name: "top_p", ...number(0, 1), help: "Draw from the likeliest tokens of this total share." },
-  { name: "max_completion_tokens", ...integer(1), help: "The longest answer. Empty: what fits." },
+  { name: "max_completion_tokens", ...integer(1), help: "The longest answer." },
   { name: "seed", ...integer(), help: "The same seed repeats the same answer." },
   { name: "n", ...integer(1, 128), help: "How many answers, side by side." },
   {
@@ -48,6 +48,15 @@ export const FIELDS = [
     help: "Go on after the model's own end.",
   },
 ];
+// What the server takes for an empty field, if the model's makers recommend nothing. The others: 0.
+const UNSET = {
+  temperature: 1,
+  top_p: 1,
+  max_completion_tokens: "what fits",
+  seed: "random",
+  n: 1,
+  repetition_penalty: 1,
+};
 const INITIAL = { top_logprobs: "5" };
 const STORED = "stonechat-settings";
 
@@ -69,6 +78,7 @@ export class FieldsForm {
     }
     this.extra = el("textarea", { class: "code", rows: 2, spellcheck: "false", id: "field-extra" });
     more.append(el("label", { class: "wide" }, "Other fields (JSON object)", this.extra));
+    this.showDefaults();
     this.clear();
     this.restore();
     for (const parent of [common, more]) parent.addEventListener("input", () => this.store());
@@ -87,6 +97,14 @@ export class FieldsForm {
       this.check(field);
     }
     this.extra.value = "";
+  }
+
+  // Shows in each empty field what holds without it. `defaults` are those of the model.
+  showDefaults(defaults = {}) {
+    for (const { name, type } of FIELDS) {
+      const value = defaults[name] ?? UNSET[name] ?? 0;
+      if (type === "number") this.controls.get(name).placeholder = `default: ${value}`;
+    }
   }
 
   // Shows beside a field what is wrong with it.
@@ -169,7 +187,7 @@ function draw(field) {
   }
   const { min, max, isInteger } = field;
   const step = isInteger ? "1" : "any";
-  return el("input", { ...base, type: "number", min, max, step, placeholder: "model's default" });
+  return el("input", { ...base, type: "number", min, max, step });
 }
 
 function labelled(field, control) {

@@ -26,7 +26,10 @@ const EXAMPLES = [
 const prompt = byId("prompt");
 const send = byId("send");
 const fields = new FieldsForm(byId("fields"), byId("fields-more"));
-const models = new Models(byId("model"), () => attachments.drawTitle());
+const models = new Models(byId("model"), () => {
+  attachments.drawTitle();
+  fields.showDefaults(models.current?.stonechat?.sampling_defaults);
+});
 const chats = startPanel(byId("toggle-chats"), byId("chats"), true);
 const settings = startPanel(byId("toggle-panel"), byId("panel"), false);
 const closeMenus = startMenus();

@@ -11,34 +11,35 @@ const WORDS = {
   504: "The request waited too long",
 };
 
-// Returns { text, detail, needsKey }: a sentence for people, and what the server said itself.
+// Returns { text, detail, needsKey }: a sentence for people, and who said what about it.
 export function explain(error, hasKey) {
   if (error.name === "FieldError")
     return { text: `Check the settings. ${error.message}`, detail: "" };
   if (error.status === undefined) {
     return {
       text: "The server does not answer. It may have stopped, or the network is down.",
-      detail: error.message,
+      detail: `The browser says: ${error.message}`,
     };
   }
+  const detail = `The server says: ${error.message}`;
   if (error.status === 401) {
     const text = hasKey
       ? "The server does not accept this key."
       : "This server wants a key before it answers.";
-    return { text, detail: hasKey ? error.message : "", needsKey: true };
+    return { text, detail: hasKey ? detail : "", needsKey: true };
   }
   if (error.code === "context_length_exceeded") {
     return {
       text:
         "The conversation is longer than the model can read. Shorten the question, edit an " +
         "earlier one, or start a new chat.",
-      detail: error.message,
+      detail,
     };
   }
   if (error.status === 0) return { text: `The answer broke off: ${error.message}.`, detail: "" };
   const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   return {
     text: `${WORDS[error.status] ?? `The server answers ${error.status}`}.${wait}`,
-    detail: error.message,
+    detail,
   };
 }
