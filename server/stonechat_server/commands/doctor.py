@@ -57,7 +57,7 @@ def chosen_path(machine: "Machine") -> str:
     if machine.gpus:
         return f"PyTorch on {machine.gpus[0].name}"
     if machine.native_isa is not None:
-        return f"compiled CPU kernels ({machine.native_isa}) for models of the Llama family"
+        return f"compiled CPU kernels ({machine.native_isa}) for the models that they know, else PyTorch"
     return "PyTorch on the CPU"
 
 
