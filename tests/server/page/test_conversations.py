@@ -209,6 +209,7 @@ def test_an_export_can_be_imported(page: Page, tmp_path: Path, kind: str) -> Non
     expect(page.locator(".choice .text")).to_have_text(["Hello wörld 👋"] * 2)
     tokens = page.get_by_role("button", name="Tokens", exact=True)
     expect(tokens).to_have_count(2 if kind == "JSON" else 0)
+    expect(page.locator(".turn.assistant").first).not_to_contain_text("stopped")
 
 
 BAD_FILES = {

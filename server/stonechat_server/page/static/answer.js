@@ -131,7 +131,7 @@ export class AnswerView {
       buttons.push(small(name, pick, { class: "small pick", "aria-pressed": String(isPicked) }));
     }
     const { finishReason } = view.record;
-    const end = finishReason ?? (turn.state === "failed" ? "" : "stopped");
+    const end = finishReason ?? (turn.state === "stopped" ? "stopped" : "");
     view.drawFoot(buttons, ENDS[end] ?? end);
   }
 }
