@@ -286,11 +286,15 @@ def test_the_page_fits_a_phone_and_follows_the_theme(
     browser: Browser, open_server: LiveServer, scheme: str
 ) -> None:
     open_server.engine.script = script("A long answer. " * 40, "\n\n```\n" + "x" * 300 + "\n```\n")
-    phone = {"viewport": {"width": 390, "height": 780}, "has_touch": True}
+    phone = {"viewport": {"width": 320, "height": 640}, "has_touch": True}
     with open_tab(browser, open_server, color_scheme=scheme, **phone) as tab:
         ask(tab)
         answered(tab)
-        assert tab.evaluate("document.documentElement.scrollWidth") <= 390
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 320
+        expect(tab.locator("#context")).to_be_visible()
+        attach, send = (tab.locator(name).bounding_box() for name in ("#attach", "#send"))
+        assert attach and send
+        assert send["x"] > attach["x"]  # in one row
         expect(tab.locator("#panel")).to_be_hidden()
         tab.click("#toggle-panel")
         expect(tab.locator("#field-temperature")).to_be_visible()
