@@ -2,14 +2,16 @@
 
 import errno
 import gc
+import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from stonechat_server.options import BaseOptions, option
 from stonechat_server.settings import Settings, refuse_for_one_model
+from stonechat_server.terminal.suggest import nearest
 
 if TYPE_CHECKING:
     from stonechat_server.access.keys import KeyStore
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     from stonechat_server.observability.ledger import Ledger
     from stonechat_server.serving.services import Services
     from stonechat_server.storage.storage import Storage
+
+
+KUBERNETES = ("service_", "port_")
+"""How the variables begin that Kubernetes sets for a service, behind its name."""
 
 
 class Options(BaseOptions):
@@ -180,7 +186,7 @@ def _banner(state: "Services", url: str, notes: Sequence[str]) -> str:
     from stonechat_server.commands.banner import models_banner, start_banner
 
     settings, needs_key = state.settings, not state.authenticator.is_open
-    warnings = [*notes, *access_warnings(settings.host, needs_key)]
+    warnings = [*notes, *_misspelt_variables(), *access_warnings(settings.host, needs_key)]
     if state.sole is None:
         return models_banner(list(dict.fromkeys(state.models.values())), url, needs_key, warnings)
     name, model = next(iter(state.models)), state.sole.engine.model
@@ -237,6 +243,17 @@ def _warnings(model: "ServedModel") -> list[str]:
     tools = model.structure.warning(model.templates.default.source)
     no_template = NO_TEMPLATE if model.templates.is_plain else None
     return [*(text for text in (no_template, tools) if text is not None), *info.notes]
+
+
+def _misspelt_variables() -> Iterator[str]:
+    """Yield a warning for each variable that looks like a setting. Others have their own users."""
+    settings = {*Settings.model_fields, "config"}
+    for variable in sorted(os.environ):
+        prefix, name = variable[:10].upper(), variable[10:].lower()
+        if prefix != "STONECHAT_" or name in settings or name.startswith(KUBERNETES):
+            continue
+        if meant := nearest(name, settings):
+            yield f"{variable} is no setting; did you mean STONECHAT_{meant.upper()}?"
 
 
 def _open_ledger(settings: Settings) -> tuple["Ledger | None", list[str]]:

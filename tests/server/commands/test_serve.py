@@ -11,7 +11,12 @@ from fastapi.testclient import TestClient
 from stonechat_server.access.auth import access_warnings
 from stonechat_server.app import create_app
 from stonechat_server.cli import main
-from stonechat_server.commands.serve import _open_ledger, _warnings, listen_problem
+from stonechat_server.commands.serve import (
+    _misspelt_variables,
+    _open_ledger,
+    _warnings,
+    listen_problem,
+)
 from stonechat_server.observability.ledger import LedgerError
 from stonechat_server.prompt.chat_template import NO_TEMPLATE
 from stonechat_server.settings import Settings
@@ -35,6 +40,14 @@ def test_warnings_of_the_chat_template(
     engine = FakeEngine(tokenizer=ByteTokenizer(chat_template=template))
     app = create_app(Settings(ledger="off", chat_template=override), engine)
     assert _warnings(app.state.server.sole) == expected
+
+
+def test_a_misspelt_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PORT", "PORRT", "CONFIG", "KERNELS", "SERVICE_PORT", "PORT_8000_TCP"):
+        monkeypatch.setenv(f"STONECHAT_{name}", "1")
+    assert list(_misspelt_variables()) == [
+        "STONECHAT_PORRT is no setting; did you mean STONECHAT_PORT?"
+    ]
 
 
 def test_notes_of_the_models_files_are_shown_too() -> None:
