@@ -57,7 +57,7 @@ def chosen_path(machine: "Machine") -> str:
     if machine.gpus:
         return f"PyTorch on {machine.gpus[0].name}"
     if machine.native_isa is not None:
-        return f"compiled CPU kernels ({machine.native_isa}) where they know the model, else PyTorch"
+        return f"compiled CPU kernels ({machine.native_isa}) if they know the model, else PyTorch"
     return "PyTorch on the CPU"
 
 
