@@ -1,19 +1,18 @@
 """Files inside a request: `data:` URLs, and base64 alone."""
 
 import binascii
-from typing import TYPE_CHECKING
+import re
+from urllib.parse import unquote
 
 from stonechat_server.media.errors import MediaError, UrlError, too_large
-from stonechat_server.media.file_types import check_type
-
-if TYPE_CHECKING:
-    from stonechat_models import Modality
 
 PREFIX = "data:"
 PIECE = 2**20
 """Characters that are decoded at a time; a multiple of 4."""
 MAX_HEAD_LENGTH = 200
 EXAMPLE = "data:image/png;base64,... or data:audio/wav;base64,..."
+_BARE = re.compile(r"[A-Za-z0-9+/]{64}")
+"""How base64 begins that stands in the place of a URL. No URL begins so: it has a colon earlier."""
 
 
 def is_data_url(url: str) -> bool:
@@ -21,29 +20,47 @@ def is_data_url(url: str) -> bool:
     return url[: len(PREFIX)].lower() == PREFIX
 
 
-def read_data_url(url: str, modality: "Modality", max_bytes: int) -> bytes:
-    """The file in a URL `data:image/png;base64,...`. Raises `MediaError`."""
-    head, comma, data = url.partition(",")
-    if len(head) > MAX_HEAD_LENGTH:
-        raise UrlError(
-            f"is a data: URL with more than {MAX_HEAD_LENGTH} characters before its comma: write "
-            f"{EXAMPLE}"
-        )
-    media_type, *parameters = head[len(PREFIX) :].lower().split(";")
-    if not comma or "base64" not in parameters:
-        raise UrlError(f"is a data: URL without base64: write {EXAMPLE}")
-    return read_base64(data, modality, max_bytes, media_type.strip())
+def holds_file(url: str) -> bool:
+    """Whether what should be a URL is a `data:` URL, or base64 alone."""
+    return is_data_url(url) or _BARE.match(url) is not None
 
 
-def read_base64(data: str, modality: "Modality", max_bytes: int, media_type: str = "") -> bytes:
-    """A file, which is perhaps said to be of a media type. Raises `MediaError`."""
+def read_inline(data: str, max_bytes: int) -> bytes:
+    """The file in a URL `data:image/png;base64,...`, or in base64 alone. Raises `MediaError`.
+
+    The media type does not count: what the file holds does.
+    """
+    if is_data_url(data):
+        head, comma, data = data.partition(",")
+        if len(head) > MAX_HEAD_LENGTH:
+            raise UrlError(
+                f"is a data: URL with more than {MAX_HEAD_LENGTH} characters before its comma: "
+                f"write {EXAMPLE}"
+            )
+        parameters = head[len(PREFIX) :].lower().replace(" ", "").split(";")[1:]
+        if not comma or "base64" not in parameters:
+            raise UrlError(f"is a data: URL without base64: write {EXAMPLE}")
+    data = _tidied(data)
     if len(data) // 4 * 3 > max_bytes + 2:
         raise too_large(max_bytes)
     content = _decoded(data)
     if len(content) > max_bytes:
         raise too_large(max_bytes)
-    check_type(content, modality, media_type)
     return content
+
+
+def _tidied(data: str) -> str:
+    """Base64 without line breaks, percent signs and the letters of URLs, and with its padding.
+
+    Programs write it in all of these ways.
+    """
+    if "%" in data:
+        data = unquote(data, errors="replace")
+    if any(space in data for space in "\n\r\t "):
+        data = "".join(data.split())
+    if "-" in data or "_" in data:
+        data = data.replace("-", "+").replace("_", "/")
+    return data + "=" * (-len(data) % 4)
 
 
 def _decoded(data: str) -> bytes:
@@ -60,7 +77,7 @@ def _decoded(data: str) -> bytes:
 
 
 def least_bytes(data: str) -> int:
-    """How many bytes base64 has at least, alone or in a `data:` URL. Padding stands for two at
-    most."""
+    """How many bytes base64 has at least, alone or in a `data:` URL, unless it has line breaks.
+    Padding stands for two at most."""
     start = data.find(",") + 1 if is_data_url(data) else 0
     return max(0, (len(data) - start) // 4 * 3 - 2)

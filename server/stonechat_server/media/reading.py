@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from stonechat_server.errors import APIError, unsupported
 from stonechat_server.media.budget import Share
-from stonechat_server.media.data_urls import is_data_url, least_bytes, read_base64, read_data_url
+from stonechat_server.media.data_urls import least_bytes, read_inline
 from stonechat_server.media.errors import MediaError, refused, too_large
 from stonechat_server.media.fetch import Client, Fetcher
-from stonechat_server.media.file_types import READ, audio_format, check_type, image_type
+from stonechat_server.media.file_types import audio_format, check_any, check_type
 from stonechat_server.media.references import MediaReference
 from stonechat_server.schema.messages import FilePart
 
@@ -50,79 +50,58 @@ class MediaReader:
         The file counts in `files` when it is there; one inside the request before it is decoded.
         `taken`: the modalities of the model. Raises `APIError`.
         """
-        likely = reference.modality or taken[0]
+        possible = taken if reference.modality is None else (reference.modality,)
+        limit = max(self._max_bytes[modality] for modality in possible)
         least = least_bytes(reference.data)
-        least = least if least <= self._max_bytes[likely] else 0  # it will not be decoded
+        least = least if least <= limit else 0  # it will not be decoded
         files.take(least)
         try:
-            if isinstance(reference.part, FilePart):
-                content = await self._read_stored(reference, taken, read_file)
-            else:
-                content = await self._read_given(reference, likely)
+            content = await self._content(reference, limit, read_file)
+            modality = reference.modality = reference.modality or _modality_of(content, taken)
+            if len(content) > self._max_bytes[modality]:
+                raise too_large(self._max_bytes[modality])
+            check_type(content, modality)
         except MediaError as error:
-            raise refused(reference.path, reference.modality or likely, error) from error
+            raise refused(reference.path, reference.modality or taken[0], error) from error
         except APIError as error:
             error.param = reference.path
             raise
         files.take(len(content) - least)
         return content
 
-    async def _read_given(self, reference: MediaReference, modality: "Modality") -> bytes:
-        """The file that the request has, or names by a URL."""
-        url, limit = reference.url, self._max_bytes[modality]
-        if reference.content is not None:
-            content = reference.content
-        elif url is None:
-            return await asyncio.to_thread(read_base64, reference.data, modality, limit)
-        elif is_data_url(url):
-            return await asyncio.to_thread(read_data_url, url, modality, limit)
-        else:
-            content = await self._fetcher.fetch(url, limit)
-        _check(content, modality, limit)
-        return content
-
-    async def _read_stored(
-        self, reference: MediaReference, taken: "Sequence[Modality]", read_file: ReadFile
+    async def _content(
+        self, reference: MediaReference, max_bytes: int, read_file: ReadFile
     ) -> bytes:
-        """The file that the request names by its id."""
-        possible = taken if reference.modality is None else (reference.modality,)
-        async with self._reads:
-            limit = max(self._max_bytes[modality] for modality in possible)
-            content = await read_file(_file_id(reference), limit)
-        if reference.modality is None:
-            reference.modality = _modality_of(content, taken)
-        _check(content, reference.modality, self._max_bytes[reference.modality])
-        return content
+        """The file that the request has, or names by an id or a URL."""
+        url = reference.url
+        if reference.content is not None:
+            return reference.content
+        if (file_id := _file_id(reference)) is not None:
+            async with self._reads:
+                return await read_file(file_id, max_bytes)
+        if url is None or reference.data:
+            return await asyncio.to_thread(read_inline, reference.data, max_bytes)
+        return await self._fetcher.fetch(url, max_bytes)
 
     def close(self) -> None:
         """Fetch no more."""
         self._fetcher.close()
 
 
-def _check(content: bytes, modality: "Modality", max_bytes: int) -> None:
-    if len(content) > max_bytes:
-        raise too_large(max_bytes)
-    check_type(content, modality)
-
-
 def _modality_of(content: bytes, taken: "Sequence[Modality]") -> "Modality":
     """What a file is, if the model takes it; else what the model takes."""
-    is_image, is_audio = image_type(content) is not None, audio_format(content) is not None
     if len(taken) == 1:
         return taken[0]
-    if content and not (is_image or is_audio):
-        raise MediaError(f"is not {READ['image']}, and not {READ['audio']}", "format")
-    return "audio" if is_audio else "image"
+    check_any(content)
+    return "audio" if audio_format(content) is not None else "image"
 
 
-def _file_id(reference: MediaReference) -> str:
-    assert isinstance(reference.part, FilePart)
+def _file_id(reference: MediaReference) -> str | None:
+    """The id of a file of the client; None if the file is in the request, or is no `file` part."""
+    if not isinstance(reference.part, FilePart):
+        return None
     file_id = reference.part.file.file_id
-    if file_id is None:
-        raise unsupported(
-            reference.path,
-            f"'{reference.path}': files in a request are not read. Images go into an image_url "
-            "part, audio into an input_audio part, or both to /v1/files with the purpose "
-            "user_data.",
-        )
+    if (file_id is None) == (not reference.data):
+        message = f"'{reference.path}': a file has either a file_id or file_data."
+        raise unsupported(reference.path, message)
     return file_id

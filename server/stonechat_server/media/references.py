@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import ValidationError
 
 from stonechat_server.errors import APIError, format_path, invalid, unsupported
-from stonechat_server.media.data_urls import is_data_url
+from stonechat_server.media.data_urls import holds_file, is_data_url
 from stonechat_server.prompt.template_messages import is_parts, no_media
 from stonechat_server.schema.messages import (
     AudioPart,
@@ -65,8 +65,10 @@ class MediaReference:
         """The file in base64, alone or in a `data:` URL; empty if it is elsewhere."""
         if isinstance(self.part, AudioPart):
             return self.part.input_audio.data
+        if isinstance(self.part, FilePart):
+            return self.part.file.file_data or ""
         url = self.url
-        return url if url is not None and is_data_url(url) else ""
+        return url if url is not None and holds_file(url) else ""
 
     @property
     def num_bytes(self) -> int:
@@ -83,12 +85,16 @@ class MediaReference:
                 self.part.audio_url.url = shortened(self.part.audio_url.url)
             case AudioPart():
                 self.part.input_audio.data = shortened_data(self.part.input_audio.data)
+            case FilePart():
+                self.part.file.file_data = shortened_data(self.part.file.file_data or "") or None
 
 
 def shortened(url: str) -> str:
     """A URL as logs and the ledger have it: of a `data:` URL, its beginning and its length."""
-    if len(url) <= MAX_SHOWN or not is_data_url(url):
+    if len(url) <= MAX_SHOWN or not holds_file(url):
         return url
+    if not is_data_url(url):
+        return shortened_data(url)
     return f"{url[:MAX_SHOWN].partition(',')[0]},... ({len(url)} characters)"
 
 

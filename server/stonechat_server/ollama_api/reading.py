@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from stonechat_models import ModelInfo
 from stonechat_server.errors import invalid, unsupported
+from stonechat_server.media.data_urls import is_data_url
 from stonechat_server.media.file_types import audio_format
 from stonechat_server.media.references import shortened_data
 from stonechat_server.messages_api.marks import to_arguments
@@ -220,12 +221,13 @@ class MessageReader:
 
 def _part(data: str) -> chat.SourcePart:
     """An image as a part of a chat message, or audio, which clients send as an image too."""
+    start = data.find(",") + 1 if is_data_url(data) else 0
     try:
-        head = binascii.a2b_base64(data[:HEAD])
+        head = binascii.a2b_base64(data[start : start + HEAD])
     except ValueError:  # the part's own error says so
         head = b""
     if found := audio_format(head):
         content = chat.AudioData(data=data, format=found)
         return chat.AudioPart(type="input_audio", input_audio=content)
-    url = data if data.startswith("data:") else f"data:;base64,{data}"
+    url = data if is_data_url(data) else f"data:;base64,{data}"
     return chat.ImagePart(type="image_url", image_url=chat.ImageUrl(url=url))

@@ -30,10 +30,11 @@ INTEGERS_PER_VALUE = 8
 """That many integers in a row, such as token ids, count as one value: they are quick to parse."""
 
 LONG_DATA, MAX_CUTS = 4096, 1024
-DATA_MARKS = (b";base64,", b'"data"', b'"images"')
+DATA_MARKS = (b";base64,", b'data"', b'url"', b'"images"')
 """Long strings with base64 are passed over, at most so often. They would take most of the time."""
 _DATA_START = re.compile(
-    rb'(?=;base64,)|"data"[ \t\r\n]*+:[ \t\r\n]*+"|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[ \t\r\n]*+"'
+    rb'(?=;base64,)|(?:data|url)"[ \t\r\n]*+:[ \t\r\n]*+"'
+    rb'|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[ \t\r\n]*+"'
 )
 
 _OPEN, _CLOSE, _QUOTE, _BACKSLASH = frozenset(b"[{"), frozenset(b"]}"), ord('"'), ord("\\")

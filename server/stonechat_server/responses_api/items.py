@@ -44,14 +44,26 @@ class InputAudio(WireModel):
     input_audio: AudioData
 
 
-class OtherPart(WireModel):
-    """A file, or a part of another API: refused."""
+class InputFile(WireModel):
+    """A file, which must be an image or audio: of `/v1/files`, or in the request itself."""
 
-    type: Literal["input_file", "computer_screenshot", "image_url", "audio_url", "file"]
+    type: Literal["input_file"]
+    file_id: str | None = None
+    file_data: str | None = None
+    file_url: str | None = None
+    filename: str | None = None
+    detail: Detail | None = None
+
+
+class OtherPart(WireModel):
+    """A part of another API: refused."""
+
+    type: Literal["computer_screenshot", "image_url", "audio_url", "file"]
 
 
 Part = Annotated[
-    InputText | Refusal | InputImage | InputAudio | OtherPart, Field(discriminator="type")
+    InputText | Refusal | InputImage | InputAudio | InputFile | OtherPart,
+    Field(discriminator="type"),
 ]
 Content = str | ListOf[Part]
 

@@ -39,7 +39,7 @@ class Conversation:
         self.add(message, path)
 
 
-MEDIA = (items.InputImage, items.InputAudio)
+MEDIA = (items.InputImage, items.InputAudio, items.InputFile)
 
 
 def to_messages(
@@ -214,7 +214,22 @@ def _content_part(part: items.Part, path: str) -> chat.TextPart | chat.SourcePar
             given = chat.AudioData(data=data, format=part.input_audio.format)
             part.input_audio.data = shortened_data(data)
             return chat.AudioPart(type="input_audio", input_audio=given)
+        case items.InputFile():
+            return _file(part, path)
     return chat.TextPart(type="text", text=_part_text(part, path))
+
+
+def _file(part: items.InputFile, path: str) -> chat.FilePart:
+    if part.file_url is not None:
+        raise unsupported(
+            f"{path}.file_url",
+            f"'{path}.file_url': files are not fetched. Send file_data, or an input_image.",
+        )
+    file = chat.FileReference(
+        file_id=part.file_id, file_data=part.file_data, filename=part.filename, detail=part.detail
+    )
+    part.file_data = part.file_data and shortened_data(part.file_data)
+    return chat.FilePart(type="file", file=file)
 
 
 def _image(part: items.InputImage, path: str) -> chat.SourcePart:
@@ -234,7 +249,7 @@ def _part_text(part: items.Part, path: str) -> str:
             return part.text
         case items.Refusal():
             return part.refusal
-        case items.InputImage() | items.InputAudio():
+        case items.InputImage() | items.InputAudio() | items.InputFile():
             raise unsupported(
                 path,
                 f"'{path}': images and audio may be in messages of the user and in outputs of "

@@ -55,7 +55,7 @@ FIELDS: dict[str, FieldNote] = {
     ),
     "messages": honoured(
         "all roles; text as a string or as parts; images (`image_url`), audio (`input_audio`, "
-        "`audio_url`) and both as `file` with an id of `/v1/files`, in user messages and results "
+        "`audio_url`) and both as `file` (`file_id` or `file_data`), in user messages and results "
         "of tools; video, other files: 400"
     ),
     "temperature": honoured(

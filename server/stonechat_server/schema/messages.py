@@ -5,7 +5,7 @@ An assistant's message takes whatever a client kept from an answer, of this serv
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PrivateAttr
+from pydantic import BeforeValidator, Field, PrivateAttr, StringConstraints
 
 from stonechat_server.schema.base import ListOf, WireModel
 
@@ -43,10 +43,13 @@ class ReasoningPart(WireModel):
 Detail = Literal["auto", "low", "high", "original"]
 
 
+Url = Annotated[str, StringConstraints(strip_whitespace=True)]
+
+
 class ImageUrl(WireModel):
     """Where an image is: a `data:` URL that holds it, or an `https:` URL."""
 
-    url: str
+    url: Url
     detail: Detail | None = None
 
 
@@ -77,14 +80,11 @@ class ImagePart(SourcePart):
     image_url: Annotated[ImageUrl, BeforeValidator(_with_url)]
 
 
-AudioFormat = Literal["wav", "mp3", "flac", "ogg", "opus"]
-
-
 class AudioData(WireModel):
-    """A file of audio in base64. What it holds counts, not what `format` says."""
+    """A file of audio in base64, or in a `data:` URL. What it holds counts, not `format`."""
 
     data: str
-    format: AudioFormat
+    format: str | None = None
 
 
 class AudioPart(SourcePart):
@@ -97,7 +97,7 @@ class AudioPart(SourcePart):
 class AudioUrl(WireModel):
     """Where audio is: a `data:` URL that holds it, or an `https:` URL."""
 
-    url: str
+    url: Url
 
 
 class AudioUrlPart(SourcePart):
@@ -108,7 +108,7 @@ class AudioUrlPart(SourcePart):
 
 
 class FileReference(WireModel):
-    """A file of `/v1/files`. Files in the request itself are refused."""
+    """A file of `/v1/files` by its id, or in the request itself: base64, or a `data:` URL."""
 
     file_id: str | None = None
     file_data: str | None = None

@@ -107,14 +107,16 @@ def test_images_of_earlier_turns_come_along(
     url = data_url(png("a" * 30_000))  # long: it counts as an image, and not as text
     first = {"type": "input_image", "image_url": url, "detail": "high"}
     second = {"type": "input_image", "file_id": file.id, "detail": "low"}
-    items: Any = [{"role": "user", "content": [{"type": "input_text", "text": "Look: "}, first]}]
+    other = {"type": "input_file", "file_data": data_url(png("b", 3)), "filename": "b.png"}
+    content = [{"type": "input_text", "text": "Look: "}, first, other]
+    items: Any = [{"role": "user", "content": content}]
     answer = openai_client.responses.create(model=MODEL, input=items)
     more: Any = [CALL, call_output(second)]
     answer = openai_client.responses.create(model=MODEL, input=more, previous_response_id=answer.id)
     answer = openai_client.responses.create(
         model=MODEL, input="And?", previous_response_id=answer.id
     )
-    assert [image.num_tokens for image in engine.requests[-1].media] == [2, 4]
+    assert [image.num_tokens for image in engine.requests[-1].media] == [2, 3, 4]
     assert f"Look: {SHOWN}" in engine.prompt
     listed = list(openai_client.responses.input_items.list(answer.id, order="asc", limit=2))
     assert [item.type for item in listed] == [
@@ -122,7 +124,7 @@ def test_images_of_earlier_turns_come_along(
     ]
     page = server.get(f"/v1/responses/{answer.id}/input_items?order=asc").json()
     validate("ResponseItemList", page)
-    assert page["data"][0]["content"][1] == first
+    assert page["data"][0]["content"][1:] == [first, other]
     assert page["data"][3]["output"] == [second]
     openai_client.files.delete(file.id)
     with pytest.raises(openai.BadRequestError) as caught:
@@ -157,9 +159,14 @@ def test_images_of_earlier_turns_come_along(
             "unsupported_parameter",
         ),
         (
-            [{"role": "user", "content": [{"type": "input_file", "file_id": "x"}]}],
-            "input[0].content[0]",
+            [{"role": "user", "content": [{"type": "input_file", "file_url": "https://a.b/c"}]}],
+            "input[0].content[0].file_url",
             "unsupported_parameter",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "input_file", "file_data": "JVBERi0xLjc="}]}],
+            "input[0].content[0]",
+            "unsupported_image_media_type",
         ),
     ],
 )

@@ -18,7 +18,6 @@ from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import ByteTokenizer, FakeEngine
 from tests.server.fake_media import (
     IMAGES,
-    JPEG,
     PLACEHOLDER,
     SHOWN,
     TEMPLATE,
@@ -95,6 +94,32 @@ def test_detail_and_bounds_reach_the_processor(
 def test_the_url_may_stand_alone(client: TestClient, engine: FakeEngine) -> None:
     ask(client, messages=[user({"type": "image_url", "image_url": data_url(png())})])
     assert len(engine.requests[0].media) == 1
+
+
+def file(data: str, **others: Any) -> dict[str, Any]:
+    return {"type": "file", "file": {"file_data": data, "filename": "a", **others}}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": f"\n {data_url(png())} "},
+        image(data_url(png(), "image/jpeg")),
+        image(data_url(png("long" * 30)).partition(",")[2]),
+        file(data_url(png())),
+        file(data_url(png()).partition(",")[2]),
+    ],
+)
+def test_other_ways_to_send_a_file(
+    client: TestClient, engine: FakeEngine, part: dict[str, Any]
+) -> None:
+    ask(client, messages=[user(part)])
+    assert len(engine.requests[0].media) == 1
+
+
+def test_a_pdf_is_named(client: TestClient) -> None:
+    error = error_of(post(client, messages=[user(file(data_url(b"%PDF-1.7", "application/pdf")))]))
+    assert "is a PDF file, which is not read here" in error["message"]
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -227,14 +252,16 @@ def test_images_move_behind_results_that_take_only_text(
         ([image("data:image/png;base64,#")], "content[0]", "invalid_base64_image"),
         ([image(b"")], "content[0]", "empty_image_file"),
         ([image(b"%PDF-1.7")], "content[0]", "unsupported_image_media_type"),
-        ([image(JPEG)], "content[0]", "unsupported_image_media_type"),
         ([text("a"), image(png()), image(png("broken"))], "content[2]", "image_parse_error"),
         ([image(png("x" * 2000))], "content[0]", "image_file_too_large"),
         ([image(png(), detail="ultra")], "content[0].image_url.detail", "invalid_value"),
         ([{"type": "image_url"}], "content[0].image_url", "missing_required_parameter"),
         ([audio(wav())], "content[0]", "unsupported_parameter"),
         ([{"type": "video_url", "video_url": {}}], "content[0]", "unsupported_parameter"),
-        ([{"type": "file", "file": {"file_data": "x"}}], "content[0]", "unsupported_parameter"),
+        ([{"type": "file", "file": {"file_data": "x"}}], "content[0]", "invalid_base64_image"),
+        ([{"type": "file", "file": {}}], "content[0]", "unsupported_parameter"),
+        ([file("x", file_id="x")], "content[0]", "unsupported_parameter"),
+        ([file(data_url(b"%PDF-1.7"))], "content[0]", "unsupported_image_media_type"),
         ([{"type": "file", "file": {"file_id": "x"}}], "content[0]", "image_file_not_found"),
     ],
 )
