@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from stonechat_models.backends.transformers import load
+from stonechat_models.backends.transformers import kinds, load
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.checkpoint.support import context_length
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
+from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.runtime.build import assemble_engine
 
 TRANSFORMERS = "stonechat_models.backends.transformers."
@@ -48,7 +49,11 @@ def build(
     def loaded(*arguments: object, **settings: object) -> Any:
         return module
 
-    with replaced(load, "load_module", loaded), replaced(load, "weights_hash", lambda _: "random"):
+    with (
+        replaced(load, "load_module", loaded),
+        replaced(load, "weights_hash", lambda _: "random"),
+        replaced(kinds, "check_steps", named(kinds.check_steps, say)),
+    ):
         model = load.load_transformers_model(files, config, device, say)
     return assemble_engine(
         model,
@@ -58,6 +63,20 @@ def build(
         eos_token_ids=frozenset(),
         progress=say,
     )
+
+
+def named(check: Callable[..., bool], say: Callable[[str], None]) -> Callable[..., bool]:
+    """A check of recurrent states that only names what is off: rounding may carry random weights
+    further than trained ones."""
+
+    def checked(*arguments: Any) -> bool:
+        try:
+            return check(*arguments)
+        except UnsupportedModelError as error:
+            say(f"OFF: {error}")
+            return True
+
+    return checked
 
 
 @contextmanager

@@ -104,7 +104,8 @@ def _start(section: Section, shape: Shape, module: Any) -> Engine:
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         if not arguments.fused:
-            stack.enter_context(replaced(fusing, "fuse_modules", lambda module: {}))
+            for name in ("fuse_modules", "fuse_hybrid_attention"):
+                stack.enter_context(replaced(fusing, name, lambda module: {}))
         for name, tiles in _tiles(arguments.kernels).items():
             stack.enter_context(replaced(product_choice, name, tiles))
         if "coded" not in arguments.kernels:
@@ -164,7 +165,8 @@ def _decode_batch(
 ) -> dict[str, Any]:
     arguments = section.arguments
     times = load.decode(batch, arguments.context, arguments.steps, **MODES[mode])
-    cached = batch * times.context * load.engine.model.info.kv_bytes_per_token
+    info = load.engine.model.info
+    cached = batch * (times.context * info.kv_bytes_per_token + 2 * info.state_bytes)
     read = sum(size * (1 - idle**batch) for size, idle in weights)
     rate = batch / times.seconds
     say(f"{mode}, batch {batch}: {rate:.0f} tokens/s, {1e3 * times.seconds:.3f} ms a step")

@@ -71,8 +71,9 @@ def _decode(results: Results) -> list[str]:
                     f"{entry['host_milliseconds_per_step']:.3f} | {entry['graphs_per_step']:.2g} |"
                 )
     return _table(
-        "Decoding. The bound is the time to read weights and cached keys and values once, at the "
-        "rate measured. (!) marks a model whose logits are off from those of the plain model.",
+        "Decoding. The bound is the time to read weights and cached keys and values once, and to "
+        "read and write recurrent states, at the rate measured. (!) marks a model whose logits are "
+        "off from those of the plain model.",
         ("model", "sampling", "sequences", "tokens/s", "ms per step", "share of the bound",
          "kernels, ms", "host, ms", "graphs per step"),
         rows,

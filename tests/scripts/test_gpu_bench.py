@@ -275,6 +275,20 @@ def test_logits_are_off_if_the_plain_model_is_nearer_to_float32(bench, engine, p
         assert found["decode"] == pytest.approx(engine + plain, rel=0.1)
 
 
+def test_states_that_are_off_are_named_and_the_model_is_timed(bench):
+    from engines import named
+
+    from stonechat_models.errors import UnsupportedModelError
+
+    def refuses(*_):
+        raise UnsupportedModelError("off by 0.3 standard deviations")
+
+    lines = []
+    assert named(refuses, lines.append)("model", "module") is True
+    assert lines == ["OFF: off by 0.3 standard deviations"]
+    assert named(lambda is_exact: is_exact, lines.append)(False) is False
+
+
 def test_a_message_of_the_engine_is_shown_once(bench):
     from sections import Once
 

@@ -190,7 +190,8 @@ def _checked_model(
     serve runs with transformers' own cache. Raises `UnsupportedModelError` with the reason.
     """
     try:
-        if keeps_recurrent_state(module) and _may_fuse(settings, config):
+        fuses_recurrent = keeps_recurrent_state(module) and _may_fuse(settings, config)
+        if fuses_recurrent:
             _fuse_parts(module, progress)
         recurrent = stateful_model(module, info, settings.attention, settings.kv_dtype)
         if recurrent is None:
@@ -207,6 +208,8 @@ def _checked_model(
         refuse_deterministic(config)
         return plain_model(module, info, error, progress)
     refuse_deterministic(config)
+    if fuses_recurrent:
+        _fuse_hybrid_attention(module, progress)
     return recurrent
 
 
@@ -231,6 +234,13 @@ def _fuse_parts(module: torch.nn.Module, progress: Progress) -> None:
 
     fused = ", ".join(f"{n} {name}" for name, n in sorted(fuse_modules(module).items()))
     progress(f"fused modules: {fused or 'none'}")
+
+
+def _fuse_hybrid_attention(module: torch.nn.Module, progress: Progress) -> None:
+    from stonechat_models.backends.transformers.fused.replace import fuse_hybrid_attention
+
+    for name, n in fuse_hybrid_attention(module).items():
+        progress(f"fused modules: {n} {name} beside recurrent layers")
 
 
 def _prepare_steps(module: nn.Module, max_model_len: int, progress: Progress) -> None:

@@ -83,7 +83,7 @@ def gated_kernel(
 
 @triton.jit
 def rotated_heads(
-    row,  # a token's heads of one kind, [heads, SIZE], contiguous
+    row,  # a token's heads of one kind, [heads, STRIDE], of which the first SIZE numbers count
     heads,  # int32[BLOCK_HEADS]
     is_head,  # bool[BLOCK_HEADS]
     weight,  # [SIZE]
@@ -92,6 +92,7 @@ def rotated_heads(
     epsilon,
     offset,
     SIZE: tl.constexpr,
+    STRIDE: tl.constexpr,
     ROTARY: tl.constexpr,
     ANGLES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -105,7 +106,8 @@ def rotated_heads(
     """
     columns = tl.arange(0, BLOCK)
     inside = is_head[:, None] & (columns < SIZE)[None, :]
-    loaded = tl.load(row + heads[:, None] * SIZE + columns[None, :], mask=inside, other=0.0)
+    row += heads[:, None] * STRIDE
+    loaded = tl.load(row + columns[None, :], mask=inside, other=0.0)
     dtype: tl.constexpr = loaded.dtype
     values = loaded.to(tl.float32)
     if HAS_NORM:
@@ -119,9 +121,7 @@ def rotated_heads(
         is_rotary = columns < ROTARY
         pair_columns = tl.where(columns < half, columns + half, columns - half)
         has_pair = is_head[:, None] & is_rotary[None, :]
-        pair = tl.load(
-            row + heads[:, None] * SIZE + pair_columns[None, :], mask=has_pair, other=0.0
-        )
+        pair = tl.load(row + pair_columns[None, :], mask=has_pair, other=0.0)
         pair = pair.to(tl.float32)
         if HAS_NORM:
             scale = tl.load(weight + pair_columns, mask=is_rotary, other=0.0)[None, :]
@@ -145,7 +145,7 @@ def store_cached(pointers, heads, inside, limit, CLAMPS: tl.constexpr):
 
 @triton.jit
 def rope_and_store_kernel(
-    qkv,  # [T, (HEADS + 2 * KV_HEADS) * SIZE], contiguous
+    qkv,  # [T, HEADS * QUERY_SIZE + 2 * KV_HEADS * SIZE], contiguous
     cosines,  # [T, ANGLES]
     sines,  # [T, ANGLES]
     query_weight,  # [SIZE]
@@ -163,6 +163,7 @@ def rope_and_store_kernel(
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     SIZE: tl.constexpr,
+    QUERY_SIZE: tl.constexpr,
     ROTARY: tl.constexpr,
     ANGLES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -178,7 +179,7 @@ def rope_and_store_kernel(
     part = tl.program_id(1)
     query_parts: tl.constexpr = (HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
     columns = tl.arange(0, BLOCK)
-    row = qkv + token * (HEADS + 2 * KV_HEADS) * SIZE
+    row = qkv + token * (HEADS * QUERY_SIZE + 2 * KV_HEADS * SIZE)
     cosines += token * stride_cosines
     sines += token * stride_sines
     if part < query_parts:
@@ -194,6 +195,7 @@ def rope_and_store_kernel(
             query_epsilon,
             offset,
             SIZE,
+            QUERY_SIZE,
             ROTARY,
             ANGLES,
             BLOCK,
@@ -210,7 +212,7 @@ def rope_and_store_kernel(
         is_head = heads < KV_HEADS
         inside = is_head[:, None] & (columns < SIZE)[None, :]
         rotated = rotated_heads(
-            row + HEADS * SIZE,
+            row + HEADS * QUERY_SIZE,
             heads,
             is_head,
             key_weight,
@@ -219,6 +221,7 @@ def rope_and_store_kernel(
             key_epsilon,
             offset,
             SIZE,
+            SIZE,
             ROTARY,
             ANGLES,
             BLOCK,
@@ -226,7 +229,8 @@ def rope_and_store_kernel(
             ROUNDS_FIRST,
         )
         offsets = heads[:, None] * SIZE + columns[None, :]
-        value = tl.load(row + (HEADS + KV_HEADS) * SIZE + offsets, mask=inside, other=0.0)
+        row += HEADS * QUERY_SIZE + KV_HEADS * SIZE
+        value = tl.load(row + offsets, mask=inside, other=0.0)
         cache_offsets = tl.load(slots + token) * KV_HEADS * SIZE + offsets
         store_cached(keys + cache_offsets, rotated, inside, limit, CLAMPS)
         store_cached(values + cache_offsets, value, inside, limit, CLAMPS)

@@ -6,6 +6,7 @@ output on random input. A part without a match is not replaced.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -66,6 +67,9 @@ ATTENTIONS = LLAMA_LIKE | frozenset(
 )
 """Families of transformers whose attention does nothing that a parity check on random numbers could
 miss, such as clipping, or scaling by position."""
+HYBRID_ATTENTIONS = frozenset({"Lfm2", "Lfm2Moe", "Qwen3Next", "Qwen3_5", "Qwen3_5Moe"})
+"""The same of families with recurrent layers. Their check at load needs the model's own attention,
+so it is replaced after that."""
 NORM_VARIANTS = ((0.0, True), (1.0, False), (0.0, False))
 """(offset of the weight, whether the normalised row is rounded before scaling), per variant."""
 LAYER_PARTS = {"input_layernorm", "self_attn", "post_attention_layernorm", "mlp"}
@@ -76,6 +80,9 @@ MLP_NAMES = (
 )
 """What families call the layers of a gated MLP: gate and up in one, gate, up, and down. Those of
 Mamba hybrids come in one only."""
+OUTPUT_NAMES = ("o_proj", "out_proj")
+NORM_NAMES = (("q_norm", "k_norm"), ("q_layernorm", "k_layernorm"))
+"""What families call the output projection of attention, and the norms of query and key heads."""
 MAX_HEAD_SIZE = 256
 
 
@@ -123,6 +130,11 @@ def is_known_attention(part: nn.Module) -> bool:
     return _family(part, "Attention") in ATTENTIONS
 
 
+def is_known_hybrid_attention(part: nn.Module) -> bool:
+    """The same for attention beside recurrent layers."""
+    return _family(part, "Attention") in HYBRID_ATTENTIONS
+
+
 def is_known_layer(part: nn.Module) -> bool:
     """Whether its class is known. `fused_layer` checks more."""
     return _family(part, "DecoderLayer") in LLAMA_LIKE
@@ -130,7 +142,9 @@ def is_known_layer(part: nn.Module) -> bool:
 
 def fused_attention(original: nn.Module, call: Call) -> nn.Module | None:
     """Returns a fused replacement, or None. Call after the q and k norms have been replaced."""
-    qkv, output = _merged_qkv(original), _plain_linear(original, "o_proj")
+    qkv, output = _merged_qkv(original), None
+    for name in OUTPUT_NAMES:
+        output = output or _plain_linear(original, name)
     if qkv is None or output is None or not _has_known_norms(original):
         return None
     hidden = random_rows((1, ParityContext().query_start[-1], qkv.in_features), qkv.weight)
@@ -139,7 +153,8 @@ def fused_attention(original: nn.Module, call: Call) -> nn.Module | None:
     if len(context.attention_calls) != 1 or not isinstance(expected, tuple):
         return None
     reference = context.attention_calls[0]
-    if not _matches(original, qkv, reference):
+    is_gated = _matches(original, qkv, reference, is_gated=True)
+    if not is_gated and not _matches(original, qkv, reference, is_gated=False):
         return None
     angles = call.arguments["position_embeddings"][0].shape[-1]
     for rotary_size in (angles, 2 * angles, 0):
@@ -155,6 +170,7 @@ def fused_attention(original: nn.Module, call: Call) -> nn.Module | None:
             rotary_size=rotary_size,
             norms=_head_norms(original),
             spec=reference.spec,
+            is_gated=is_gated,
         )
         context = ParityContext(reference.output)
         actual = call.run(fused, hidden, context)
@@ -244,7 +260,7 @@ def _merged_linears(original: nn.Module, *names: str) -> Linear | None:
 
 def _merged_qkv(original: nn.Module) -> Linear | None:
     """One projection for query, key and value, or None, for example if there are unknown parts."""
-    other_names = {"o_proj", "q_norm", "k_norm"}
+    other_names = {*OUTPUT_NAMES, *chain(*NORM_NAMES)}
     children = {
         name
         for name, part in original._modules.items()
@@ -256,21 +272,24 @@ def _merged_qkv(original: nn.Module) -> Linear | None:
 
 
 def _head_norms(original: nn.Module) -> tuple[FusedRMSNorm, FusedRMSNorm] | None:
-    query, key = original._modules.get("q_norm"), original._modules.get("k_norm")
-    if not isinstance(query, FusedRMSNorm) or not isinstance(key, FusedRMSNorm):
-        return None
-    are_alike = (query.offset, query.rounds_first) == (key.offset, key.rounds_first)
-    return (query, key) if are_alike and query.weight.shape == key.weight.shape else None
+    for names in NORM_NAMES:
+        query, key = map(original._modules.get, names)
+        if not isinstance(query, FusedRMSNorm) or not isinstance(key, FusedRMSNorm):
+            continue
+        are_alike = (query.offset, query.rounds_first) == (key.offset, key.rounds_first)
+        return (query, key) if are_alike and query.weight.shape == key.weight.shape else None
+    return None
 
 
 def _has_known_norms(original: nn.Module) -> bool:
     """True if there are no q and k norms, or if `_head_norms` returns them."""
-    has_none = original._modules.get("q_norm") is None and original._modules.get("k_norm") is None
+    has_none = all(original._modules.get(name) is None for name in chain(*NORM_NAMES))
     return has_none or _head_norms(original) is not None
 
 
-def _matches(original: nn.Module, qkv: Linear, reference: AttentionCall) -> bool:
-    """Whether `qkv` computes exactly the heads of `reference`, and no other weight takes part."""
+def _matches(original: nn.Module, qkv: Linear, reference: AttentionCall, *, is_gated: bool) -> bool:
+    """Whether `qkv` computes exactly the heads of `reference`, and a gate for each query if it
+    `is_gated`, and no other weight takes part."""
     num_heads, num_kv_heads, size = (
         reference.query.shape[1],
         reference.key.shape[1],
@@ -291,4 +310,5 @@ def _matches(original: nn.Module, qkv: Linear, reference: AttentionCall) -> bool
     if sinks is not None and sinks is not original._parameters["sinks"]:
         return False
     has_others = bool(original._parameters.keys() - {"sinks"}) or bool(original._buffers)
-    return not has_others and qkv.out_features == (num_heads + 2 * num_kv_heads) * size
+    num_queries = 2 * num_heads if is_gated else num_heads
+    return not has_others and qkv.out_features == (num_queries + 2 * num_kv_heads) * size

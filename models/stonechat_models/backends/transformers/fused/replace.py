@@ -2,7 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
@@ -13,12 +14,13 @@ from stonechat_models.backends.transformers.fused.moe.recognise_experts import (
     is_experts,
 )
 from stonechat_models.backends.transformers.fused.moe.recognise_router import fused_router
-from stonechat_models.backends.transformers.fused.parity_check import record_calls
+from stonechat_models.backends.transformers.fused.parity_check import Call, record_calls
 from stonechat_models.backends.transformers.fused.recognise import (
     fused_attention,
     fused_layer,
     fused_norm,
     is_known_attention,
+    is_known_hybrid_attention,
     is_known_layer,
     merged_mlp,
 )
@@ -31,6 +33,9 @@ from stonechat_models.backends.transformers.tower_parts import tower_parts
 
 logger = logging.getLogger(__name__)
 
+Replacement = Callable[[str, nn.Module], nn.Module | None]
+"""Maps a part and its name to what replaces it, if anything does."""
+
 
 @torch.no_grad()
 def fuse_modules(module: nn.Module) -> Counter[str]:
@@ -38,15 +43,37 @@ def fuse_modules(module: nn.Module) -> Counter[str]:
 
     The parts are RMS norms, gated MLPs, recurrent layers, experts and their routers. In a causal
     model of transformers they are also attention and whole decoder layers, which then run on packed
-    tokens only. A part stays as it is if its kind is not known, or if its replacement returns other
-    numbers on random input. So do the parts of a vision tower. The original weights of merged
-    layers are freed, part by part.
+    tokens only; attention beside recurrent layers is left to `fuse_hybrid_attention`. A part stays
+    as it is if its kind is not known, or if its replacement returns other numbers on random input.
+    So do the parts of a vision tower. The original weights of merged layers are freed, part by
+    part.
     """
+    with _current_device(module):
+        return _fuse(module)
+
+
+@torch.no_grad()
+def fuse_hybrid_attention(module: nn.Module) -> Counter[str]:
+    """Replace attention beside recurrent layers, as `fuse_modules` does other attention."""
+    replaced: Counter[str] = Counter()
+    names = _names(module, is_known_hybrid_attention)
+    with _current_device(module):
+        _replace(module, names, _by_call(fused_attention, record_calls(module, names)), replaced)
+    return replaced
+
+
+def _current_device(module: nn.Module) -> AbstractContextManager[object]:
+    """Triton launches on the thread's current device: here on that of the module."""
     parameter = next(module.parameters(), None)
     if parameter is None or parameter.device.type != "cuda":
-        return _fuse(module)
-    with torch.cuda.device(parameter.device):  # Triton launches on the thread's current one
-        return _fuse(module)
+        return nullcontext()
+    return torch.cuda.device(parameter.device)
+
+
+def _by_call(
+    fuse: Callable[[nn.Module, Call], nn.Module | None], calls: Mapping[str, Call]
+) -> Replacement:
+    return lambda name, part: fuse(part, calls[name]) if name in calls else None
 
 
 def _fuse(module: nn.Module) -> Counter[str]:
@@ -54,15 +81,6 @@ def _fuse(module: nn.Module) -> Counter[str]:
     attentions, layers = _names(module, is_known_attention), _names(module, is_known_layer)
     hybrids = _names(module, is_known_hybrid)
     calls = record_calls(module, attentions + layers + hybrids)
-
-    def attention(name: str, part: nn.Module) -> nn.Module | None:
-        return fused_attention(part, calls[name]) if name in calls else None
-
-    def layer(name: str, part: nn.Module) -> nn.Module | None:
-        return fused_layer(part, calls[name]) if name in calls else None
-
-    def hybrid(name: str, part: nn.Module) -> nn.Module | None:
-        return fused_hybrid_layer(part, calls[name]) if name in calls else None
 
     def part(_: str, part: nn.Module) -> nn.Module | None:
         fused = fused_norm(part) or merged_mlp(part) or fused_experts(part) or fused_router(part)
@@ -74,9 +92,9 @@ def _fuse(module: nn.Module) -> Counter[str]:
     _replace(module, names, lambda _, part: fused_mixture(part), replaced)
     for kind in sorted({type(part).__name__ for part in module.modules() if is_experts(part)}):
         logger.warning("%s runs as in transformers, and may wait for the device", kind)
-    _replace(module, attentions, attention, replaced)
-    _replace(module, layers, layer, replaced)  # last: it needs the fused parts
-    _replace(module, hybrids, hybrid, replaced)
+    _replace(module, attentions, _by_call(fused_attention, calls), replaced)
+    _replace(module, layers, _by_call(fused_layer, calls), replaced)  # last: it needs fused parts
+    _replace(module, hybrids, _by_call(fused_hybrid_layer, calls), replaced)
     return replaced
 
 
@@ -87,7 +105,7 @@ def _names(module: nn.Module, is_match: Callable[[nn.Module], bool]) -> list[str
 def _replace(
     module: nn.Module,
     names: list[str],
-    replacement_of: Callable[[str, nn.Module], nn.Module | None],
+    replacement_of: Replacement,
     replaced: Counter[str],
 ) -> None:
     """Replace parts by name, so that nothing keeps the weights of a replaced part alive."""

@@ -23,14 +23,16 @@ def rope_and_store(
     num_heads: int,
     rotary_size: int,
     norms: tuple[FusedRMSNorm, FusedRMSNorm] | None,
+    is_gated: bool = False,
 ) -> torch.Tensor:
     """Normalise and rotate the heads of projected tokens `qkv` [rows, (H + 2 * Hkv) * D].
 
     Stores the keys and values in `keys` and `values` [slots, Hkv, D] at `slots` int64[T], in their
     dtype. Returns the query [rows, H, D]. Rows from T on are padding: they are not stored, and
-    their queries are unspecified. Cosines and sines are [1, rows, angles], with one angle per
-    rotated element (there are `rotary_size`) or one per pair of elements. `norms` are the norms of
-    query and key heads. They are of the same variant.
+    their queries are unspecified. Cosines and sines are [..., angles] for all rows, with one angle
+    per rotated element (there are `rotary_size`) or one per pair of elements. `norms` are the norms
+    of query and key heads. They are of the same variant. `is_gated`: behind each query head, `qkv`
+    has as many other numbers.
     """
     num_kv_heads, size = keys.shape[1:]
     query = qkv.new_empty(qkv.shape[0], num_heads, size)
@@ -58,6 +60,7 @@ def rope_and_store(
         HEADS=num_heads,
         KV_HEADS=num_kv_heads,
         SIZE=size,
+        QUERY_SIZE=2 * size if is_gated else size,
         ROTARY=rotary_size,
         ANGLES=cosines.shape[1],
         BLOCK=triton.next_power_of_2(size),
@@ -72,6 +75,6 @@ def rope_and_store(
 
 
 def _rows(angles: torch.Tensor) -> torch.Tensor:
-    """[1, rows, angles] as rows. Some models compute them transposed."""
-    rows = angles.squeeze(0)
+    """[1, rows, angles] or [rows, 1, angles] as rows. Some models compute them transposed."""
+    rows = angles.flatten(0, 1)
     return rows if rows.stride(1) == 1 else rows.contiguous()

@@ -11,6 +11,7 @@ from stonechat_models.backends.transformers.fused.attention import (
     FusedAttention,
     PositionEmbeddings,
 )
+from stonechat_models.backends.transformers.fused.hybrid_layer import FusedHybridLayer
 from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
 from stonechat_models.backends.transformers.fused.linears import adds_in_product, is_plain
 from stonechat_models.backends.transformers.fused.modules import FusedRMSNorm, MergedMLP
@@ -54,7 +55,8 @@ class Product:
         `scratch` [M, n] is the residual if it `adds`, and has the place of keys and values.
         """
         if self.attention is not None:
-            return self.attention.project(x, self.norm, *self._heads(self.attention, x, scratch))
+            heads = self._heads(self.attention, x, scratch)
+            return self.attention.project(x, self.norm, *heads)[0]
         if self.adds:
             return add_product(scratch, self.linear, x)
         if self.mlp is not None:
@@ -118,6 +120,11 @@ def _products(module: nn.Module) -> Iterator[Product]:
     in_layers = set()
     slots = torch.arange(max(ROW_COUNTS), device=next(module.parameters()).device)
     for layer in module.modules():
+        if isinstance(layer, FusedHybridLayer):
+            mlp = layer.get_submodule(layer.names.mlp)
+            assert isinstance(mlp, MergedMLP)
+            in_layers.add(mlp)
+            yield from _mlp_products(mlp, None, adds=True)
         if not isinstance(layer, FusedDecoderLayer):
             continue
         attention, mlp = layer.self_attn, layer.mlp
@@ -131,15 +138,16 @@ def _products(module: nn.Module) -> Iterator[Product]:
             yield Product("output", attention.o_proj, adds=True)
             if isinstance(mlp, MergedMLP):
                 in_layers.add(mlp)
-                yield from _mlp_products(mlp, layer.post_attention_layernorm)
+                yield from _mlp_products(mlp, layer.post_attention_layernorm, adds=True)
     for mlp in module.modules():
         if isinstance(mlp, MergedMLP) and mlp not in in_layers:
-            yield from _mlp_products(mlp, None)
+            yield from _mlp_products(mlp, None, adds=False)
 
 
-def _mlp_products(mlp: MergedMLP, norm: FusedRMSNorm | None) -> Iterator[Product]:
+def _mlp_products(mlp: MergedMLP, norm: FusedRMSNorm | None, *, adds: bool) -> Iterator[Product]:
+    """`adds`: the layer lets the last product add to the residual."""
     if is_plain(mlp.gate_up_proj):
         kind = "gate_up" if norm is None else "normed gate_up"
         yield Product(kind, mlp.gate_up_proj, norm, mlp=mlp)
-    if adds_in_product(mlp.down_proj) and norm is not None:
+    if adds_in_product(mlp.down_proj) and adds:
         yield Product("down", mlp.down_proj, adds=True)

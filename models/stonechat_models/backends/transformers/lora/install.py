@@ -116,13 +116,16 @@ def _fused_layers(module: nn.Module) -> dict[str, tuple[str, int]]:
         return places
     from stonechat_models.backends.transformers.fused.attention import FusedAttention
     from stonechat_models.backends.transformers.fused.modules import MergedMLP
-    from stonechat_models.backends.transformers.fused.recognise import MLP_NAMES
+    from stonechat_models.backends.transformers.fused.recognise import MLP_NAMES, OUTPUT_NAMES
 
     for name, part in module.named_modules():
         if isinstance(part, FusedAttention):
-            firsts = (0, part.num_heads, part.num_heads + part.num_kv_heads)
+            num_queries = part.num_heads * (2 if part.is_gated else 1)
+            firsts = (0, num_queries, num_queries + part.num_kv_heads)
             for layer, first in zip("qkv", firsts, strict=True):
                 places[f"{name}.{layer}_proj"] = f"{name}.qkv_proj", first * part.head_dim
+            for output in OUTPUT_NAMES:
+                places[f"{name}.{output}"] = f"{name}.o_proj", 0
         elif isinstance(part, MergedMLP):
             num_outputs = _shape(part.gate_up_proj)[0]
             for gate_up, gate, up, down in MLP_NAMES:

@@ -246,6 +246,7 @@ def compile_rotary(dtype, kv_dtype, capability, size) -> None:
         "HEADS": 32,
         "KV_HEADS": 8,
         "SIZE": size,
+        "QUERY_SIZE": 2 * size if size == 256 else size,
         "ROTARY": size // 2 if size == 80 else size,
         "ANGLES": size // 2,
         "BLOCK": triton.next_power_of_2(size),

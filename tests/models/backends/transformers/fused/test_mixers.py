@@ -22,7 +22,7 @@ from stonechat_models.backends.transformers.cuda.parity_steps import last_tokens
 from stonechat_models.backends.transformers.fused import mixers
 from stonechat_models.backends.transformers.fused.hybrid_layer import FusedHybridLayer
 from stonechat_models.backends.transformers.fused.recognise_mixers import MIXERS, fused_mixer
-from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.fused.replace import fuse_hybrid_attention, fuse_modules
 from stonechat_models.backends.transformers.lora.install import _fused_layers, _place
 from stonechat_models.backends.transformers.slot_states import SlotMixer, SlotStates
 from tests.models.backends.transformers.cuda.test_graphs import RerunCapturer
@@ -41,6 +41,8 @@ SLOTS = (2, 4, 0)
 PADDING = 4
 FAMILIES = ["qwen3_5_text", "lfm2", "granitemoehybrid", "mamba2"]
 MORE_FAMILIES = ["qwen3_next", "qwen3_5_moe_text", "bamba", "nemotron_h"]
+ATTENTION_FAMILIES = ["lfm2", "qwen3_5_text", "qwen3_next", "qwen3_5_moe_text"]
+"""Those whose attention is fused too."""
 
 
 def draw(*shape, dtype=torch.float32, scale=1.0):
@@ -315,7 +317,10 @@ def test_tokens_with_all_parts_fused(family, monkeypatch):
     prompts = [[5], [9, 8, 7]]
     expected = [reference_greedy(module, prompt, 3)[0] for prompt in prompts]
     fuse_modules(module)
-    results = generate_all(make_engine(module, BatchedBackend()), prompts, greedy(3))
+    engine = make_engine(module, BatchedBackend())
+    attention = fuse_hybrid_attention(module)  # as at load: after the check of steps
+    assert attention["FusedAttention"] == (family in ATTENTION_FAMILIES)
+    results = generate_all(engine, prompts, greedy(3))
     assert [result.token_ids for result in results] == expected
 
 
@@ -382,17 +387,16 @@ def test_norms_and_mlps_of_hybrids_are_fused_too(family, fused):
     assert fuse_modules(tiny_model(family).to(DEVICE)) == fused
 
 
-def test_an_adapter_finds_the_layers_of_fused_parts():
-    module = tiny_model("lfm2").to(DEVICE)
-    shapes = {name: part.weight.shape for name, part in module.named_modules() if is_linear(part)}
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_text"])
+def test_an_adapter_finds_the_layers_of_fused_parts(family):
+    module = tiny_model(family).to(DEVICE)
+    weights = {name: part.weight for name, part in module.named_modules() if is_linear(part)}
     fuse_modules(module)
-    for name, (num_outputs, num_inputs) in shapes.items():
+    assert fuse_hybrid_attention(module) == {"FusedAttention": 1}
+    for name, weight in weights.items():
         place, first = _place(module, name, _fused_layers(module))
-        layer = module.get_submodule(place)
-        assert layer.in_features == num_inputs, name
-        assert first in (0, num_outputs), name
-        assert layer.out_features in (num_outputs, 2 * num_outputs), name
-        assert first == 0 or name.endswith("w3")
+        rows = module.get_submodule(place).weight[first : first + len(weight)]
+        assert torch.equal(rows, weight), name
 
 
 def is_linear(part):

@@ -122,6 +122,13 @@ def test_products_that_can_be_chosen(family, kinds):
     assert all(type(product.linear) is nn.Linear for group in groups for product in group)
 
 
+def test_products_of_layers_with_recurrent_states():
+    module = tiny_model("lfm2").to(DEVICE)
+    fuse_modules(module)
+    sizes = {group[0].kind: len(group) for group in product_groups(module)}
+    assert sizes == {"gate_up": 3, "down": 3}
+
+
 @pytest.mark.skipif(DEVICE == "cuda", reason="there the timer works")
 def test_what_cannot_be_timed_stays(monkeypatch):
     module = fused_model("llama", num_hidden_layers=1)

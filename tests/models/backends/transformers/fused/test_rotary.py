@@ -39,6 +39,7 @@ class Case:
         dtype: torch.dtype = torch.float32,
         kv_dtype: torch.dtype | None = None,
         has_norm: bool = False,
+        is_gated: bool = False,
         scale: float = 1.0,
     ) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -48,7 +49,8 @@ class Case:
 
         rows = num_tokens + num_padding
         self.heads, self.size, self.rotary = heads, size, size if rotary is None else rotary
-        self.qkv = random(rows, (heads[0] + 2 * heads[1]) * size) * scale
+        self.is_gated = is_gated
+        self.qkv = random(rows, (heads[0] * (1 + is_gated) + 2 * heads[1]) * size) * scale
         angles = torch.rand(1, rows, max(2, self.rotary) // 2, generator=generator) * 6
         angles = torch.cat((angles, angles), dim=-1)
         self.cos, self.sin = (f(angles).to(dtype).to(DEVICE) for f in (torch.cos, torch.sin))
@@ -81,13 +83,18 @@ class Case:
                 num_heads=self.heads[0],
                 rotary_size=self.rotary,
                 norms=norms,
+                is_gated=self.is_gated,
             )
 
     @torch.no_grad()
     def expected(self) -> tuple[torch.Tensor, KVCache]:
         num_heads, num_kv_heads = self.heads
-        sizes = [n * self.size for n in (num_heads, num_kv_heads, num_kv_heads)]
-        query, key, value = (x.unflatten(1, (-1, self.size)) for x in self.qkv.split(sizes, dim=1))
+        sizes = [n * self.size for n in (num_heads * (1 + self.is_gated), *[num_kv_heads] * 2)]
+        parts = self.qkv.split(sizes, dim=1)
+        query, key, value = (
+            part.unflatten(1, (n, -1))[:, :, : self.size]
+            for part, n in zip(parts, (num_heads, num_kv_heads, num_kv_heads), strict=True)
+        )
         if self.weights is not None:
             query, key = rms_norm(query, self.weights[0]), rms_norm(key, self.weights[1])
         if self.rotary:
@@ -137,6 +144,20 @@ def test_heads(heads, num_tokens):
 )
 def test_sizes(size, rotary):
     Case(size=size, rotary=rotary, has_norm=True).check()
+
+
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_queries_with_gates_behind_them(has_norm):
+    Case(heads=(6, 2), size=16, rotary=4, has_norm=has_norm, is_gated=True).check()
+
+
+def test_angles_of_sequences_of_one_token():
+    """A step of a model with recurrent states has them in another dimension."""
+    case = Case()
+    case.cos, case.sin = case.cos.transpose(0, 1), case.sin.transpose(0, 1)
+    actual = case.run()
+    case.cos, case.sin = case.cos.transpose(0, 1), case.sin.transpose(0, 1)
+    torch.testing.assert_close(actual, case.expected()[0], rtol=1e-5, atol=1e-5)
 
 
 def test_one_angle_for_each_pair():
