@@ -54,6 +54,7 @@ def test_recurrent_states(family, dtype, device, tmp_path):
     assert isinstance(engine.model.model, RecurrentModel), progress
     assert {shape.seqs for shape in engine.model._graphs} == {1, 2, 4}, progress
     assert (" Slot" in progress) == (family != "falcon_h1"), progress
+    assert ("FusedAttention" in progress) == (family in ("qwen3_5_text", "lfm2")), progress
     check(engine, family, dtype)
     if engine.model.info.exact_chunks:  # the second time with a snapshot of the state
         assert check(engine, family, dtype)[-1].num_cached_tokens > 0
