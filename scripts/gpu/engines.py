@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from stonechat_models.backends.transformers import kinds, load
+from stonechat_models.backends.transformers import kinds, load, step_check
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.checkpoint.support import context_length
@@ -24,7 +24,7 @@ PHASES = {
     "read": f"{TRANSFORMERS}load.load_module",
     "check packing": f"{TRANSFORMERS}load.check_packing",
     "fuse": f"{TRANSFORMERS}fused.replace.fuse_modules",
-    "check states": f"{TRANSFORMERS}kinds.check_steps",
+    "check states": f"{TRANSFORMERS}step_check.check_steps",
     "quantise": f"{TRANSFORMERS}quantize.quantize_checked",
     "check attention": f"{TRANSFORMERS}load._choose_checked_attention",
     "compile codes": f"{TRANSFORMERS}load.compile_products",
@@ -52,7 +52,7 @@ def build(
     with (
         replaced(load, "load_module", loaded),
         replaced(load, "weights_hash", lambda _: "random"),
-        replaced(kinds, "check_steps", named(kinds.check_steps, say)),
+        replaced(kinds, "check_steps", named(step_check.check_steps, say)),
     ):
         model = load.load_transformers_model(files, config, device, say)
     return assemble_engine(
