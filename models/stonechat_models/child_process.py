@@ -55,6 +55,7 @@ class ChildProcess:
         assert process.stdout is not None
         late = threading.Event()
         timer = threading.Timer(patience, _end_late, [process, late])
+        timer.daemon = True
         timer.start()
         try:
             _write(process.stdin, task)

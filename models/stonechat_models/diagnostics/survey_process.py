@@ -1,13 +1,12 @@
 """Surveys models in another process, so that a server does not import PyTorch for it."""
 
-import os
-import subprocess
-import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
+from stonechat_models.child_process import ChildEndedError, ChildProcess
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.survey import ModelSurvey
 from stonechat_models.errors import ModelLoadError
@@ -27,30 +26,18 @@ class SurveyAnswer:
 def survey_models(configs: Sequence[EngineConfig]) -> Iterator[ModelSurvey | ModelLoadError]:
     """Yield what `survey_model` returns or raises for each config, in order (blocking).
 
-    One process surveys them all. It ends with the iterator.
+    One process surveys them all, or another one once it has ended. It ends with the iterator.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", MODULE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # libraries warn there of what they lack
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    process = ChildProcess(MODULE)
     try:
         for config in configs:
-            try:
-                process.stdin.write(msgspec.json.encode(config, enc_hook=plain) + b"\n")
-                process.stdin.flush()
-                line = process.stdout.readline()
-            except BrokenPipeError:
-                line = b""
-            if not line:
+            task = msgspec.json.encode(config, enc_hook=plain)
+            try:  # however long it takes: it may fetch headers, or compile the CPU kernels
+                data = process.ask(task, threading.TIMEOUT_MAX)
+            except ChildEndedError:
                 yield ModelLoadError(f"the process that surveys {config.model} has ended")
                 continue
-            answer = msgspec.json.decode(line, type=SurveyAnswer)
+            answer = msgspec.json.decode(data, type=SurveyAnswer)
             yield answer.survey or ModelLoadError(answer.error)
     finally:
-        process.kill()
-        process.communicate()  # closes its pipes
+        process.end()

@@ -1,16 +1,13 @@
 """The process that surveys models: `python -m stonechat_models.diagnostics.survey_worker`.
 
-Each line of its input is an `EngineConfig` as JSON. It answers each with a line of JSON: a
-`SurveyAnswer`. It ends with its input.
+A task is an `EngineConfig` as JSON, and the answer is a `SurveyAnswer` as JSON.
 """
 
 import os
-import signal
-import sys
-from typing import BinaryIO
 
 import msgspec
 
+from stonechat_models.child_process import serve_tasks
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.survey_process import SurveyAnswer
 from stonechat_models.errors import ModelLoadError
@@ -18,21 +15,10 @@ from stonechat_models.errors import ModelLoadError
 NICENESS = 10
 
 
-def main() -> None:
-    """Survey models until the input ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the server, which ends this process
-        signal.signal(number, signal.SIG_IGN)
-    os.nice(NICENESS)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not look like an answer
-    for line in sys.stdin.buffer:
-        _answer(line, answers)
-
-
-def _answer(line: bytes, answers: BinaryIO) -> None:
+def _answer(task: bytes) -> bytes:
     from stonechat_models.diagnostics.memory_plan import survey_model
 
-    config = msgspec.json.decode(line, type=EngineConfig)
+    config = msgspec.json.decode(task, type=EngineConfig)
     try:
         answer = SurveyAnswer(survey=survey_model(config, lambda _: None))
     except ModelLoadError as error:
@@ -40,9 +26,9 @@ def _answer(line: bytes, answers: BinaryIO) -> None:
     except Exception as error:
         text = f"{config.model} cannot be surveyed: {type(error).__name__}: {error}"
         answer = SurveyAnswer(error=text)
-    answers.write(msgspec.json.encode(answer) + b"\n")
-    answers.flush()
+    return msgspec.json.encode(answer)
 
 
 if __name__ == "__main__":
-    main()
+    os.nice(NICENESS)
+    serve_tasks(_answer)
