@@ -11,6 +11,7 @@ from functools import lru_cache
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.lark_text import measure, split_schemas
+from stonechat_models.grammar.schema_tree import COUNT_KEYS, NUMBER_KEYS
 from stonechat_models.types import GrammarSpec
 
 MAX_EXPRESSION_CHARS = 16 * 1024
@@ -31,24 +32,13 @@ MAX_LINKED_NODES = 200
 """Schemas and rules that refer to each other are compiled by recursion, which needs stack."""
 
 _REPEAT = re.compile(r"\{(\d*+)(?:,(\d*+))?\}")
-_COUNTS = frozenset(
-    ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
-)
 _COSTLY_KEYS = frozenset(
     (
-        "contains",
-        "dependentSchemas",
-        "if",
-        "not",
-        "oneOf",
-        "patternProperties",
-        "propertyNames",
-        "unevaluatedItems",
-        "unevaluatedProperties",
+        *("contains", "dependentSchemas", "if", "not", "oneOf", "patternProperties"),
+        *("propertyNames", "unevaluatedItems", "unevaluatedProperties"),
     )
 )
 """Keywords that intersect or exclude languages. The cost of an intersection is a product."""
-_NUMBER_KEYS = ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
 _ALONE = ("$ref", "allOf", "anyOf")
 _BESIDE = frozenset(
     ("$defs", "$schema", "default", "definitions", "description", "examples", "title")
@@ -118,7 +108,7 @@ def _is_cheap_schema(schema: object) -> bool:
             return False
         if isinstance(value.get("pattern"), str):
             patterns.append(value["pattern"])
-        numbers.add(str([value.get(key) for key in _NUMBER_KEYS]))
+        numbers.add(str([value.get(key) for key in NUMBER_KEYS]))
     if has_references and num_nodes > MAX_LINKED_NODES:
         return False
     if len(numbers) > MAX_DIFFERENT_NUMBERS:
@@ -140,7 +130,7 @@ def _is_cheap_node(node: dict[str, object]) -> bool:
     multiple = node.get("multipleOf", 1)
     if not (isinstance(multiple, int) and multiple <= MAX_MULTIPLE):
         return False
-    counts = [node.get(key) for key in _COUNTS]
+    counts = [node.get(key) for key in COUNT_KEYS]
     return all(not isinstance(count, int | float) or count <= MAX_COUNT for count in counts)
 
 

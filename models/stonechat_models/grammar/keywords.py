@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 from stonechat_models.grammar.annotations import FORMATS
 from stonechat_models.grammar.json_schema import MAX_PROPERTIES
+from stonechat_models.grammar.numbers import is_number
+from stonechat_models.grammar.schema_tree import COUNT_KEYS
 
 _TYPES = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
 _UNSUPPORTED_FORMATS = FORMATS - {
@@ -21,15 +23,7 @@ def _is_list(value: object) -> bool:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int | float) and value is not True and value >= 0 and value % 1 == 0
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_bound(value: object) -> bool:
-    return isinstance(value, int | float)  # a boolean in draft 4
+    return is_number(value) and value >= 0 and value % 1 == 0
 
 
 def is_type(value: object) -> bool:
@@ -56,11 +50,11 @@ _WELL_FORMED: dict[str, Callable[[object], bool]] = {
     "const": lambda value: True,
     "type": is_type,
     "required": _is_names,
-    **dict.fromkeys(("minItems", "maxItems", "minLength", "maxLength"), _is_count),
-    **dict.fromkeys(("minProperties", "maxProperties"), _is_count),
-    **dict.fromkeys(("minimum", "maximum"), _is_number),
-    **dict.fromkeys(("exclusiveMinimum", "exclusiveMaximum"), _is_bound),
-    "multipleOf": lambda value: _is_number(value) and value != 0,
+    **dict.fromkeys(COUNT_KEYS, _is_count),
+    **dict.fromkeys(("minimum", "maximum"), is_number),
+    "exclusiveMinimum": lambda value: isinstance(value, int | float),  # a boolean in draft 4
+    "exclusiveMaximum": lambda value: isinstance(value, int | float),
+    "multipleOf": lambda value: is_number(value) and value != 0,
     "format": lambda value: isinstance(value, str) and value not in _UNSUPPORTED_FORMATS,
 }
 

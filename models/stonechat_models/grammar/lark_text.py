@@ -42,19 +42,15 @@ def split_schemas(source: str) -> Iterator[LarkPart]:
     for match in _TOKEN.finditer(source):
         if match["json"] is None or match.start() < position:
             continue
+        space = _SPACE.match(source, match.end())
+        assert space is not None
         try:
-            schema, end = decoder.raw_decode(source, _end_of_space(source, match.end()))
+            schema, end = decoder.raw_decode(source, space.end())
         except (ValueError, RecursionError) as error:
             raise GrammarError(f"%json must be followed by a JSON schema: {error}") from error
         yield LarkPart(source[position : match.end()], schema, has_schema=True)
         position = end
     yield LarkPart(source[position:])
-
-
-def _end_of_space(text: str, position: int) -> int:
-    space = _SPACE.match(text, position)
-    assert space is not None
-    return space.end()
 
 
 @dataclass(slots=True)

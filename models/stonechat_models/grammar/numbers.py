@@ -12,7 +12,14 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any, TypeGuard
 
 from stonechat_models.errors import GrammarError
-from stonechat_models.grammar.schema_tree import Path, Schema, change_children, nodes, values
+from stonechat_models.grammar.schema_tree import (
+    NUMBER_KEYS,
+    Path,
+    Schema,
+    change_children,
+    nodes,
+    values,
+)
 
 MAX_INTEGER = 2**63 - 1024
 MAX_NUMBER = 10**18
@@ -27,9 +34,6 @@ _BOUND_DECIMALS = 22
 _DIGITS = f"-?(0|[1-9][0-9]{{0,{MAX_DIGITS - 1}}})"
 NUMBER = rf"{_DIGITS}(\.[0-9]{{1,{MAX_DECIMALS}}})?([eE][+-]?[0-9]{{1,3}})?"
 _OTHERS = frozenset(("$ref", "allOf", "anyOf", "oneOf", "enum", "const"))
-_NUMBER_KEYS = frozenset(
-    ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
-)
 
 
 def bounded_json(options: dict[str, Any]) -> str:
@@ -55,13 +59,13 @@ def bound_number(node: Schema) -> None:
     other numbers are inclusive, and are rounded inwards to a few digits. Raises `GrammarError` if
     no number is left, or a bound is none.
     """
-    for key in _NUMBER_KEYS & node.keys():
+    for key in NUMBER_KEYS & node.keys():
         is_flag = isinstance(node[key], bool) and key.startswith("exclusive")  # as in draft 4
-        if not is_flag and not _is_number(node[key]):
+        if not is_flag and not is_number(node[key]):
             raise GrammarError(f"{key} of a JSON schema must be a number")
     types = node.get("type")
     kinds = types if isinstance(types, list) else [types]
-    is_any = "number" in kinds or (types is None and not _NUMBER_KEYS.isdisjoint(node))
+    is_any = "number" in kinds or (types is None and not NUMBER_KEYS.isdisjoint(node))
     if not is_any and "integer" not in kinds:
         return
     limit = MAX_NUMBER if is_any else MAX_INTEGER
@@ -85,7 +89,7 @@ def bound_number(node: Schema) -> None:
 def _bounds(node: Schema, name: str) -> dict[str, float]:
     """`minimum` and `exclusiveMinimum`, or the other two, as far as the schema has them."""
     keys = (name, _exclusive(name))
-    return {key: node[key] for key in keys if _is_number(node.get(key))}
+    return {key: node[key] for key in keys if is_number(node.get(key))}
 
 
 def _exclusive(name: str) -> str:
@@ -125,7 +129,7 @@ def share_numbers(schema: Schema) -> Schema:
     names: dict[str, str] = {}
 
     def shared(node: Schema, _: Path) -> Schema:
-        if _NUMBER_KEYS.isdisjoint(node) or not node.keys() <= _NUMBER_KEYS | {"type"}:
+        if NUMBER_KEYS.isdisjoint(node) or not node.keys() <= NUMBER_KEYS | {"type"}:
             return change_children(node, shared)
         text = json.dumps(node, sort_keys=True)
         return {"$ref": f"#/$defs/{names.setdefault(text, f'number:{len(names)}')}"}
@@ -147,14 +151,15 @@ def may_have_numbers(schema: object) -> bool:
     return any(map(_may_have_numbers, found)) and not _has_long_number(fixed)
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value of a schema is a number."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _has_long_number(value: object) -> bool:
     if isinstance(value, dict | list):
         return any(map(_has_long_number, values(value)))
-    if not _is_number(value):
+    if not is_number(value):
         return False
     return re.fullmatch(NUMBER, format(Decimal(repr(value)), "f")) is None
 

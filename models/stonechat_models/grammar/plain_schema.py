@@ -21,6 +21,7 @@ from urllib.parse import unquote
 from stonechat_models.grammar.annotations import without_annotations
 from stonechat_models.grammar.exclusive import exclude_each_other
 from stonechat_models.grammar.schema_tree import (
+    COUNT_KEYS,
     Path,
     Schema,
     change_children,
@@ -31,9 +32,6 @@ from stonechat_models.grammar.schema_tree import (
 
 _DYNAMIC = frozenset(("$dynamicRef", "$recursiveRef"))
 _MAX_HOPS = 8
-_COUNTS = frozenset(
-    ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
-)
 
 
 def plain_schema(schema: Schema) -> Schema:
@@ -151,7 +149,7 @@ class _Definitions:
 
 def _flatten(node: Schema) -> Schema:
     node = change_children(node, lambda child, _: _flatten(child))
-    for key in _COUNTS & node.keys():
+    for key in COUNT_KEYS & node.keys():
         if isinstance(node[key], float) and node[key].is_integer():
             node[key] = int(node[key])
     node = _with_requirements(node)

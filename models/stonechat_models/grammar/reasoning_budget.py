@@ -10,25 +10,19 @@ import numpy.typing as npt
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.vocabulary import VocabularyLike
+from stonechat_models.sampling.state import TokenConstraint
 from stonechat_models.types import ReasoningSpec
 
 GAP_TEXTS = (b"\n", b"\n\n")
 """One token of these texts may come between the end of reasoning and the grammar's text."""
 
 
-class StartedConstraint(Protocol):
+class StartedConstraint(TokenConstraint, Protocol):
     """A `TokenConstraint` that can also say whether it allows one token."""
-
-    def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool: ...
-
-    def accept(self, token_id: int) -> None: ...
 
     def allows(self, token_id: int) -> bool: ...
 
     def fork(self) -> "StartedConstraint": ...
-
-    @property
-    def is_finished(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)

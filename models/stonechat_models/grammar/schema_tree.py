@@ -17,22 +17,19 @@ Path = tuple[str | int, ...]
 
 SCHEMA_KEYS = frozenset(
     (
-        "additionalItems",
-        "additionalProperties",
-        "contains",
-        "else",
-        "if",
-        "items",
-        "not",
-        "propertyNames",
-        "then",
-        "unevaluatedItems",
-        "unevaluatedProperties",
+        *("additionalItems", "additionalProperties", "contains", "else", "if", "items", "not"),
+        *("propertyNames", "then", "unevaluatedItems", "unevaluatedProperties"),
     )
 )
 SCHEMA_LIST_KEYS = frozenset(("allOf", "anyOf", "items", "oneOf", "prefixItems"))
 SCHEMA_MAP_KEYS = frozenset(
     ("$defs", "definitions", "dependentSchemas", "patternProperties", "properties")
+)
+COUNT_KEYS = frozenset(
+    ("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties")
+)
+NUMBER_KEYS = frozenset(
+    ("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf")
 )
 
 

@@ -35,17 +35,14 @@ class _Wrapper:
         self._tokenizer = tokenizer
         self.eos_token_id = eos_token_id
         self.special_token_ids = sorted(i for i in tokenizer.special_ids if i < num_tokens)
-        self.tokens: Sequence[bytes] = [_token_bytes(tokenizer, i) for i in range(num_tokens)]
+        # Ids that only pad the logits have no text, and a token without text is never allowed.
+        texts = [tokenizer.token_bytes(i) for i in range(min(num_tokens, tokenizer.vocab_size))]
+        self.tokens: Sequence[bytes] = [*texts, *[b""] * (num_tokens - len(texts))]
 
     def __call__(self, text: str | bytes) -> list[int]:
         if isinstance(text, bytes):
             text = text.decode("utf-8", errors="replace")
         return self._tokenizer.encode(text, add_special_tokens=False)
-
-
-def _token_bytes(tokenizer: VocabularyLike, token_id: int) -> bytes:
-    # Ids that only pad the logits have no text, and a token without text is never allowed.
-    return tokenizer.token_bytes(token_id) if token_id < tokenizer.vocab_size else b""
 
 
 def build_llguidance_tokenizer(tokenizer: VocabularyLike, vocab_size: int) -> LLTokenizer:
