@@ -24,8 +24,7 @@ from stonechat_models.backends.transformers.tower_parts import tower_parts
 from stonechat_models.backends.transformers.verify import random_prompts
 from stonechat_models.checkpoint.headers import Footprint
 from stonechat_models.checkpoint.hf_config import HFConfig
-from stonechat_models.errors import EngineError, UnsupportedModelError
-from stonechat_models.model_file import reason_of
+from stonechat_models.errors import EngineError
 
 META = torch.device("meta")
 
@@ -51,13 +50,7 @@ class EmptyModel:
         """
         if config.model_type not in CONFIG_MAPPING:
             return None
-        model_class = auto_class(config)
-        try:
-            module = empty_module(config, model_class)
-        except Exception as error:  # transformers raises many types; all mean the same here
-            raise UnsupportedModelError(
-                f"transformers cannot build the model: {reason_of(error)}"
-            ) from error
+        module = empty_module(config, auto_class(config))
         return None if module is None else cls(module.eval(), config.expert_share)
 
     @property

@@ -24,11 +24,13 @@ from transformers.models.auto.modeling_auto import (
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel, keeps_recurrent_state
-from stonechat_models.backends.transformers.step_check import check_steps, check_tolerance
+from stonechat_models.backends.transformers.step_check import check_steps
+from stonechat_models.backends.transformers.verify import logits_tolerance
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.model_file import reason_of
 from stonechat_models.model_info import ModelInfo
 
 HEARING = {
@@ -106,16 +108,21 @@ def is_encoder(config: HFConfig) -> bool:
 def empty_module(config: HFConfig, model_class: Any) -> nn.Module | None:
     """Return the model on the meta device; None if its own code would have to run.
 
-    Raises what transformers raises if it cannot build the model: many types, all of one meaning.
+    Raises `UnsupportedModelError` if transformers cannot build it.
     """
     if config.model_type not in CONFIG_MAPPING:
         return None
     raw = {key: value for key, value in config.raw.items() if key != "quantization_config"}
-    with torch.device("meta"):
-        module: nn.Module = model_class.from_config(
-            CONFIG_MAPPING[config.model_type].from_dict(_known_dtypes(raw)),
-            attn_implementation="eager",
-        )
+    try:
+        with torch.device("meta"):
+            module: nn.Module = model_class.from_config(
+                CONFIG_MAPPING[config.model_type].from_dict(_known_dtypes(raw)),
+                attn_implementation="eager",
+            )
+    except Exception as error:  # transformers raises many types; all mean the same here
+        raise UnsupportedModelError(
+            f"transformers cannot build the model: {reason_of(error)}"
+        ) from error
     return module
 
 
@@ -176,5 +183,5 @@ def refuse_deterministic(config: EngineConfig) -> None:
 
 def _check(model: RecurrentModel | PlainModel, module: nn.Module) -> None:
     dtype = next(module.parameters()).dtype
-    exact = check_steps(model, module, model.device, check_tolerance(dtype))
+    exact = check_steps(model, module, model.device, logits_tolerance(dtype))
     model.info = replace(model.info, exact_chunks=exact)

@@ -23,9 +23,10 @@ from stonechat_models.backends.transformers.attention.interface import (
     register_attention,
 )
 from stonechat_models.backends.transformers.verify import (
-    TOLERANCE,
     logits_error,
+    logits_tolerance,
     random_prompts,
+    whole_pass,
 )
 from stonechat_models.errors import EngineError, UnsupportedModelError
 
@@ -44,11 +45,11 @@ def check_packing(module: torch.nn.Module, device: torch.device, vocab_size: int
     Sets the paged attention function in `module`.
     """
     dtype = next(module.parameters()).dtype
-    tolerance = TOLERANCE["logits"].get(dtype, 0.25)
+    tolerance = logits_tolerance(dtype)
     with short_chunks(module):
         probe, differences = _compare(module, device, vocab_size)
         if dtype is not torch.float32 and _is_unclear(differences, tolerance):
-            tolerance = TOLERANCE["logits"][torch.float32]
+            tolerance = logits_tolerance(torch.float32)
             _, differences = _compare(small_copy(module), torch.device("cpu"), COPY_VOCAB_SIZE)
     if has_chunks(module):  # this probe has the short ones
         with torch.inference_mode():
@@ -128,15 +129,12 @@ def _compare(
     try:
         module.set_attn_implementation("eager")  # type: ignore[operator]
         sequences = torch.split(batch.token_ids, LENGTHS)
-        expected = torch.cat([_forward_alone(module, ids) for ids in sequences]).float()
+        expected = torch.cat([whole_pass(module, ids) for ids in sequences])
         probe, actual = probe_layers(module, batch)
     except EngineError:
         raise
     except Exception as error:
         raise UnsupportedModelError(f"the packing check's forward pass fails: {error}") from error
-    if not torch.isfinite(expected).all():
-        dtype = next(module.parameters()).dtype
-        raise UnsupportedModelError(f"the model gives logits that are not finite in {dtype}")
     return probe, list(torch.split(logits_error(expected, actual.float()), LENGTHS))
 
 
@@ -153,11 +151,6 @@ def probe_layers(module: torch.nn.Module, batch: ForwardBatch) -> tuple[ProbeCon
     if not probe.shapes:
         raise UnsupportedModelError("the model never calls the registered attention function")
     return probe, logits
-
-
-def _forward_alone(module: torch.nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = module(input_ids=token_ids.unsqueeze(0), use_cache=False).logits
-    return logits[0]
 
 
 def packed_forward(

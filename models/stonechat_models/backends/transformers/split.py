@@ -9,7 +9,6 @@ from torch import nn
 from stonechat_models.backends.transformers.kinds import auto_class, empty_module
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.model_file import reason_of
 
 BY_ROWS = frozenset({"colwise", "colwise_rep", "colwise_gather_output", "embedding_colwise"})
 """The styles that split the outputs of a layer: the rows of its weight."""
@@ -86,14 +85,7 @@ def refuse_whole_weights(module: nn.Module, num_ranks: int) -> None:
 
 def empty_split_module(config: HFConfig) -> nn.Module:
     """Return the model on the meta device. Raises `UnsupportedModelError` if it cannot be built."""
-    try:
-        module = empty_module(config, auto_class(config))
-    except UnsupportedModelError:
-        raise
-    except Exception as error:  # transformers raises many types; all mean the same here
-        raise UnsupportedModelError(
-            f"transformers cannot build the model: {reason_of(error)}"
-        ) from error
+    module = empty_module(config, auto_class(config))
     if module is None:
         raise UnsupportedModelError("only transformers' own models can be split between devices")
     return module

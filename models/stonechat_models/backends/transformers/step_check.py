@@ -11,8 +11,8 @@ from itertools import accumulate
 
 import torch
 
-from stonechat_models.backends.base import CausalModel, ForwardBatch
-from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
+from stonechat_models.backends.base import CausalModel
+from stonechat_models.backends.transformers.verify import logits_error, packed_batch, whole_pass
 from stonechat_models.errors import EngineError, UnsupportedModelError
 
 PROMPT_LENGTHS = (69, 6)
@@ -28,7 +28,7 @@ class _Sequence:
     def __init__(self, slot: int, token_ids: torch.Tensor, num_blocks: int) -> None:
         self.slot = slot
         self.token_ids = token_ids
-        self.blocks = list(range(slot * num_blocks, (slot + 1) * num_blocks))
+        self.blocks = torch.arange(slot * num_blocks, (slot + 1) * num_blocks, dtype=torch.int32)
         self.num_computed = 0
 
 
@@ -50,7 +50,7 @@ def check_steps(
     info, implementation = model.info, module.config._attn_implementation  # type: ignore
     try:
         module.set_attn_implementation("eager")  # type: ignore[operator]
-        expected = [_whole_pass(module, ids.to(device)) for ids in texts]
+        expected = [whole_pass(module, ids.to(device)) for ids in texts]
         module.set_attn_implementation(implementation)  # type: ignore[operator]
         model.info = replace(info, num_state_slots=len(texts))
         model.allocate_kv_cache(num_blocks * len(texts), block_size)
@@ -84,11 +84,6 @@ def check_steps(
         model.info = info
 
 
-def check_tolerance(dtype: torch.dtype) -> float:
-    """The tolerance of `check_steps` for weights of `dtype`."""
-    return TOLERANCE["logits"].get(dtype, 0.25)
-
-
 def _parts_error(
     model: CausalModel,
     token_ids: torch.Tensor,
@@ -109,16 +104,8 @@ def _parts_error(
 def _is_causal(module: torch.nn.Module, token_ids: torch.Tensor, tolerance: float) -> bool:
     """Whether the logits of a text's first half do not depend on the second half."""
     half = len(token_ids) // 2
-    whole, part = _whole_pass(module, token_ids), _whole_pass(module, token_ids[:half])
+    whole, part = whole_pass(module, token_ids), whole_pass(module, token_ids[:half])
     return _error(part, whole[:half]) <= tolerance
-
-
-def _whole_pass(module: torch.nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = module(input_ids=token_ids.unsqueeze(0), use_cache=False).logits[0]
-    if not torch.isfinite(logits).all():
-        dtype = next(module.parameters()).dtype
-        raise UnsupportedModelError(f"the model gives logits that are not finite in {dtype}")
-    return logits.float()
 
 
 def _error(expected: torch.Tensor, actual: torch.Tensor) -> float:
@@ -129,29 +116,11 @@ def _step(
     model: CausalModel, items: Sequence[tuple[_Sequence, int]], device: torch.device
 ) -> torch.Tensor:
     """Compute the next tokens of each sequence. Returns the logits [N, V] of each one's last."""
-    block_size = model.info.block_size
-    token_ids, positions, slots = [], [], []
+    parts = []
     for sequence, num_tokens in items:
-        place = torch.arange(sequence.num_computed, sequence.num_computed + num_tokens)
-        token_ids.append(sequence.token_ids[place])
-        positions.append(place)
-        blocks = torch.tensor(sequence.blocks)
-        slots.append(blocks[place // block_size] * block_size + place % block_size)
-        sequence.num_computed += num_tokens
-    query_start = [0, *accumulate(n for _, n in items)]
-    context_lens = [s.num_computed for s, _ in items]
-    batch = ForwardBatch(
-        token_ids=torch.cat(token_ids),
-        positions=torch.cat(positions),
-        slot_mapping=torch.cat(slots),
-        query_start=torch.tensor(query_start, dtype=torch.int32),
-        context_lens=torch.tensor(context_lens, dtype=torch.int32),
-        block_table=torch.tensor([s.blocks for s, _ in items], dtype=torch.int32),
-        logits_index=torch.tensor(query_start[1:]) - 1,
-        query_start_list=query_start,
-        context_lens_list=context_lens,
-        state_slots=[s.slot for s, _ in items],
-        num_rows_list=[1] * len(items),
-    )
+        first, end = sequence.num_computed, sequence.num_computed + num_tokens
+        parts.append((sequence.token_ids[first:end], first, sequence.blocks))
+        sequence.num_computed = end
+    batch = packed_batch(parts, model.info.block_size, [s.slot for s, _ in items])
     logits: torch.Tensor = model.forward(batch.to(device))
     return logits

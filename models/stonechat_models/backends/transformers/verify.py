@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.errors import UnsupportedModelError
 
 TOLERANCE = {
     "logits": {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.25},
@@ -34,35 +36,49 @@ def random_batch(
     the same each time.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    query_start = [0, *accumulate(queries for queries, _ in lengths)]
-    context_lens = [context for _, context in lengths]
-    widths = [-(-context // block_size) for context in context_lens]
+    widths = [-(-context // block_size) for _, context in lengths]
     blocks = torch.randperm(sum(widths), generator=generator, dtype=torch.int32)
-    table = torch.zeros(len(lengths), max(widths), dtype=torch.int32)
-    slots, positions = [], []
-    for i, sequence_blocks in enumerate(torch.split(blocks, widths)):
-        table[i, : widths[i]] = sequence_blocks
-        positions.append(torch.arange(context_lens[i] - lengths[i][0], context_lens[i]))
-        slots.append(
-            sequence_blocks[positions[i] // block_size].long() * block_size
-            + positions[i] % block_size
-        )
-    token_ids = torch.zeros(query_start[-1], dtype=torch.int64)
+    token_ids = torch.zeros(sum(queries for queries, _ in lengths), dtype=torch.int64)
     if vocab_size is not None:
         token_ids.random_(vocab_size, generator=generator)
+    ids = torch.split(token_ids, [queries for queries, _ in lengths])
+    firsts = [context - queries for queries, context in lengths]
+    parts = zip(ids, firsts, torch.split(blocks, widths), strict=True)
+    return packed_batch(list(parts), block_size, range(len(lengths)))
+
+
+def packed_batch(
+    parts: Sequence[tuple[torch.Tensor, int, torch.Tensor]],
+    block_size: int,
+    slots: Sequence[int],
+    *,
+    all_rows: bool = False,
+) -> ForwardBatch:
+    """Return a step on the CPU. `slots`: those of the sequences' states.
+
+    Of each sequence, `parts` has the tokens int64[n], how many are before them, and its blocks
+    int32[W]. The last token of each needs logits; with `all_rows`, all do.
+    """
+    counts = [len(ids) for ids, _, _ in parts]
+    query_start = [0, *accumulate(counts)]
+    context_lens = [first + n for n, (_, first, _) in zip(counts, parts, strict=True)]
+    places = [(torch.arange(first, first + len(ids)), blocks) for ids, first, blocks in parts]
+    ends = torch.tensor(query_start[1:])
     return ForwardBatch(
-        token_ids=token_ids,
-        positions=torch.cat(positions),
-        slot_mapping=torch.cat(slots),
+        token_ids=torch.cat([ids for ids, _, _ in parts]),
+        positions=torch.cat([positions for positions, _ in places]),
+        slot_mapping=torch.cat(
+            [blocks[p // block_size].long() * block_size + p % block_size for p, blocks in places]
+        ),
         query_start=torch.tensor(query_start, dtype=torch.int32),
         context_lens=torch.tensor(context_lens, dtype=torch.int32),
-        block_table=table,
-        logits_index=torch.tensor(query_start[1:]) - 1,
+        block_table=pad_sequence([blocks for _, _, blocks in parts], batch_first=True),
+        logits_index=torch.arange(query_start[-1]) if all_rows else ends - 1,
         query_start_list=query_start,
         context_lens_list=context_lens,
-        state_slots=range(len(lengths)),
-        state_index=torch.arange(len(lengths)),
-        num_rows_list=[1] * len(lengths),
+        state_slots=slots,
+        state_index=torch.tensor(list(slots)),
+        num_rows_list=counts if all_rows else [1] * len(parts),
     )
 
 
@@ -90,3 +106,20 @@ def logits_error(expected: torch.Tensor, actual: torch.Tensor) -> torch.Tensor:
     if expected.dtype.itemsize < 4:
         expected = expected.float()
     return relative_error(expected, actual.to(expected.dtype), float(expected.std()) or 1.0)
+
+
+def logits_tolerance(dtype: torch.dtype) -> float:
+    """The largest allowed error of logits for weights of `dtype`."""
+    return TOLERANCE["logits"].get(dtype, 0.25)
+
+
+def whole_pass(module: torch.nn.Module, token_ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits float32[T, V] of a sequence alone, in one forward pass without a cache.
+
+    Raises `UnsupportedModelError` if they are not finite.
+    """
+    logits: torch.Tensor = module(input_ids=token_ids.unsqueeze(0), use_cache=False).logits[0]
+    if not torch.isfinite(logits).all():
+        dtype = next(module.parameters()).dtype
+        raise UnsupportedModelError(f"the model gives logits that are not finite in {dtype}")
+    return logits.float()

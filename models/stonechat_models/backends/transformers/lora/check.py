@@ -10,7 +10,11 @@ from stonechat_models.backends.transformers.lora.linear import LoraLinear
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import probe_layers
 from stonechat_models.backends.transformers.recurrent import PROBE_LENGTH, probe_states
-from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error, random_prompts
+from stonechat_models.backends.transformers.verify import (
+    logits_error,
+    logits_tolerance,
+    random_prompts,
+)
 from stonechat_models.errors import EngineError, UnsupportedModelError
 
 LENGTH = 3
@@ -59,7 +63,7 @@ def _check_packed(model: TransformersModel, rows: StepRows, num_adapters: int) -
 
     _refuse_other_calls(model, run, batch.num_tokens)
     error = float(logits_error(expected[-LENGTH:].float(), actual[-LENGTH:].float()).max())
-    tolerance = TOLERANCE["logits"].get(expected.dtype, 0.25)
+    tolerance = logits_tolerance(expected.dtype)
     if not torch.isfinite(actual).all() or error > tolerance:
         raise UnsupportedModelError(
             "a step with adapters gives logits that are not finite, or others to sequences without "

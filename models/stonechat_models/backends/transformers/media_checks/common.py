@@ -6,16 +6,19 @@ it. If a step of the engine gives other logits, the model takes no such media.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import nn
 
-from stonechat_models.backends.base import ForwardBatch, StepMedia
+from stonechat_models.backends.base import StepMedia
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.tower_parts import tower_parts
-from stonechat_models.backends.transformers.verify import TOLERANCE, logits_error
+from stonechat_models.backends.transformers.verify import (
+    logits_error,
+    logits_tolerance,
+    packed_batch,
+)
 from stonechat_models.checkpoint.adapter.files import Adapter
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_info import AudioInfo, ImageInfo
@@ -54,7 +57,7 @@ def check_case(model: TransformersModel, case: MediaCase, what: str) -> None:
     dtype = next(model.module.parameters()).dtype
     # Rounding in half precision may let a router choose other experts at single tokens.
     worst = float(errors.max() if dtype is torch.float32 else errors.median())
-    if worst > TOLERANCE["logits"].get(dtype, 0.25):
+    if worst > logits_tolerance(dtype):
         raise UnsupportedModelError(
             f"a step with {what} gives other logits than the model's own code (off by "
             f"{worst:.2g} standard deviations)"
@@ -85,37 +88,21 @@ def random_text(module: Any, num_tokens: int) -> torch.Tensor:
 def _step_logits(model: TransformersModel, case: MediaCase) -> torch.Tensor:
     """Return the logits of all tokens of a step with the case's prompt, and with a text."""
     info, device = model.info, case.token_ids.device
-    lengths = [len(case.token_ids), TEXT_LENGTH]
-    width = -(-max(lengths) // info.block_size)
+    prompt, text = case.token_ids.cpu(), torch.arange(TEXT_LENGTH)
+    width = -(-max(len(prompt), TEXT_LENGTH) // info.block_size)
     blocks = torch.arange(2 * width, dtype=torch.int32).view(2, width)
-    positions = torch.cat([torch.arange(n) for n in lengths])
-    rows = torch.repeat_interleave(torch.arange(2), torch.tensor(lengths))
-    slots = blocks[rows, positions // info.block_size] * info.block_size
-    text = torch.arange(TEXT_LENGTH, device=device)
+    parts = [(prompt, 0, blocks[0]), (text, 0, blocks[1])]
+    batch = packed_batch(parts, info.block_size, range(2), all_rows=True)
     rope = case.rope_positions
     if rope is not None:
-        rope = torch.cat([rope, text.expand(3, -1)], dim=1)
+        rope = torch.cat([rope, text.to(device).expand(3, -1)], dim=1)
     places = torch.cat([torch.arange(start, start + n) for start, n in case.places])
     ends = None
     if case.bidirectional_layers:
-        ends = (positions + 1).int()
+        ends = (batch.positions + 1).int()
         for start, length in case.places:
             ends[start : start + length] = start + length
-    query_start = [0, *accumulate(lengths)]
-    batch = ForwardBatch(
-        token_ids=torch.cat([case.token_ids, text]),
-        positions=positions,
-        slot_mapping=slots + positions % info.block_size,
-        query_start=torch.tensor(query_start, dtype=torch.int32),
-        context_lens=torch.tensor(lengths, dtype=torch.int32),
-        block_table=blocks,
-        logits_index=torch.arange(len(positions)),
-        query_start_list=query_start,
-        context_lens_list=lengths,
-        state_slots=[0, 1],
-        num_rows_list=lengths,
-        media=StepMedia(places, case.embeddings, case.layer_embeddings, rope, ends),
-    )
+    batch.media = StepMedia(places, case.embeddings, case.layer_embeddings, rope, ends)
     try:
         model.info = replace(info, num_state_slots=2)
         model.allocate_kv_cache(2 * width, info.block_size)

@@ -16,7 +16,7 @@ from stonechat_models.backends.transformers.load import new_info
 from stonechat_models.backends.transformers.pooling_models.pooling import EmbeddingHead
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.backends.transformers.quantize import weight_bytes
-from stonechat_models.backends.transformers.verify import TOLERANCE
+from stonechat_models.backends.transformers.verify import logits_tolerance
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.checkpoint.resolve import ModelFiles
@@ -163,7 +163,7 @@ def check_padding(model: TransformersEmbedder, dtype: torch.dtype, progress: Pro
         raise UnsupportedModelError(f"it does not run on a text: {problem}") from problem
     if not math.isfinite(error):
         raise UnsupportedModelError(f"it computes numbers that are not finite in {dtype}")
-    model.pads = error <= TOLERANCE["logits"].get(dtype, 0.25)
+    model.pads = error <= logits_tolerance(dtype)
     if not model.pads:
         progress(f"running {model.info.name} one text at a time: padding changes its vectors")
 

@@ -10,9 +10,9 @@ from torch import nn
 
 from stonechat_models.checkpoint.hf_config import shown
 from stonechat_models.checkpoint.sentence_transformers import EmbedderFiles, EmbeddingStep
+from stonechat_models.checkpoint.weight_files import weights_in
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 MAX_SHOWN = 500
 
 
@@ -172,16 +172,10 @@ def _load_step(step: EmbeddingStep, size: int, allow_pickle: bool) -> nn.Module:
 
 
 def _weights(folder: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
-    safe, pickled = (folder / name for name in WEIGHT_FILES)
-    if safe.is_file():
-        stored: dict[str, torch.Tensor] = load_file(safe)
-        return stored
-    if pickled.is_file() and not allow_pickle:
-        raise ModelLoadError(
-            f"{folder} has weights only as a pickled .bin file, which can run code when read; use "
-            "a model with safetensors, or --allow-pickle if you trust the source"
-        )
-    if not pickled.is_file():
-        raise ModelLoadError(f"{safe} is missing; download it")
-    loaded: dict[str, torch.Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
-    return loaded
+    weights: dict[str, torch.Tensor] = {}
+    for path in weights_in(folder, allow_pickle):
+        if path.suffix == ".safetensors":
+            weights |= load_file(path)
+        else:
+            weights |= torch.load(path, map_location="cpu", weights_only=True)
+    return weights

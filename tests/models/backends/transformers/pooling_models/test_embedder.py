@@ -271,7 +271,7 @@ def test_pickled_weights_of_a_dense_layer_need_permission(tmp_path: Path) -> Non
         load(folder)
     assert torch.equal(load(folder, allow_pickle=True).embed([Text([2, 5, 3])]), expected)
     (folder / "2_Dense/pytorch_model.bin").unlink()
-    with pytest.raises(ModelLoadError, match=r"model\.safetensors is missing"):
+    with pytest.raises(ModelLoadError, match="has no safetensors files"):
         load(folder)
 
 
