@@ -13,6 +13,7 @@ and without a cache. It does not offer int4, whose kernels exist for CUDA only.
 import argparse
 import math
 import sys
+from array import array
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from stonechat_models.backends.base import CausalModel, ForwardBatch
+from stonechat_models.backends.base import CausalModel, ForwardBatch, HostBatch
 from stonechat_models.backends.quantization.choose import cuda_linear
 from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
@@ -131,6 +132,12 @@ def cuda_logits(
 def logits_of(model: CausalModel, ids: list[int]) -> torch.Tensor:
     num_blocks = math.ceil(len(ids) / BLOCK_SIZE)
     model.allocate_kv_cache(num_blocks, BLOCK_SIZE)
+    if model.info.backend == "native":
+        places = array("q", range(len(ids)))
+        blocks = array("i", range(num_blocks))
+        starts = array("i", [0, len(ids)])
+        step = HostBatch(array("q", ids), places, places, starts, blocks, places, array("q"))
+        return torch.from_numpy(model.forward(step))
     positions = torch.arange(len(ids))
     batch = ForwardBatch(
         token_ids=torch.tensor(ids),
@@ -143,8 +150,6 @@ def logits_of(model: CausalModel, ids: list[int]) -> torch.Tensor:
         query_start_list=[0, len(ids)],
         context_lens_list=[len(ids)],
     )
-    if model.info.backend == "native":
-        return torch.from_numpy(model.forward(batch.on_host()))
     logits: torch.Tensor = model.forward(batch)
     return logits
 

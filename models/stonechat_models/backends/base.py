@@ -2,7 +2,7 @@
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,17 +47,8 @@ class StepMedia:
 
     def to(self, device: "torch.device") -> "StepMedia":
         """Return the same with its tensors on `device`."""
-
-        def moved(tensor: Array | None) -> Array | None:
-            return None if tensor is None else tensor.to(device)
-
-        return StepMedia(
-            rows=self.rows.to(device),
-            embeddings=self.embeddings.to(device),
-            layer_embeddings=[x.to(device) for x in self.layer_embeddings],
-            rope_positions=moved(self.rope_positions),
-            visible_ends=moved(self.visible_ends),
-        )
+        layers = [embeddings.to(device) for embeddings in self.layer_embeddings]
+        return replace(self, layer_embeddings=layers, **_moved(self, device))
 
     def select(self, tokens: "torch.Tensor") -> "StepMedia":
         """Return what the tokens int64[S] of the step have, in ascending order (PyTorch only)."""
@@ -139,31 +130,7 @@ class ForwardBatch:
 
     def to(self, device: "torch.device") -> "ForwardBatch":
         """Return the same batch with its tensors on `device`."""
-        return replace(
-            self,
-            token_ids=self.token_ids.to(device),
-            positions=self.positions.to(device),
-            slot_mapping=self.slot_mapping.to(device),
-            query_start=self.query_start.to(device),
-            context_lens=self.context_lens.to(device),
-            block_table=self.block_table.to(device),
-            logits_index=self.logits_index.to(device),
-            state_index=None if self.state_index is None else self.state_index.to(device),
-            media=None if self.media is None else self.media.to(device),
-        )
-
-    def on_host(self) -> HostBatch:
-        """Return the same batch as arrays of the host. Its tensors are on the CPU."""
-        slots = list(self.state_slots)
-        return HostBatch(
-            token_ids=array("q", self.token_ids.tolist()),
-            positions=array("q", self.positions.tolist()),
-            slot_mapping=array("q", self.slot_mapping.tolist()),
-            query_start=array("i", self.query_start.tolist()),
-            block_table=array("i", self.block_table.flatten().tolist()),
-            logits_index=array("q", self.logits_index.tolist()),
-            state_slots=array("q", slots if len(slots) == len(self.block_table) else []),
-        )
+        return replace(self, **_moved(self, device))
 
     def select(self, indices: list[int]) -> "ForwardBatch":
         """Return the batch of these sequences only; each gets the logits of its last token."""
@@ -213,6 +180,12 @@ class ForwardBatch:
     @property
     def num_tokens(self) -> int:
         return self.query_start_list[-1]
+
+
+def _moved(record: StepMedia | ForwardBatch, device: "torch.device") -> dict[str, Any]:
+    """Return the fields of a record that can be moved, on `device`."""
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: value.to(device) for name, value in values.items() if hasattr(value, "to")}
 
 
 class CausalModel(Protocol):

@@ -14,15 +14,8 @@ SOURCES = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "prebuilt"
 """The libraries of a platform wheel. The folder exists in no other installation."""
 FLAGS = (
-    "-O3",
-    "-std=c++17",
-    "-ffp-contract=off",
-    "-fno-math-errno",
-    "-fPIC",
-    "-shared",
-    "-pthread",
-    "-Wall",
-    "-Wextra",
+    *("-O3", "-std=c++17", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared"),
+    *("-pthread", "-Wall", "-Wextra"),
 )
 """The compiler's flags for every processor."""
 

@@ -30,7 +30,7 @@ from stonechat_models.backends.native.packing import PackedWeights
 from stonechat_models.backends.native.plan.spec import ModelSpec
 from stonechat_models.backends.native.plan.weights import WeightPlan, plan_weights
 from stonechat_models.backends.native.sampler import NativeSampler
-from stonechat_models.backends.native.step_media import MediaArrays
+from stonechat_models.backends.native.step_media import media_struct
 from stonechat_models.backends.native.stores import open_store
 from stonechat_models.backends.native.support import checked_spec
 from stonechat_models.backends.native.tensor_source import FLOAT_TYPES
@@ -204,10 +204,10 @@ class NativeModel:
             *(len(logits), *addresses, logits.ctypes.data),
             None if hidden is None else hidden.ctypes.data,
         )
-        media = batch.media
-        if media is not None:
-            arrays = MediaArrays.read(media, self._spec, len(batch.token_ids))
-            step.media = ctypes.pointer(arrays.struct())
+        if batch.media is not None:
+            # The arrays live as long as this call.
+            media, _arrays = media_struct(batch.media, self._spec, len(batch.token_ids))
+            step.media = ctypes.pointer(media)
         problem = self._library.forward(self._handle, ctypes.byref(step))
         if problem is not None:
             raise StepError(problem.decode())

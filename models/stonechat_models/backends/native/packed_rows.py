@@ -44,8 +44,10 @@ def packed_rows(
     codes = tensor.layout.codes(parts, rows)
     if codes is not None and codes.is_regular:
         if packed_kind(tensor.type_name) == kind:
-            data = _mxfp4(codes) if kind == Kind.MXFP4 else _four_bits(tensor.name, codes, kind)
-            return kind, data
+            if kind == Kind.MXFP4:
+                return kind, _mxfp4(codes)
+            minima = [] if kind == Kind.Q4_0 else [-codes.scales * codes.zeros]
+            return kind, _blocks(tensor.name, codes, minima, _nibbles(codes.values.numpy()))
         signed = codes.values.int() - codes.zeros[:, codes.group_of].int()
         is_whole = torch.equal(codes.zeros, codes.zeros.round())
         if kind == Kind.Q8_0 and is_whole and -128 <= int(signed.min()) <= int(signed.max()) <= 127:
@@ -53,11 +55,6 @@ def packed_rows(
             return Kind.Q8_0, _blocks(tensor.name, codes, [], data)
     values = tensor.layout.floats(parts, rows) if codes is None else codes.floats()
     return Kind.F32, np.ascontiguousarray(values.numpy(), dtype=np.float32).view(np.uint8)
-
-
-def _four_bits(name: str, codes: "Codes", kind: Kind) -> npt.NDArray[np.uint8]:
-    minima = [] if kind == Kind.Q4_0 else [-codes.scales * codes.zeros]
-    return _blocks(name, codes, minima, _nibbles(codes.values.numpy()))
 
 
 def _mxfp4(codes: "Codes") -> npt.NDArray[np.uint8]:

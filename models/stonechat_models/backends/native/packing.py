@@ -3,6 +3,7 @@
 import mmap
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,15 +54,10 @@ class Arena:
         except (OSError, ValueError, OverflowError) as error:
             raise ModelLoadError(f"cannot allocate {size_text(num_bytes)}: {error}") from error
         if huge_pages and hasattr(mmap, "MADV_HUGEPAGE"):
-            self._advise_huge_pages()
+            with suppress(OSError):  # the kernel has no huge pages
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.array: npt.NDArray[np.uint8] = np.frombuffer(self._memory, dtype=np.uint8)
         self.address = self.array.ctypes.data
-
-    def _advise_huge_pages(self) -> None:
-        try:
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:  # the kernel has no huge pages
-            return
 
 
 class PackedWeights:

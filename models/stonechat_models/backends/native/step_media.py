@@ -1,6 +1,5 @@
 """What images and audio change in a step, as the compiled library reads it."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,51 +11,26 @@ from stonechat_models.backends.native.plan.spec import ModelSpec
 from stonechat_models.errors import StepError
 
 
-@dataclass(frozen=True, slots=True)
-class MediaArrays:
-    """The arrays of `StepMedia`, contiguous and of the types that the library reads.
+def media_struct(
+    media: StepMedia, spec: ModelSpec, num_tokens: int
+) -> tuple[MediaStruct, list[npt.NDArray[Any]]]:
+    """Return what the library reads, and its arrays, which must stay alive meanwhile.
 
-    They must stay alive while the library reads them.
+    Raises `StepError` for a shape that does not fit the model or the step.
     """
-
-    rows: npt.NDArray[np.int64]
-    embeddings: npt.NDArray[np.float32]
-    layer_embeddings: npt.NDArray[np.float32] | None
-    """float32[layers, I, H]"""
-    rope_positions: npt.NDArray[np.int64] | None
-    visible_ends: npt.NDArray[np.int32] | None
-
-    @classmethod
-    def read(cls, media: StepMedia, spec: ModelSpec, num_tokens: int) -> "MediaArrays":
-        """Check the shapes. Raises `StepError` for one that does not fit the model or the step."""
-        rows = _array(media.rows, np.int64, (len(media.rows),))
-        shape = (rows.size, spec.hidden_size)
-        embeddings = media.embeddings if rows.size else np.empty(shape, dtype=np.float32)
-        layers = [_array(added, np.float32, shape) for added in media.layer_embeddings]
-        return cls(
-            rows=rows,
-            embeddings=_array(embeddings, np.float32, shape),
-            layer_embeddings=np.stack(layers) if layers else None,
-            rope_positions=_optional(media.rope_positions, np.int64, (3, num_tokens)),
-            visible_ends=_optional(media.visible_ends, np.int32, (num_tokens,)),
-        )
-
-    def struct(self) -> MediaStruct:
-        """Return what the library reads."""
-        added = self.layer_embeddings
-        return MediaStruct(
-            count=self.rows.size,
-            layers=0 if added is None else len(added),
-            rows=_address(self.rows),
-            embeddings=_address(self.embeddings),
-            layer_embeddings=_address(added),
-            rope_positions=_address(self.rope_positions),
-            visible_ends=_address(self.visible_ends),
-        )
-
-
-def _optional(values: Any, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
-    return None if values is None else _array(values, dtype, shape)
+    rows = _array(media.rows, np.int64, (len(media.rows),))
+    shape = (rows.size, spec.hidden_size)
+    embeddings = media.embeddings if rows.size else np.empty(shape, dtype=np.float32)
+    layers = [_array(added, np.float32, shape) for added in media.layer_embeddings]
+    arrays = {"rows": rows, "embeddings": _array(embeddings, np.float32, shape)}
+    if layers:
+        arrays["layer_embeddings"] = np.stack(layers)  # float32[layers, I, H]
+    if media.rope_positions is not None:
+        arrays["rope_positions"] = _array(media.rope_positions, np.int64, (3, num_tokens))
+    if media.visible_ends is not None:
+        arrays["visible_ends"] = _array(media.visible_ends, np.int32, (num_tokens,))
+    addresses = {name: array.ctypes.data for name, array in arrays.items()}
+    return MediaStruct(count=rows.size, layers=len(layers), **addresses), list(arrays.values())
 
 
 def _array(values: Any, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -64,7 +38,3 @@ def _array(values: Any, dtype: Any, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     if array.shape != shape:
         raise StepError(f"an array of media has the shape {array.shape}, expected {shape}")
     return array
-
-
-def _address(array: npt.NDArray[Any] | None) -> int | None:
-    return None if array is None else array.ctypes.data

@@ -12,7 +12,7 @@ import torch
 from stonechat_models.backends.base import HostBatch, StepMedia
 from stonechat_models.checkpoint.hf_config import read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
-from tests.models.backends.native.native_helpers import COMMON, DELTA_RULE, make_batch
+from tests.models.backends.native.native_helpers import COMMON, DELTA_RULE, host_batch, make_batch
 
 IMAGE_ID = 202
 """The placeholder token, the last of the vocabulary."""
@@ -286,7 +286,7 @@ def step_of(
         (own[start:end], start, blocks)
         for own, (_, start, end, blocks) in zip(ids, parts, strict=True)
     ]
-    batch = make_batch(sequences, all_rows=all_rows).on_host()
+    batch = host_batch(make_batch(sequences, all_rows=all_rows))
     first = 0
     pieces: list[StepMedia] = []
     offsets = []

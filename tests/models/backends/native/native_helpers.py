@@ -1,6 +1,7 @@
 """Tiny models and batches for the tests of the native backend."""
 
 import ctypes
+from array import array
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from stonechat_models.backends.base import ForwardBatch
+from stonechat_models.backends.base import ForwardBatch, HostBatch
 from stonechat_models.backends.native import NativeModel
 from stonechat_models.backends.native.bindings import Library, MatrixStruct
 from stonechat_models.checkpoint.hf_config import parse_config, read_config
@@ -195,6 +196,20 @@ def with_config(files: ModelFiles, **changes: Any) -> ModelFiles:
     return replace(files, config=parse_config({**files.config.raw, **changes}, "config.json"))
 
 
+def host_batch(batch: ForwardBatch) -> HostBatch:
+    """Return a batch as arrays of the host. Its tensors are on the CPU."""
+    slots = list(batch.state_slots)
+    return HostBatch(
+        token_ids=array("q", batch.token_ids.tolist()),
+        positions=array("q", batch.positions.tolist()),
+        slot_mapping=array("q", batch.slot_mapping.tolist()),
+        query_start=array("i", batch.query_start.tolist()),
+        block_table=array("i", batch.block_table.flatten().tolist()),
+        logits_index=array("q", batch.logits_index.tolist()),
+        state_slots=array("q", slots if len(slots) == len(batch.block_table) else []),
+    )
+
+
 class TensorModel:
     """A native model whose batches and results are tensors, as the references are."""
 
@@ -205,10 +220,10 @@ class TensorModel:
         return getattr(self.model, name)
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
-        return torch.from_numpy(self.model.forward(batch.on_host()))
+        return torch.from_numpy(self.model.forward(host_batch(batch)))
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, ...]:
-        return tuple(map(torch.from_numpy, self.model.forward_hidden(batch.on_host())))
+        return tuple(map(torch.from_numpy, self.model.forward_hidden(host_batch(batch))))
 
 
 def load_native(files: ModelFiles, **settings: Any) -> TensorModel:

@@ -25,6 +25,7 @@ from tests.models.backends.native.native_helpers import (
     LLAMA3_ROPE,
     NUM_BLOCKS,
     VOCAB_SIZE,
+    host_batch,
     load_native,
     make_batch,
     make_model,
@@ -224,7 +225,7 @@ def test_a_step_before_there_are_states_is_refused(tmp_path: Path) -> None:
     model = NativeModel.load(files, EngineConfig(model="x", threads=1), lambda line: None)
     model.allocate_kv_cache(NUM_BLOCKS, BLOCK_SIZE)
     with pytest.raises(StepError, match="no such state"):
-        model.forward(good_batch().on_host())
+        model.forward(host_batch(good_batch()))
 
 
 def test_a_step_before_there_is_a_cache_is_refused(tmp_path: Path) -> None:
@@ -232,7 +233,7 @@ def test_a_step_before_there_is_a_cache_is_refused(tmp_path: Path) -> None:
     config = EngineConfig(model="x", threads=1)
     model = NativeModel.load(files, config, lambda line: None)
     with pytest.raises(StepError):
-        model.forward(good_batch().on_host())
+        model.forward(host_batch(good_batch()))
     with pytest.raises(ModelLoadError, match="too large"):
         model.allocate_kv_cache(2**27, BLOCK_SIZE)
 
