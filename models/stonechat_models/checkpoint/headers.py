@@ -235,7 +235,8 @@ def _hub_headers(model: str, revision: str | None) -> ModelHeaders:
         path = huggingface_hub.hf_hub_download(model, "config.json", revision=revision)
         metadata = huggingface_hub.get_safetensors_metadata(model, revision=revision)
         if metadata.parameter_count.keys() - FLOAT_NAMES:
-            _fetch_quantization(model, revision)
+            for name in QUANTIZATION_FILES:  # which `read_config` reads beside config.json
+                _fetch(model, revision, name)
     except Exception as error:
         raise not_found(model, error) from error
     tensors = [
@@ -247,12 +248,6 @@ def _hub_headers(model: str, revision: str | None) -> ModelHeaders:
     if has_modules and _fetch(model, revision, SETTINGS_FILE):
         has_modules = has_embedder_files(Path(path).parent)
     return ModelHeaders(model, read_config(Path(path)), tensors, "safetensors", has_modules)
-
-
-def _fetch_quantization(model: str, revision: str | None) -> None:
-    """Fetch what `read_config` reads beside config.json, if the model has it."""
-    for name in QUANTIZATION_FILES:
-        _fetch(model, revision, name)
 
 
 def _fetch(model: str, revision: str | None, name: str) -> bool:

@@ -22,43 +22,15 @@ QUANTIZATION_FILES = {
     "quant_config.json": "awq",
 }
 """Files that say how the weights are quantised if config.json does not, and their method."""
-TEXT_DEFAULTS: dict[str, dict[str, int]] = {
-    "gemma3_text": {
-        "vocab_size": 262208,
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "max_position_embeddings": 131072,
-    },
-    "qwen2": {
-        "vocab_size": 151936,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-    },
-    "llama": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "max_position_embeddings": 2048,
-    },
-    "mistral": {
-        "vocab_size": 32000,
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-    },
+TEXT_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "max_position_embeddings", "num_key_value_heads", "head_dim"),
+)
+TEXT_DEFAULTS = {
+    "gemma3_text": (262208, 2304, 9216, 26, 8, 131072, 4, 256),
+    "qwen2": (151936, 4096, 22016, 32, 32, 32768, 32),
+    "llama": (32000, 4096, 11008, 32, 32, 2048),
+    "mistral": (32000, 4096, 14336, 32, 32, 131072, 8),
 }
 """What a `text_config` of these types leaves out has the defaults of transformers' classes."""
 THINKER = "thinker_config"
@@ -164,7 +136,7 @@ def parse_config(raw: Mapping[str, Any], source: str) -> HFConfig:
     """
     whole = JsonObject(source, raw)
     text = {k: v for k, v in whole.section("text_config").values.items() if v is not None}
-    defaults = TEXT_DEFAULTS.get(str(text.get("model_type")), {})
+    defaults = dict(zip(TEXT_SIZES, TEXT_DEFAULTS.get(str(text.get("model_type")), ())))
     keys = JsonObject(source, {**defaults, **raw, **text})
     num_layers = keys.size("num_hidden_layers", limit=MAX_LAYERS)
     num_heads = keys.size("num_attention_heads")

@@ -114,7 +114,9 @@ def _add_tokens(tokenizer: Tokenizer, model: _Model, folder: Path, config: dict[
             tokenizer.add_special_tokens([AddedToken(piece, normalized=False, special=True)])
         elif kind == USER_DEFINED and SPACE not in piece:
             tokenizer.add_tokens([AddedToken(piece, normalized=False)])
-    added = _added_file(folder)
+    tokens = read_json(folder / "added_tokens.json") or {}
+    with reading(folder / "added_tokens.json"):
+        added = {int(i): AddedToken(text, normalized=False) for text, i in tokens.items()}
     with reading(folder / "tokenizer_config.json"):
         for key, value in (config.get("added_tokens_decoder") or {}).items():
             flags = {f: bool(value.get(f)) for f in ("special", "lstrip", "rstrip", "normalized")}
@@ -124,13 +126,6 @@ def _add_tokens(tokenizer: Tokenizer, model: _Model, folder: Path, config: dict[
         if known is None and i != tokenizer.get_vocab_size():
             raise ValueError(f"the added token {token.content} cannot have the id {i}")
         (tokenizer.add_special_tokens if token.special else tokenizer.add_tokens)([token])
-
-
-def _added_file(folder: Path) -> dict[int, AddedToken]:
-    path = folder / "added_tokens.json"
-    tokens = read_json(path) or {}
-    with reading(path):
-        return {int(i): AddedToken(text, normalized=False) for text, i in tokens.items()}
 
 
 def _read(data: bytes) -> _Model:

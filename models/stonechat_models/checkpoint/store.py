@@ -37,13 +37,9 @@ def list_models() -> list[StoredModel]:
 
 
 def _default_model() -> Iterator[StoredModel]:
-    for path in _default_files():
+    for path in sorted((cache_root() / "default-model").glob("*/*.gguf")):
         size = sum(_folder_bytes(folder) for folder in (path.parent, *_conversions(path.parent)))
         yield StoredModel(default_model.NAME, path, size, path.stat().st_atime)
-
-
-def _default_files() -> list[Path]:
-    return sorted((cache_root() / "default-model").glob("*/*.gguf"))
 
 
 def _hub_models() -> Iterator[StoredModel]:

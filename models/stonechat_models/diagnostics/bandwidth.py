@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stonechat_models.hardware.cpus import usable_cpus
 
@@ -26,28 +25,20 @@ def measure_bandwidth(device: str = "cpu", num_threads: int | None = None) -> fl
     return _torch_bandwidth(device)
 
 
-def _cpu_bandwidth(threads: int, num_passes: int = 4) -> float:
+def _cpu_bandwidth(threads: int) -> float:
     with ThreadPoolExecutor(threads) as pool:
-        arrays = list(pool.map(lambda _: _touched_array(), range(threads)))
+        arrays = list(pool.map(np.ones, [ARRAY_BYTES // 8] * threads))
         seconds = []
-        for _ in range(num_passes):
+        for _ in range(4):
             start = perf_counter()
-            list(pool.map(_read, arrays))
+            # A minimum needs only one running vector, so reading takes most of the time. numpy
+            # releases the interpreter lock meanwhile.
+            list(pool.map(np.min, arrays))
             seconds.append(perf_counter() - start)
     return threads * ARRAY_BYTES / min(seconds)
 
 
-def _touched_array() -> NDArray[np.float32]:
-    return np.ones(ARRAY_BYTES // 4, dtype=np.float32)
-
-
-def _read(array: NDArray[np.float32]) -> float:
-    # A minimum needs only one running vector, so reading takes most of the time. numpy releases
-    # the interpreter lock meanwhile.
-    return float(array.min())
-
-
-def _torch_bandwidth(device: str, num_passes: int = 8) -> float:
+def _torch_bandwidth(device: str) -> float:
     import torch
 
     kind = torch.device(device).type
@@ -55,7 +46,7 @@ def _torch_bandwidth(device: str, num_passes: int = 8) -> float:
     source = torch.ones(GPU_ARRAY_BYTES // 8, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     seconds = []
-    for _ in range(num_passes):
+    for _ in range(8):
         synchronize()
         start = perf_counter()
         target.copy_(source)

@@ -6,7 +6,7 @@ What the device supports is asked of the code that loads models.
 import os
 import shutil
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -51,7 +51,10 @@ def gpu_support(device: torch.device) -> GpuSupport:
     attention = "batched"
     if refusal is None:
         attention = "triton" if why_no_flashinfer(device) else "flashinfer"
-    precisions = {name: _weight_refusal(name, device) for name in get_args(Precision)}
+    refusals = {
+        name: _refusal(refuse_weight_format, EngineConfig(model="", quantize=name), device)
+        for name in get_args(Precision)
+    }
     return GpuSupport(
         dtype=str(choose_dtype("auto", "", device)).removeprefix("torch."),
         attention=attention,
@@ -59,7 +62,8 @@ def gpu_support(device: torch.device) -> GpuSupport:
         torch_refusal=why_no_code(
             torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
         ),
-        precision_refusals=precisions | {KV_FP8: _kv_refusal(attention, device)},
+        precision_refusals=refusals
+        | {KV_FP8: _refusal(refuse_kv_format, "fp8", attention, device)},
     )
 
 
@@ -89,17 +93,10 @@ def why_no_code(capability: tuple[int, int], architectures: Sequence[str]) -> st
     return f"the installed torch has code for {', '.join(architectures)} only"
 
 
-def _weight_refusal(precision: Precision, device: torch.device) -> str | None:
+def _refusal(refuse: Callable[..., None], *arguments: object) -> str | None:
+    """Return why `refuse` raises, or None."""
     try:
-        refuse_weight_format(EngineConfig(model="", quantize=precision), device)
-    except UnsupportedModelError as error:
-        return str(error)
-    return None
-
-
-def _kv_refusal(attention: str, device: torch.device) -> str | None:
-    try:
-        refuse_kv_format("fp8", attention, device)
+        refuse(*arguments)
     except UnsupportedModelError as error:
         return str(error)
     return None

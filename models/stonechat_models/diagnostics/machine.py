@@ -79,7 +79,8 @@ def inspect_machine(progress: Progress) -> Machine:
     cpu = torch.device("cpu")
     library, refusal = _native(progress)
     isa = library.isa if library else None
-    instruction_sets = _instruction_sets()
+    flags = processor_flags()
+    instruction_sets = tuple(name for name in INSTRUCTION_SETS if name in flags)
     folder = cache_root()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -135,11 +136,6 @@ def _gpus() -> tuple[Gpu, ...]:
         device = torch.device("mps")
         gpus.append(Gpu("Apple GPU", "mps", total_memory(device), free_memory(device), ""))
     return tuple(gpus)
-
-
-def _instruction_sets() -> tuple[str, ...]:
-    flags = processor_flags()
-    return tuple(name for name in INSTRUCTION_SETS if name in flags)
 
 
 def _version(name: str) -> str:

@@ -247,7 +247,10 @@ class AsyncEngine:
         if num_prompt_tokens == 0:
             raise InvalidParamsError("messages", "the prompt has no tokens")
         if request.embedding is not None:
-            self._check_text(num_prompt_tokens)
+            limit = self.model.max_model_len
+            if num_prompt_tokens > limit:
+                problem = f"a text has {num_prompt_tokens} tokens of at most {limit}"
+                raise InvalidParamsError("input", problem)
         elif num_prompt_tokens + (request.params.max_tokens != 0) > self.model.max_model_len:
             raise PromptTooLongError(num_prompt_tokens, self.model.max_model_len)
         text: Sequence[int] = request.prompt_token_ids
@@ -298,11 +301,6 @@ class AsyncEngine:
             raise InvalidParamsError("model", "this model is not served for embeddings")
         if params.dimensions is not None and not 1 <= params.dimensions <= info.size:
             raise InvalidParamsError("dimensions", f"dimensions must be between 1 and {info.size}")
-
-    def _check_text(self, num_tokens: int) -> None:
-        limit = self.model.max_model_len
-        if num_tokens > limit:
-            raise InvalidParamsError("input", f"a text has {num_tokens} tokens of at most {limit}")
 
     def _token_outside_model(self, token_ids: Sequence[int]) -> int | None:
         """Return a token for which the model has no embedding; None if there is none."""

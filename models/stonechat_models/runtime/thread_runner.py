@@ -36,8 +36,7 @@ class _CompiledRequest:
     """A request whose grammar is compiled, with one constraint per choice; or its refusal."""
 
     request: GenerateRequest
-    constraints: list[TokenConstraint]
-    refused: Refused | None = None
+    result: list[TokenConstraint] | Refused
 
 
 class EngineThread:
@@ -122,15 +121,15 @@ class EngineThread:
                 else:
                     future = self._grammars.compile(request)
                     self._compiling[request.request_id] = request, future
-            case _CompiledRequest(request, constraints, refused):
+            case _CompiledRequest(request, result):
                 entry = self._compiling.get(request.request_id)
                 if entry is None or entry[0] is not request:  # aborted meanwhile
                     return
                 del self._compiling[request.request_id]
-                if refused is not None:
-                    self._deliver(refused)
+                if isinstance(result, Refused):
+                    self._deliver(result)
                 else:
-                    self.engine.add(request, constraints)
+                    self.engine.add(request, result)
 
 
 _Task = tuple[GenerateRequest, "Future[None]"]
@@ -190,22 +189,17 @@ class _GrammarThreads:
                 self._compile(request)
 
     def _compile(self, request: GenerateRequest) -> None:
+        request_id, params = request.request_id, request.params
+        result: list[TokenConstraint] | Refused
         try:
-            result = _CompiledRequest(request, self._constraints(request))
+            compiled = self._shared_compiler().compile(params.grammar, params.reasoning)
+            result = [compiled.new_constraint() for _ in range(params.n)]
         except GrammarError as error:
-            result = _CompiledRequest(
-                request, [], Refused(request.request_id, "grammar", str(error))
-            )
+            result = Refused(request_id, "grammar", str(error))
         except Exception:
-            logger.exception("the grammar of request %s cannot be compiled", request.request_id)
-            text = "the grammar compiler has failed"
-            result = _CompiledRequest(request, [], Refused(request.request_id, "internal", text))
-        self._results.put(result)
-
-    def _constraints(self, request: GenerateRequest) -> list[TokenConstraint]:
-        params = request.params
-        compiled = self._shared_compiler().compile(params.grammar, params.reasoning)
-        return [compiled.new_constraint() for _ in range(params.n)]
+            logger.exception("the grammar of request %s cannot be compiled", request_id)
+            result = Refused(request_id, "internal", "the grammar compiler has failed")
+        self._results.put(_CompiledRequest(request, result))
 
     def _shared_compiler(self) -> "GrammarCompiler":
         with self._lock:

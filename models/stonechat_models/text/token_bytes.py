@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable
 from typing import Protocol
 
-from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -31,8 +30,10 @@ def token_spelling(backend: Backend) -> TokenSpelling:
     """Return the spelling of `backend`'s tokens."""
     kinds = _decoder_kinds(backend)
     if "ByteLevel" in kinds:
-        return ByteLevelSpelling(frozenset(t.content for t in _added_tokens(backend)))
-    return DecoderSpelling(_decode_with(backend), has_byte_tokens="ByteFallback" in kinds)
+        added = backend.get_added_tokens_decoder().values()
+        return ByteLevelSpelling(frozenset(token.content for token in added))
+    decode = " ".join if backend.decoder is None else backend.decoder.decode
+    return DecoderSpelling(decode, has_byte_tokens="ByteFallback" in kinds)
 
 
 class ByteLevelSpelling:
@@ -97,14 +98,3 @@ def _decoder_kinds(backend: Backend) -> set[str]:
     description = json.loads(backend.decoder.__getstate__())
     steps = description.get("decoders", [description])
     return {str(step["type"]) for step in steps}
-
-
-def _decode_with(backend: Backend) -> Callable[[list[str]], str]:
-    decoder = backend.decoder
-    if decoder is None:
-        return " ".join
-    return lambda tokens: str(decoder.decode(tokens))
-
-
-def _added_tokens(backend: Backend) -> list[AddedToken]:
-    return list(backend.get_added_tokens_decoder().values())

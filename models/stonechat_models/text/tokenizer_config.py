@@ -8,13 +8,7 @@ from stonechat_models.model_file import read_json, reading
 
 MAX_TOKEN_ID = (1 << 31) - 1
 SPECIAL_TOKEN_NAMES = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
 )
 _DEFAULT = "default"
 

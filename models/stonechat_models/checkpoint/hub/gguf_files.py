@@ -1,7 +1,6 @@
 """Reads the header of a GGUF file of the Hugging Face hub, without downloading its weights."""
 
 import hashlib
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -67,23 +66,16 @@ def _copy_header(source: IO[bytes], size: int, path: Path) -> None:
 
 
 def _read_header(source: IO[bytes], size: int, target: IO[bytes], path: Path) -> GgufFile:
-    for end in _ends(size):
+    end = FIRST_BYTES
+    while end < size:
         target.write(source.read(end - target.tell()))
         target.flush()
         target.truncate(size)
-        if end == size:
-            break
         with suppress(ModelLoadError):  # the header goes on where the hole begins
             gguf = read_part(path)
             if gguf.data_start <= end:
                 return gguf
-    return read_part(path)
-
-
-def _ends(size: int) -> Iterator[int]:
-    """Yield how many bytes are read at first, and then each time if the header is longer."""
-    end = FIRST_BYTES
-    while end < size:
-        yield end
         end *= 4
-    yield size
+    target.write(source.read(size - target.tell()))
+    target.flush()
+    return read_part(path)

@@ -1,6 +1,7 @@
 """Which quantisation a model's config names, and whether its weights can be read."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -132,18 +133,19 @@ class Method:
         if len(groups) < 2:
             return next(iter(groups), self.keys).section("weights")
         targets = [(t, group) for group in groups for t in group.read("targets", list[str], [])]
-        for is_target in (_names_path, _names_pattern, _names_class):
+        ways: tuple[Callable[[str], bool], ...] = (
+            lambda target: module == target or module.endswith("." + target),
+            lambda target: _is_pattern_of(self, target, module),
+            lambda target: target == "Linear",  # the class of all layers that are packed
+        )
+        for names_module in ways:
             for target, group in targets:
-                if is_target(self, target, module):
+                if names_module(target):
                     return group.section("weights")
         raise _refuse(self, f"without a quantisation of {shown(module)}")
 
 
-def _names_path(method: Method, target: str, module: str) -> bool:
-    return module == target or module.endswith("." + target)
-
-
-def _names_pattern(method: Method, target: str, module: str) -> bool:
+def _is_pattern_of(method: Method, target: str, module: str) -> bool:
     """Whether the target is a pattern that the path matches. Refuses patterns that are not read."""
     if not target.startswith("re:"):
         return False
@@ -151,11 +153,6 @@ def _names_pattern(method: Method, target: str, module: str) -> bool:
         return compiled(target[3:])(module)
     except PatternError as error:
         raise _refuse(method, f"with the target {shown(target)}") from error
-
-
-def _names_class(method: Method, target: str, module: str) -> bool:
-    """Whether the target is the class of all layers that are packed."""
-    return target == "Linear"
 
 
 def _read_block(section: JsonObject, key: str) -> tuple[int, int] | None:
@@ -267,4 +264,4 @@ def _refuse_compressed(method: Method) -> None:
         _read_block(weights, "block_structure")
         targets = group.read("targets", list[str], []) if len(groups) > 1 else []
         for target in targets:
-            _names_pattern(method, target, "")
+            _is_pattern_of(method, target, "")
