@@ -17,7 +17,6 @@ from stonechat_server.streaming.answer_writer import CompletionHead
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
-    from stonechat_server.request.prepare import PreparedRequest
     from stonechat_server.serving.services import Services
 
 
@@ -43,15 +42,9 @@ class ChatEndpoint(Endpoint):
             request = with_tools(request)
         return Call(request=request, wire=request, ignored=ignored, media=media)
 
-    def writer(
-        self,
-        call: Call,
-        head: CompletionHead,
-        reader: AnswerReader,
-        prepared: "Sequence[PreparedRequest]",
-    ) -> ChunkWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> ChunkWriter:
         request = cast(ChatCompletionRequest, call.request)
-        stream = request.stream_options if request.stream else None
+        stream, (prompt,) = request.stream_options if request.stream else None, call.prepared
         options = ChunkOptions(
             include_usage=bool(stream.include_usage) if stream else not request.stream,
             continuous_usage=bool(stream and stream.continuous_usage_stats),
@@ -60,7 +53,7 @@ class ChatEndpoint(Endpoint):
             legacy_calls=request.functions is not None,
             tokens_as_ids=bool(request.return_tokens_as_token_ids),
             prompt_logprobs=request.prompt_logprobs,
-            prompt_token_ids=prepared[0].prompt_token_ids if request.return_token_ids else None,
+            prompt_token_ids=prompt.prompt_token_ids if request.return_token_ids else None,
         )
         return ChunkWriter(head, reader, options)
 

@@ -110,15 +110,9 @@ class CompletionsEndpoint(Endpoint):
             for prompt, limit in zip(prompts, limits, strict=True)
         ]
 
-    def writer(
-        self,
-        call: Call,
-        head: CompletionHead,
-        reader: AnswerReader,
-        prepared: Sequence[PreparedRequest],
-    ) -> CompletionWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> CompletionWriter:
         request = cast(CompletionRequest, call.request)
-        prompts = [prompt.prompt for prompt in cast(Sequence[PreparedPrompt], prepared)]
+        prompts = [prompt.prompt for prompt in cast(Sequence[PreparedPrompt], call.prepared)]
         return CompletionWriter(head, reader, WriterOptions.of(request), prompts)
 
     def collector(self, call: Call, head: CompletionHead) -> CompletionCollector:

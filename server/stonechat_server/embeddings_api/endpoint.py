@@ -1,6 +1,5 @@
 """The endpoint `/v1/embeddings`: each input is a prompt of which the engine makes an embedding."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models import EmbeddingParams, SamplingParams
@@ -8,10 +7,9 @@ from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
 from stonechat_server.embeddings_api.inputs import InputEncoder, inputs_of, params_without_effect
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.embeddings_api.writer import EmbeddingCollector, EmbeddingWriter
-from stonechat_server.errors import APIError, invalid, other_use, unsupported
-from stonechat_server.request.field_checks import asked_for, ignored_params
+from stonechat_server.errors import APIError, invalid, other_use
+from stonechat_server.request.field_checks import ignored_params, refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest
-from stonechat_server.schema.fields import FieldStatus
 from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.serving.endpoint import Call, Endpoint
 
@@ -38,9 +36,7 @@ class EmbeddingsEndpoint(Endpoint):
     generates = False
 
     def read(self, wire: EmbeddingRequest, services: "Services", identity: "Identity") -> Call:
-        for name in asked_for(wire, EMBEDDING_FIELDS, FieldStatus.REJECTED):
-            note = EMBEDDING_FIELDS[name].note
-            raise unsupported(name, f"'{name}' is not supported here ({note}).")
+        refuse_rejected(wire, EMBEDDING_FIELDS)
         given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
         request = SamplingFields(max_tokens=None, **given)
         ignored = ignored_params(wire, EMBEDDING_FIELDS)
@@ -82,13 +78,7 @@ class EmbeddingsEndpoint(Endpoint):
             for item in encoder.encode_all(wire)
         ]
 
-    def writer(
-        self,
-        call: Call,
-        head: "CompletionHead",
-        reader: "AnswerReader",
-        prepared: Sequence[PreparedRequest],
-    ) -> EmbeddingWriter:
+    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> EmbeddingWriter:
         wire = cast(EmbeddingRequest, call.wire)
         return EmbeddingWriter(head, reader, as_base64=wire.encoding_format == "base64")
 

@@ -1,6 +1,5 @@
 """The endpoints `/v1/messages` and `/v1/messages/count_tokens`."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models import PromptTooLongError
@@ -74,15 +73,9 @@ class MessagesEndpoint(Endpoint):
         call.ignored = [*call.ignored, "thinking.budget_tokens"]
         return super().prepare(call, model)
 
-    def writer(
-        self,
-        call: Call,
-        head: "CompletionHead",
-        reader: "AnswerReader",
-        prepared: "Sequence[PreparedRequest]",
-    ) -> MessagesWriter:
+    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> MessagesWriter:
         wire = cast(MessagesRequest, call.wire)
-        limit = prepared[0].params.max_tokens
+        limit = call.prepared[0].params.max_tokens
         return MessagesWriter(
             head,
             reader,

@@ -15,7 +15,6 @@ from stonechat_server.ollama_api.writer import nanoseconds
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
-    from stonechat_server.request.prepare import PreparedRequest
     from stonechat_server.serving.endpoint import Call
     from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
@@ -89,11 +88,7 @@ class OllamaEmbedEndpoint(EmbeddingsEndpoint):
         return EmbeddingRequest.model_construct(**values)
 
     def writer(
-        self,
-        call: "Call",
-        head: "CompletionHead",
-        reader: "AnswerReader",
-        prepared: "Sequence[PreparedRequest]",
+        self, call: "Call", head: "CompletionHead", reader: "AnswerReader"
     ) -> EmbeddingWriter:
         return VectorWriter(head, reader, as_base64=False)
 

@@ -1,7 +1,6 @@
 """The endpoints `/api/chat` and `/api/generate`."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
@@ -12,12 +11,10 @@ from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.media.references import find_media
 from stonechat_server.ollama_api import reading
 from stonechat_server.ollama_api.answer import OllamaChatLine, OllamaGenerateLine, Said
-from stonechat_server.ollama_api.request import (
-    OllamaChat,
-    OllamaGenerate,
-    TextRequest,
-)
+from stonechat_server.ollama_api.fields import FIELDS
+from stonechat_server.ollama_api.request import OllamaChat, OllamaGenerate, TextRequest
 from stonechat_server.ollama_api.writer import LineType, OllamaCollector, OllamaWriter
+from stonechat_server.request.field_checks import refuse_rejected
 from stonechat_server.responses_api.truncation import prepare_shortened
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
@@ -57,7 +54,7 @@ class OllamaEndpoint(Endpoint):
     line_type: LineType
 
     def read(self, wire: TextRequest, services: "Services", identity: "Identity") -> OllamaCall:
-        reading.check_supported(wire)
+        refuse_rejected(wire, FIELDS)
         messages = reading.MessageReader(self.image_path)
         request: SamplingFields = ChatCompletionRequest.model_construct(messages=[])
         if not wire.is_empty:
@@ -82,13 +79,7 @@ class OllamaEndpoint(Endpoint):
         call.request = reading.with_defaults(call.request, model.engine.model)
         return super().prepare(call, model)
 
-    def writer(
-        self,
-        call: Call,
-        head: "CompletionHead",
-        reader: "AnswerReader",
-        prepared: "Sequence[PreparedRequest]",
-    ) -> OllamaWriter:
+    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> OllamaWriter:
         own = cast(OllamaCall, call)
         return OllamaWriter(head, reader, self.line_type, own.model or head.model, own.started)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from stonechat_models import ModelInfo
-from stonechat_server.errors import invalid, unsupported
+from stonechat_server.errors import invalid
 from stonechat_server.media.data_urls import is_data_url
 from stonechat_server.media.file_types import audio_format
 from stonechat_server.media.references import shortened_data
@@ -42,12 +42,6 @@ NAMES = [
 NO_LIMIT = -1
 HEAD = 16
 """Characters of base64 that show what a file is."""
-
-
-def check_supported(wire: OllamaRequest) -> None:
-    """Raise `APIError` 400 for a field that asks for what is not supported."""
-    for name in asked_for(wire, FIELDS, FieldStatus.REJECTED):
-        raise unsupported(name, f"'{name}' is not supported here ({FIELDS[name].note}).")
 
 
 def ignored(wire: OllamaRequest) -> list[str]:
@@ -115,7 +109,6 @@ def with_defaults(request: R, model: ModelInfo) -> R:
 
 def _shared(wire: TextRequest) -> dict[str, Any]:
     """What chat requests and text completions have in common."""
-    check_supported(wire)
     values: dict[str, Any] = {"stream": wire.stream is not False, "format": wire.format or None}
     if wire.top_logprobs and not wire.logprobs:
         raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")

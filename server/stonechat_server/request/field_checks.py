@@ -27,10 +27,7 @@ def check_supported(request: SamplingFields, fields: Mapping[str, FieldNote] = F
 
     `fields` is the table of the request's endpoint.
     """
-    for name in asked_for(request, fields, FieldStatus.REJECTED):
-        note = fields[name].note
-        detail = f" ({note})" if note else ""
-        raise unsupported(name, f"'{name}' is not supported here{detail}.")
+    refuse_rejected(request, fields)
     if request.model_extra:
         _check_forms(request.model_extra)
     if request.stream_options is not None and not request.stream:
@@ -41,6 +38,13 @@ def check_supported(request: SamplingFields, fields: Mapping[str, FieldNote] = F
         and not request.logprobs
     ):
         raise invalid("top_logprobs", "top_logprobs needs logprobs to be true.")
+
+
+def refuse_rejected(request: WireModel, fields: Mapping[str, FieldNote]) -> None:
+    """Raise `APIError` 400 for the first field that the table calls rejected and that is given."""
+    for name in asked_for(request, fields, FieldStatus.REJECTED):
+        note = fields[name].note
+        raise unsupported(name, f"'{name}' is not supported here{f' ({note})' if note else ''}.")
 
 
 def asked_for(

@@ -1,18 +1,18 @@
 """The endpoints `/v1/rerank` and `/v1/score`: each pair of texts is a prompt to score."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models import EmbeddingParams, SamplingParams
-from stonechat_server.errors import invalid, other_use, unsupported
-from stonechat_server.request.field_checks import asked_for, ignored_params
+from stonechat_server.errors import invalid, other_use
+from stonechat_server.request.field_checks import ignored_params, refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
 from stonechat_server.rerank_api.pairs import EncodedPair, FramedPairs, PairEncoder, TemplatePairs
 from stonechat_server.rerank_api.request import PairFields, RerankRequest, ScoreRequest
 from stonechat_server.rerank_api.writer import RankCollector, ScoreCollector, ScoreWriter
-from stonechat_server.schema.fields import FieldNote, FieldStatus
+from stonechat_server.schema.fields import FieldNote
 from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.serving.endpoint import Call, Endpoint
 
@@ -38,8 +38,7 @@ class PairsEndpoint(Endpoint):
     generates = False
 
     def read(self, wire: PairFields, services: "Services", identity: "Identity") -> Call:
-        for name in asked_for(wire, self.fields, FieldStatus.REJECTED):
-            raise unsupported(name, f"'{name}' is not supported here ({self.fields[name].note}).")
+        refuse_rejected(wire, self.fields)
         given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
         request = SamplingFields(max_tokens=None, **given)
         return Call(request=request, wire=wire, ignored=ignored_params(wire, self.fields))
@@ -66,13 +65,7 @@ class PairsEndpoint(Endpoint):
     def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
         """Encode the pairs of a request. Raises `APIError` 400."""
 
-    def writer(
-        self,
-        call: Call,
-        head: "CompletionHead",
-        reader: "AnswerReader",
-        prepared: Sequence[PreparedRequest],
-    ) -> ScoreWriter:
+    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> ScoreWriter:
         wire = cast(PairFields, call.wire)
         return ScoreWriter(head, reader, raw=bool(wire.raw_scores) or wire.use_activation is False)
 

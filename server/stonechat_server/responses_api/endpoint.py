@@ -1,7 +1,6 @@
 """The endpoint `/v1/responses`."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -122,13 +121,7 @@ class ResponsesEndpoint(Endpoint):
             return super().prepare(call, model)
         return prepare_shortened(call, model, super().prepare)
 
-    def writer(
-        self,
-        call: Call,
-        head: "CompletionHead",
-        reader: "AnswerReader",
-        prepared: "Sequence[PreparedRequest]",
-    ) -> ResponseWriter:
+    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> ResponseWriter:
         call = cast(ResponsesCall, call)
         wire, tools = cast(ResponsesRequest, call.wire), call.tools
         stream_options = wire.stream_options
@@ -138,7 +131,7 @@ class ResponsesEndpoint(Endpoint):
             obfuscation=bool(stream_options and stream_options.include_obfuscation),
             keep=call.keep,
         )
-        response = first_response(wire, head, tools, prepared[0])
+        response = first_response(wire, head, tools, call.prepared[0])
         response.store = call.keep is not None
         return ResponseWriter(head, reader, response, tools.names, options)
 

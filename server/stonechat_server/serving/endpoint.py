@@ -47,6 +47,8 @@ class Call:
     """Paths in `request`, and the paths of the same values in the client's body."""
     media: "Sequence[MediaReference]" = ()
     """The images and audio of `request`, which must be loaded before it is prepared."""
+    prepared: "Sequence[PreparedRequest]" = ()
+    """What the engine gets, once it is made: one for each prompt, alike but for the token limit."""
     num_extra_bytes: int = 0
     """The size of what the request has beside its body: the items that it refers to."""
     at_end: "Callable[[], None] | None" = None
@@ -145,13 +147,7 @@ class Endpoint(ABC):
         return [prepare(request, prompt, model.engine, model.settings.max_completion_total)]
 
     @abstractmethod
-    def writer(
-        self,
-        call: Call,
-        head: "CompletionHead",
-        reader: "AnswerReader",
-        prepared: Sequence[PreparedRequest],
-    ) -> "AnswerWriter":
+    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> "AnswerWriter":
         """The writer of one answer."""
 
     def encode_early_error(self, error: APIError, request_id: str) -> bytes:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
@@ -41,8 +41,6 @@ class Generation:
 
     received: "Received"
     model: "ServedModel"
-    prepared: "Sequence[PreparedRequest]"
-    """One per prompt. Their parameters are alike but for the token limit."""
     writer: "AnswerWriter"
     started: float
     """In `time.monotonic()` seconds."""
@@ -99,17 +97,17 @@ class Generation:
                 self.model.admission.leave(self.admission)
                 self._record()
             # A traceback may keep this object: its own error refers to it.
-            self.error, self.prepared = None, ()
+            self.error, self.received.call.prepared = None, ()
 
     def _end_choice(self, index: int) -> None:
-        prompt, index = divmod(index, self.prepared[0].params.n)
+        prompt, index = divmod(index, self.received.call.prepared[0].params.n)
         self.model.engine.end_choice(self.writer.reader.prompt_ids[prompt], index)
 
     async def _admit(self) -> "Admission":
         received, max_model_len = self.received, self.model.engine.model.max_model_len
         is_limited = received.call.request.token_limit is not None
         costs = []
-        for prepared in self.prepared:
+        for prepared in received.call.prepared:
             num_prompt_tokens, params = len(prepared.prompt_token_ids), prepared.params
             num_expected = params.max_tokens
             if num_expected is None:
@@ -129,7 +127,7 @@ class Generation:
         )
 
     def _generate(self) -> "AsyncGenerator[RequestOutput, None]":
-        prompts = list(zip(self.writer.reader.prompt_ids, self.prepared, strict=True))
+        prompts = list(zip(self.writer.reader.prompt_ids, self.received.call.prepared, strict=True))
         if len(prompts) == 1:
             request = self._engine_request(*prompts[0], self.started)
             outputs = self.model.engine.generate(request)
@@ -137,7 +135,7 @@ class Generation:
         if not self.received.endpoint.generates:  # texts of similar length share a batch
             prompts.sort(key=lambda prompt: len(prompt[1].prompt_token_ids))
         assert self.admission is not None
-        num_at_once = self.admission.cost.num_sequences // self.prepared[0].params.n
+        num_at_once = self.admission.cost.num_sequences // self.received.call.prepared[0].params.n
         return merged([self._submit(*prompt) for prompt in prompts], num_at_once)
 
     async def _submit(
@@ -202,7 +200,7 @@ class Generation:
         self.error = received.call.named(to_api_error(error) or server_error())
         self.status = self.error.status
         if self.error.code == "invalid_grammar":
-            param = self.prepared[0].grammar_param
+            param = self.received.call.prepared[0].grammar_param
             self.error.param = None if param is None else received.call.own_name(param)
         if isinstance(error, RefusedError):
             metrics, name = received.services.metrics, self.model.metrics_name
@@ -211,6 +209,7 @@ class Generation:
     def _record(self) -> None:
         received, reader, usage = self.received, self.writer.reader, self.writer.reader.usage()
         request, state = received.call.request, received.http_request.state
+        prompts = received.call.prepared
         output = next(iter(reader.outputs.values()), None)
         # A prompt that waits has no output.
         begun = reader.outputs.keys() | reader.prompt_ids[:1] | self.submitted
@@ -230,14 +229,14 @@ class Generation:
             num_prompt_tokens=sum(
                 [
                     len(prepared.prompt_token_ids)
-                    for prompt_id, prepared in zip(reader.prompt_ids, self.prepared, strict=True)
+                    for prompt_id, prepared in zip(reader.prompt_ids, prompts, strict=True)
                     if prompt_id in begun
                 ]
             ),
             num_cached_tokens=usage.num_cached,
             num_completion_tokens=usage.num_completion,
             finish_reasons=self._finish_reasons(),
-            num_choices=self.prepared[0].params.n,
+            num_choices=prompts[0].params.n,
             timings=output.timings if output else None,
             created=time.time() - (finished - self.started),
             started=self.started,

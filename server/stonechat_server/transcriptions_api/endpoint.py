@@ -1,15 +1,13 @@
 """The endpoints of transcriptions and translations: speech in a file to text."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from stonechat_server.errors import invalid, unsupported
 from stonechat_server.media.references import MediaReference
 from stonechat_server.prompt.chat_template import ChatTemplate
-from stonechat_server.request.field_checks import asked_for, ignored_params
+from stonechat_server.request.field_checks import ignored_params, refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest, prepare, render
-from stonechat_server.schema.fields import FieldStatus
 from stonechat_server.schema.messages import AudioData, AudioPart, UserMessage
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
@@ -116,11 +114,7 @@ class TranscriptionEndpoint(Endpoint):
         return [prepare(request, prompt, engine, model.settings.max_completion_total)]
 
     def writer(
-        self,
-        call: Call,
-        head: "CompletionHead",
-        reader: "AnswerReader",
-        prepared: Sequence[PreparedRequest],
+        self, call: Call, head: "CompletionHead", reader: "AnswerReader"
     ) -> TranscriptWriter:
         return TranscriptWriter(head, reader, cast(TranscriptionCall, call).text)
 
@@ -135,9 +129,7 @@ class TranscriptionEndpoint(Endpoint):
 
 def _check(wire: TranscriptionRequest, task: Task) -> None:
     """Raise `APIError` 400 for what is not supported."""
-    for name in asked_for(wire, TRANSCRIPTION_FIELDS, FieldStatus.REJECTED):
-        note = TRANSCRIPTION_FIELDS[name].note
-        raise unsupported(name, f"'{name}' is not supported here ({note}).")
+    refuse_rejected(wire, TRANSCRIPTION_FIELDS)
     if wire.response_format in TIMED_FORMATS:
         message = f"'response_format' cannot be {wire.response_format} ({NO_TIMES})."
         raise unsupported("response_format", message)

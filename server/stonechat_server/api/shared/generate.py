@@ -23,7 +23,6 @@ from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, other_use, server_error, to_api_error
 from stonechat_server.request.body import check_json, discard_body, read_body, too_large
 from stonechat_server.request.field_checks import check_unknown
-from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint, Received
 from stonechat_server.serving.generation import Generation
@@ -82,17 +81,9 @@ async def answer(received: Received) -> Response:
     """Answer a request that was read."""
     services = received.services
     if services.sole is None:
-        return await answer_on_demand(received, _answer)
+        return await answer_on_demand(received, respond)
     name = received.call.request.model or ""
-    model = services.models[name].views[name]
-    prepared = await prepare(received, model)
-    return await respond(received, model, prepared)
-
-
-async def _answer(received: Received, model: ServedModel) -> Response:
-    """Answer a request whose model has been loaded for it."""
-    prepared = await prepare(received, model)
-    return await respond(received, model, prepared)
+    return await respond(received, services.models[name].views[name])
 
 
 async def receive(
@@ -156,7 +147,7 @@ async def receive(
     )
 
 
-async def prepare(received: Received, model: ServedModel) -> list[PreparedRequest]:
+async def _prepare(received: Received, model: ServedModel) -> None:
     """Load the media of a request, and make the input of the engine. Raises `APIError`."""
     endpoint = received.endpoint
     if endpoint.generates and not model.engine.model.generates:
@@ -164,7 +155,7 @@ async def prepare(received: Received, model: ServedModel) -> list[PreparedReques
     try:
         if received.call.media:
             await load_media(received, model)
-        return await run_where_it_fits(endpoint.prepare, received, model)
+        received.call.prepared = await run_where_it_fits(endpoint.prepare, received, model)
     except RefusedError as error:
         received.services.metrics.refused(error.reason, endpoint.path, model.metrics_name)
         raise
@@ -187,17 +178,16 @@ async def run_where_it_fits(
         raise renamed(call, error) from error.__cause__
 
 
-async def respond(
-    received: Received, model: ServedModel, prepared: list[PreparedRequest]
-) -> Response:
-    """Generate the answer: a stream of events, or JSON."""
+async def respond(received: Received, model: ServedModel) -> Response:
+    """Prepare a request for its model, and generate the answer: a stream of events, or JSON."""
+    await _prepare(received, model)
     http_request, services, call = received.http_request, received.services, received.call
-    writer = _writer(received, model, prepared)
+    writer = _writer(received, model)
     started = time.monotonic() if received.started is None else received.started
-    generation = Generation(received, model, prepared, writer, started)
+    generation = Generation(received, model, writer, started)
     headers = None
-    if call.ignored or prepared[0].unenforced:
-        headers = _headers(call, prepared)
+    if call.ignored or call.prepared[0].unenforced:
+        headers = _headers(call)
     if call.request.stream:
         has_comments = not received.endpoint.streams_lines
         return EventStream(
@@ -216,9 +206,7 @@ async def respond(
     return Response(msgspec.json.encode(whole), headers=headers, media_type="application/json")
 
 
-def _writer(
-    received: Received, model: ServedModel, prepared: list[PreparedRequest]
-) -> AnswerWriter:
+def _writer(received: Received, model: ServedModel) -> AnswerWriter:
     """The writer of one answer, over the reader of its choices."""
     endpoint, call = received.endpoint, received.call
     head = CompletionHead(
@@ -228,7 +216,7 @@ def _writer(
         system_fingerprint=model.fingerprint,
         service_tier=UNSET if call.request.service_tier is None else "default",
     )
-    choices, wants_ids = [], call.request.return_token_ids
+    prepared, choices, wants_ids = call.prepared, [], call.request.return_token_ids
     for prompt in prepared:
         for _ in range(prompt.params.n):
             parser = None if prompt.new_parser is None else prompt.new_parser()
@@ -239,7 +227,7 @@ def _writer(
     for one in first.media:
         media_tokens[one.modality] += one.num_tokens
     reader = AnswerReader(choices, ids, len(first.prediction_token_ids), media_tokens)
-    return endpoint.writer(call, head, reader, prepared)
+    return endpoint.writer(call, head, reader)
 
 
 def _encode_error(writer: AnswerWriter, request_id: str, error: Exception) -> bytes:
@@ -249,10 +237,10 @@ def _encode_error(writer: AnswerWriter, request_id: str, error: Exception) -> by
     return writer.encode_error(api_error or server_error(), request_id)
 
 
-def _headers(call: Call, prepared: Sequence[PreparedRequest]) -> dict[str, str]:
+def _headers(call: Call) -> dict[str, str]:
     lists = {
         "x-ignored-params": call.ignored,
-        "x-unenforced-schema": [call.own_name(path) for path in prepared[0].unenforced],
+        "x-unenforced-schema": [call.own_name(path) for path in call.prepared[0].unenforced],
     }
     return {name: name_list(names) for name, names in lists.items() if names}
 
