@@ -22,7 +22,7 @@ from typing import Any
 
 from cores import busiest_cores
 
-from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.workload import WORDS
 
@@ -98,7 +98,7 @@ def measure_over_http(
             timeout=timeout,
         )
         with busiest_cores(process.pid) as cores:
-            result = asyncio.run(run_bench(settings, QuietWatcher()))
+            result = asyncio.run(run_bench(settings))
         lines = log.read_text(errors="replace").splitlines()
         lines = [line for line in lines if ACCESS not in line]
     (level,) = result.levels

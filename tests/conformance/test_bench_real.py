@@ -2,7 +2,7 @@
 
 import asyncio
 
-from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.settings import BenchSettings
 
 from .conftest import LiveServer
@@ -19,7 +19,7 @@ def test_every_check_passes_and_the_counts_agree(server: LiveServer) -> None:
         warmup=1,
         roofline=True,
     )
-    result = asyncio.run(run_bench(settings, QuietWatcher()))
+    result = asyncio.run(run_bench(settings))
     failed_checks = {check.name for check in result.checks if not check.passed}
     # Server and load generator share this process here, and the machine may be busy.
     assert failed_checks <= {"the load generator was not the bottleneck"}

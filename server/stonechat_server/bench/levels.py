@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count, islice
-from typing import Protocol
 
 from stonechat_server.bench.load import LevelRun, Pace, poisson_schedule, run_closed, run_open
 from stonechat_server.bench.results import LevelResult, RequestRecord
@@ -18,15 +17,17 @@ LEAST_GAIN = 1.1
 """A sweep ends after two levels in a row that do not raise the throughput by this factor."""
 
 
-class Watcher(Protocol):
-    """Receives the progress of a run."""
+class Watcher:
+    """Receives the progress of a run. This one shows nothing of it."""
 
     def level_started(self, name: str, num_requests: int | None) -> None:
         """A level begins; None if its time ends it, not a number of requests."""
 
-    def request_done(self, record: RequestRecord) -> None: ...
+    def request_done(self, record: RequestRecord) -> None:
+        """A request has ended."""
 
-    def level_finished(self, level: LevelResult) -> None: ...
+    def level_finished(self, level: LevelResult) -> None:
+        """All requests of the level have ended."""
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ from stonechat_server.bench.results import BenchResult, LevelResult, RequestReco
 from stonechat_server.bench.roofline import add_shares, measure_roofline
 from stonechat_server.bench.settings import DEFAULT_IMAGE_SIZE, BenchSettings
 from stonechat_server.bench.speeds import measure_speeds
-from stonechat_server.bench.targets.http_target import HttpTarget, request_headers
-from stonechat_server.bench.targets.target import BenchError, Target, words_of_prompt
+from stonechat_server.bench.targets.http_target import HttpTarget
+from stonechat_server.bench.targets.target import Target, words_of_prompt
 from stonechat_server.bench.targets.workload import (
     ImageLoad,
     ListWorkload,
@@ -31,21 +31,8 @@ LOAD_SECONDS = 0.5
 """How long the load of the machine is watched before a run."""
 
 
-class QuietWatcher:
-    """A watcher that shows nothing."""
-
-    def level_started(self, name: str, num_requests: int | None) -> None:
-        pass
-
-    def request_done(self, record: RequestRecord) -> None:
-        pass
-
-    def level_finished(self, level: LevelResult) -> None:
-        pass
-
-
 async def run_bench(
-    settings: BenchSettings, watcher: Watcher, engine: EngineLike | None = None
+    settings: BenchSettings, watcher: Watcher | None = None, engine: EngineLike | None = None
 ) -> BenchResult:
     """Run a benchmark with these settings: of the server, or of `engine` in this process.
 
@@ -68,7 +55,7 @@ async def run_bench(
             slo=settings.slo,
             load_before=await _machine_load(),
         )
-        await _measure(target, watcher, result)
+        await _measure(target, watcher or Watcher(), result)
     return result
 
 
@@ -80,7 +67,7 @@ async def _target(settings: BenchSettings, engine: EngineLike | None) -> AsyncIt
         async with engine_target(engine, settings) as target:
             yield target
         return
-    headers = request_headers(settings)
+    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
     async with HttpClient(settings.base_url, headers, verify_tls=settings.verify_tls) as client:
         server = HttpTarget(client, settings)
         await server.discover()
@@ -157,6 +144,3 @@ def _notes(
     if target.settings.prefix_share and all(level.cached_tokens is None for level in levels):
         notes.append("the server does not report how many prompt tokens came from its cache")
     return notes
-
-
-__all__ = ["BenchError", "QuietWatcher", "Watcher", "run_bench"]

@@ -15,7 +15,7 @@ from stonechat_models import (
 from stonechat_server.bench.report.page import render_report
 from stonechat_server.bench.report.verdict import verdict
 from stonechat_server.bench.results import BenchResult
-from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.cli import main
@@ -34,9 +34,7 @@ def answers(request: GenerateRequest) -> list[RequestOutput | Exception | float]
 def bench(engine: FakeEngine, **settings: Any) -> BenchResult:
     base = {"in_process": "tiny", "concurrency": (2,), "num_requests": 4, "input_tokens": 200,
             "output_tokens": 6, "warmup": 1}  # fmt: skip
-    return asyncio.run(
-        run_bench(BenchSettings.model_validate({**base, **settings}), QuietWatcher(), engine)
-    )
+    return asyncio.run(run_bench(BenchSettings.model_validate({**base, **settings}), engine=engine))
 
 
 def test_its_requests_are_those_of_a_server() -> None:
@@ -47,7 +45,7 @@ def test_its_requests_are_those_of_a_server() -> None:
             run_bench(
                 BenchSettings(base_url=f"{live.url}/v1", concurrency=(2,), num_requests=4,
                               input_tokens=200, output_tokens=6, warmup=1),
-                QuietWatcher(),
+                None,
             )
         )  # fmt: skip
     prompts = {bytes(request.prompt_token_ids) for request in own.requests}
@@ -132,7 +130,7 @@ def test_prompts_with_images_are_those_of_a_server() -> None:
     with live_server(served) as live:
         settings = {"base_url": f"{live.url}/v1", "concurrency": (2,), "num_requests": 4,
                     "input_tokens": 200, "output_tokens": 6, "warmup": 1, **images}  # fmt: skip
-        over_http = asyncio.run(run_bench(BenchSettings.model_validate(settings), QuietWatcher()))
+        over_http = asyncio.run(run_bench(BenchSettings.model_validate(settings)))
 
     def sent(engine: FakeEngine) -> set[tuple[bytes, tuple[object, ...]]]:
         requests = [request for request in engine.requests if request.params.max_tokens == 6]

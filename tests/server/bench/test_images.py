@@ -13,7 +13,7 @@ from stonechat_server.bench.report.page import render_report
 from stonechat_server.bench.report.tables import csv_text, latency_rows, rate_rows
 from stonechat_server.bench.report.verdict import verdict
 from stonechat_server.bench.results import BenchResult, RequestRecord, read_json, write_json
-from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import summarise
 from stonechat_server.cli import main
@@ -27,7 +27,7 @@ def bench(fake: FakeServer, **settings: Any) -> BenchResult:
     base = {"input_tokens": 20, "output_tokens": 4, "warmup": 0, "concurrency": (1,),
             "base_url": fake.url, "model": "good", "num_requests": 3}  # fmt: skip
     values = {**base, **settings}
-    return asyncio.run(run_bench(BenchSettings.model_validate(values), QuietWatcher()))
+    return asyncio.run(run_bench(BenchSettings.model_validate(values)))
 
 
 def images_of(body: dict[str, Any]) -> list[bytes]:

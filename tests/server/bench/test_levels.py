@@ -17,7 +17,7 @@ from stonechat_server.bench.report.page import render_report
 from stonechat_server.bench.report.tables import csv_text, latency_rows, markdown, rate_rows
 from stonechat_server.bench.report.verdict import knee, percentile, verdict
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord, Slo, Speed
-from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import quantiles
 from stonechat_server.bench.targets.target import Measured
@@ -30,7 +30,7 @@ from .conftest import FakeServer
 def bench(fake: FakeServer, model: str = "good", **settings: object) -> BenchResult:
     base: dict[str, object] = {"input_tokens": 20, "output_tokens": 4, "warmup": 0}
     values = {**base, "base_url": fake.url, "model": model, **settings}
-    return asyncio.run(run_bench(BenchSettings.model_validate(values), QuietWatcher()))
+    return asyncio.run(run_bench(BenchSettings.model_validate(values)))
 
 
 def level(value: float, speed: float, ttft: float = 0.1, share: float | None = None) -> LevelResult:

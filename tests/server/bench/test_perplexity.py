@@ -14,7 +14,7 @@ from stonechat_server.bench.perplexity import windows_of
 from stonechat_server.bench.report.page import render_report
 from stonechat_server.bench.report.tables import csv_text, markdown
 from stonechat_server.bench.results import BenchResult, Perplexity, read_json, write_json
-from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.engine_protocol import EngineLike
@@ -36,7 +36,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def measure(engine: EngineLike | None = None, **settings: object) -> BenchResult:
-    return asyncio.run(run_bench(BenchSettings.model_validate(settings), QuietWatcher(), engine))
+    return asyncio.run(run_bench(BenchSettings.model_validate(settings), engine=engine))
 
 
 def found(result: BenchResult) -> Perplexity:

@@ -11,7 +11,7 @@ import pytest
 
 from stonechat_server.bench.report.page import render_report
 from stonechat_server.bench.results import BenchResult, Slo, read_json, write_json
-from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.selftest import REQUIRED_TOKENS_PER_SECOND, measure_generator
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.summary import quantiles
@@ -26,7 +26,7 @@ def result(fake: FakeServer) -> BenchResult:
         base_url=fake.url, model="good", concurrency=(1, 4), num_requests=4, output_tokens=6,
         input_tokens=20, label="<b>mine</b>", warmup=0,
     )  # fmt: skip
-    return asyncio.run(run_bench(settings, QuietWatcher()))
+    return asyncio.run(run_bench(settings))
 
 
 def test_a_result_survives_its_file(result: BenchResult) -> None:

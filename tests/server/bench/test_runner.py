@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from stonechat_server.bench.results import BenchResult, Slo
-from stonechat_server.bench.runner import QuietWatcher, run_bench
+from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.target import BenchError
 from stonechat_server.bench.validity import run_checks
@@ -21,7 +21,7 @@ def bench(fake: FakeServer, model: str, **changes: object) -> BenchResult:
         "base_url": fake.url, "model": model, "concurrency": (3,), "num_requests": 6,
         "input_tokens": 40, "output_tokens": 8, "warmup": 1, **changes,
     }  # fmt: skip
-    return asyncio.run(run_bench(BenchSettings(**fields), QuietWatcher()))  # type: ignore[arg-type]
+    return asyncio.run(run_bench(BenchSettings(**fields)))  # type: ignore[arg-type]
 
 
 def failed(result: BenchResult) -> set[str]:

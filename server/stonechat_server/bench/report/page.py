@@ -5,9 +5,7 @@ from html import escape
 
 from stonechat_server.bench.report.charts import distributions, sweep, timelines
 from stonechat_server.bench.report.style import STYLE
-from stonechat_server.bench.report.svg import (
-    NUM_COLOURS,
-)
+from stonechat_server.bench.report.svg import NUM_COLOURS
 from stonechat_server.bench.report.tables import (
     latency_rows,
     perplexity_rows,
@@ -15,9 +13,7 @@ from stonechat_server.bench.report.tables import (
     speed_rows,
 )
 from stonechat_server.bench.report.verdict import verdict
-from stonechat_server.bench.results import (
-    BenchResult,
-)
+from stonechat_server.bench.results import BenchResult
 
 SCROLL = '<div class="scroll" tabindex="0" role="group" aria-label="table">'
 """A table that is too wide scrolls, by the keyboard too."""
@@ -63,26 +59,27 @@ def _checks_passed(result: BenchResult) -> str:
 
 
 def _perplexities(results: Sequence[BenchResult]) -> str:
-    rows = [[result.label, *row] for result in results for row in perplexity_rows(result)[1:]]
-    if not rows:
-        return ""
-    head = ["run", *perplexity_rows(results[0])[0]]
-    return (
-        "<section><h2>Perplexity</h2><p>Lower is better. Compare runs on the same text, with the "
-        "same tokens, context and stride only; se: standard error.</p>"
-        f"{_table([head, *rows])}</section>"
+    note = (
+        "Lower is better. Compare runs on the same text, with the same tokens, context and stride "
+        "only; se: standard error."
     )
+    return _all_rows("Perplexity", note, [(r.label, perplexity_rows(r)) for r in results])
 
 
 def _speeds(results: Sequence[BenchResult]) -> str:
-    rows = [[result.label, *row] for result in results for row in speed_rows(result)[1:]]
+    note = (
+        "pp: tokens of a prompt a second, tg: generated tokens a second; mean ± standard deviation."
+    )
+    return _all_rows("One request at a time", note, [(r.label, speed_rows(r)) for r in results])
+
+
+def _all_rows(title: str, note: str, tables: Sequence[tuple[str, list[list[str]]]]) -> str:
+    """One table of the tables of all runs, which have the same headings; empty without rows."""
+    rows = [[label, *row] for label, table in tables for row in table[1:]]
     if not rows:
         return ""
-    head = ["run", *speed_rows(results[0])[0]]
-    return (
-        "<section><h2>One request at a time</h2><p>pp: tokens of a prompt a second, tg: generated "
-        f"tokens a second; mean ± standard deviation.</p>{_table([head, *rows])}</section>"
-    )
+    table = _table([["run", *tables[0][1][0]], *rows])
+    return f"<section><h2>{title}</h2><p>{note}</p>{table}</section>"
 
 
 def _comparison(results: Sequence[BenchResult]) -> str:

@@ -1,6 +1,5 @@
 """The output in the terminal: live progress, and tables at the end."""
 
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from rich.progress import (
 from rich.table import Table
 
 from stonechat_models import size_text
+from stonechat_server.bench.levels import Watcher
 from stonechat_server.bench.report.tables import (
     latency_rows,
     perplexity_rows,
@@ -27,7 +27,7 @@ from stonechat_server.bench.results import BenchResult, LevelResult, RequestReco
 from stonechat_server.terminal.tables import new_table
 
 
-class LiveWatcher:
+class LiveWatcher(Watcher):
     """A progress line per level: requests done, throughput so far, errors."""
 
     def __init__(self, console: Console) -> None:
@@ -46,12 +46,7 @@ class LiveWatcher:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._progress.live.is_started:
             self._progress.stop()
 

@@ -22,7 +22,6 @@ class Series:
     labels: Sequence[str] = ()
     marks: Sequence[str] = ()
     colour: int = 0
-    dashed: bool = False
     dots: bool = True
 
 
@@ -72,9 +71,8 @@ def line_chart(
         colour = f"var(--series-{line.colour % NUM_COLOURS})"
         spots = [(_x(x, px), _y(y, py, HEIGHT)) for px, py in line.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in spots)
-        dash = ' stroke-dasharray="5 4"' if line.dashed else ""
         parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dash}>'
+            f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2">'
             f"<title>{escape(line.name)}</title></polyline>"
         )
         for number, (px, py) in enumerate(spots if line.dots else []):

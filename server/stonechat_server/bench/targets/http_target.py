@@ -1,7 +1,7 @@
 """A server under test: its model, the fields that it accepts, and measured requests to it."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -259,8 +259,3 @@ def _record(
         usage_stated=usage is not None,
         error=recorder.error,
     )
-
-
-def request_headers(settings: BenchSettings) -> Mapping[str, str]:
-    """Headers sent with every request."""
-    return {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
