@@ -2,13 +2,7 @@
 
 from fastapi import APIRouter, Request, Response
 
-from stonechat_server.api.openapi.document import (
-    GENERATION_ERRORS,
-    errors,
-    generated,
-    json_body,
-    request_body,
-)
+from stonechat_server.api.openapi.document import answered, generated, request_body
 from stonechat_server.api.shared.compute import compute, num_prompt_tokens
 from stonechat_server.api.shared.generate import route_of
 from stonechat_server.catalog.served_model import ServedModel
@@ -34,10 +28,7 @@ router.post(
 @router.post(
     COUNT_TOKENS.path,
     operation_id="countMessageTokens",
-    responses={
-        200: {"content": json_body("TokenCount")},
-        **errors(*GENERATION_ERRORS, name="MessagesError"),
-    },
+    responses=answered("TokenCount", error="MessagesError"),
     openapi_extra=request_body("CountTokensRequest"),
 )
 async def count_tokens(http_request: Request) -> Response:

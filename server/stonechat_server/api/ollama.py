@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from stonechat_server.access.auth import check_manages, check_model
 from stonechat_server.api.models import unload
 from stonechat_server.api.openapi.document import (
-    GENERATION_ERRORS,
+    answered,
     errors,
     generated,
     json_body,
@@ -97,10 +97,7 @@ router.post(
 router.post(
     "/api/embed",
     operation_id="ollamaEmbed",
-    responses={
-        200: {"content": json_body("OllamaEmbedAnswer")},
-        **errors(*GENERATION_ERRORS, name=ERROR),
-    },
+    responses=answered("OllamaEmbedAnswer", error=ERROR),
     openapi_extra=request_body("OllamaEmbed"),
     summary="Embed",
     description="Turn texts into vectors of length 1.",
@@ -108,10 +105,7 @@ router.post(
 router.post(
     "/api/embeddings",
     operation_id="ollamaEmbeddings",
-    responses={
-        200: {"content": json_body("OllamaEmbeddingsAnswer")},
-        **errors(*GENERATION_ERRORS, name=ERROR),
-    },
+    responses=answered("OllamaEmbeddingsAnswer", error=ERROR),
     openapi_extra=request_body("OllamaEmbeddings"),
     summary="Embeddings",
     description="Turn one text into a vector.",

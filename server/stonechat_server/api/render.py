@@ -6,9 +6,9 @@ from typing import cast
 from fastapi import Request, Response
 
 from stonechat_models import SamplingParams
-from stonechat_server.api.openapi.document import json_body, request_body
+from stonechat_server.api.openapi.document import answered, request_body
 from stonechat_server.api.router import Router
-from stonechat_server.api.shared.compute import COMPUTE_ERRORS, compute
+from stonechat_server.api.shared.compute import compute
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.chat_api.endpoint import ChatEndpoint
 from stonechat_server.request.prepare import prepare, render
@@ -30,7 +30,7 @@ router = Router(tags=["Tokens"])
 @router.post(
     ENDPOINT.path,
     operation_id="renderChatCompletion",
-    responses={200: {"content": json_body("RenderedChat")}, **COMPUTE_ERRORS},
+    responses=answered("RenderedChat"),
     openapi_extra=request_body("ChatCompletionRequest"),
 )
 async def render_chat_completion(http_request: Request) -> Response:

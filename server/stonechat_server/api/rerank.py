@@ -1,12 +1,6 @@
 """`POST /v1/rerank`, also as `/v2/rerank` and `/v1/reranking`, and `POST /v1/score`."""
 
-from stonechat_server.api.openapi.document import (
-    GENERATION_ERRORS,
-    HEADERS,
-    errors,
-    json_body,
-    request_body,
-)
+from stonechat_server.api.openapi.document import answered, request_body
 from stonechat_server.api.router import Router
 from stonechat_server.api.shared.generate import route_of
 from stonechat_server.rerank_api.endpoint import RerankEndpoint, ScoreEndpoint
@@ -17,14 +11,7 @@ SCORES = ScoreEndpoint()
 router.post(
     ENDPOINT.path,
     operation_id="createRerank",
-    responses={
-        200: {
-            "description": "The documents, the best first",
-            "headers": HEADERS,
-            "content": json_body("RerankAnswer"),
-        },
-        **errors(*GENERATION_ERRORS),
-    },
+    responses=answered("RerankAnswer", what="The documents, the best first"),
     openapi_extra=request_body("RerankRequest"),
     summary="Create Rerank",
     description="Put documents in the order of how well they answer a question, with a reranker.",
@@ -34,14 +21,7 @@ for path in ("/v2/rerank", "/v1/reranking"):  # where clients of Cohere and of l
 router.post(
     SCORES.path,
     operation_id="createScore",
-    responses={
-        200: {
-            "description": "The scores in the order of the pairs",
-            "headers": HEADERS,
-            "content": json_body("ScoreList"),
-        },
-        **errors(*GENERATION_ERRORS),
-    },
+    responses=answered("ScoreList", what="The scores in the order of the pairs"),
     openapi_extra=request_body("ScoreRequest"),
     summary="Create Score",
     description="Score pairs of texts with a reranker.",

@@ -5,9 +5,15 @@ A stored response belongs to a key.
 
 from fastapi import Request, Response
 
-from stonechat_server.api.openapi.document import errors, generated, json_body, request_body
+from stonechat_server.api.openapi.document import (
+    answered,
+    errors,
+    generated,
+    json_body,
+    request_body,
+)
 from stonechat_server.api.router import Router, json_answer
-from stonechat_server.api.shared.compute import COMPUTE_ERRORS, compute, num_prompt_tokens
+from stonechat_server.api.shared.compute import compute, num_prompt_tokens
 from stonechat_server.api.shared.generate import route_of
 from stonechat_server.api.shared.owned import page_limit, page_order, query
 from stonechat_server.catalog.served_model import ServedModel
@@ -44,7 +50,7 @@ _PAGE = {
 @router.post(
     INPUT_TOKENS.path,
     operation_id="countInputTokens",
-    responses={200: {"content": json_body("InputTokens")}, **COMPUTE_ERRORS},
+    responses=answered("InputTokens"),
     openapi_extra=request_body("ResponsesRequest"),
 )
 async def count_input_tokens(http_request: Request) -> Response:

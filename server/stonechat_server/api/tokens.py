@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from fastapi import Request, Response
 
 from stonechat_server.access.auth import check_model
-from stonechat_server.api.openapi.document import errors, json_body, request_body
+from stonechat_server.api.openapi.document import answered, errors, json_body, request_body
 from stonechat_server.api.router import Router, json_answer
-from stonechat_server.api.shared.compute import COMPUTE_ERRORS, compute
+from stonechat_server.api.shared.compute import compute
 from stonechat_server.api.shared.on_demand import tokenizer_of
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import invalid
@@ -44,7 +44,7 @@ router = Router(tags=["Tokens"])
 @router.post(
     "/tokenize",
     operation_id="tokenize",
-    responses={200: {"content": json_body("TokenizeAnswer")}, **COMPUTE_ERRORS},
+    responses=answered("TokenizeAnswer"),
     openapi_extra=request_body("TokenizeTextRequest", "TokenizeChatRequest"),
 )
 async def tokenize(http_request: Request) -> Response:
@@ -55,7 +55,7 @@ async def tokenize(http_request: Request) -> Response:
 @router.post(
     "/detokenize",
     operation_id="detokenize",
-    responses={200: {"content": json_body("DetokenizeAnswer")}, **COMPUTE_ERRORS},
+    responses=answered("DetokenizeAnswer"),
     openapi_extra=request_body("DetokenizeRequest"),
 )
 async def detokenize(http_request: Request) -> Response:

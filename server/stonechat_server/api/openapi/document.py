@@ -141,6 +141,17 @@ def errors(*statuses: int, name: str = "ErrorResponse", other: str | None = None
     return {status: {"description": "Error", "content": content} for status in statuses}
 
 
+def answered(*names: str, what: str = "", error: str = "ErrorResponse") -> Responses:
+    """The `responses` of a route that works on a body, and answers with one of the named schemas.
+
+    `what` describes an answer that has `HEADERS`.
+    """
+    answer: dict[str, Any] = {"content": json_body(*names)}
+    if what:
+        answer |= {"description": what, "headers": HEADERS}
+    return {200: answer, **errors(*GENERATION_ERRORS, name=error)}
+
+
 def generated(
     answer: str,
     event: str,

@@ -8,7 +8,6 @@ import msgspec
 from fastapi import Request, Response
 
 from stonechat_server.admission.refusals import RefusedError
-from stonechat_server.api.openapi.document import errors
 from stonechat_server.api.shared.generate import name_list, receive, run_where_it_fits
 from stonechat_server.api.shared.media_loading import load_media
 from stonechat_server.api.shared.on_demand import tokenizer_of
@@ -17,8 +16,6 @@ from stonechat_server.request.prepare import render
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.services import services_of
-
-COMPUTE_ERRORS = errors(400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 
 Work = Callable[[Call, ServedModel], object]
 """Computes an answer that msgspec encodes. May run in any thread, and raise `APIError`."""
