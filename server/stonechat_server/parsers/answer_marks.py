@@ -2,7 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from stonechat_server.parsers.deltas import ContentDelta, DeltaParser, EndDelta, ParsedDelta
+from stonechat_server.parsers.deltas import (
+    ContentDelta,
+    DeltaParser,
+    EndDelta,
+    ParsedDelta,
+    WrappingParser,
+)
 from stonechat_server.tool_formats.layout import hold_back
 
 
@@ -62,7 +68,7 @@ def find_answer_marks(template: str) -> AnswerMarks | None:
 
 
 @dataclass(slots=True)
-class AnswerMarksParser:
+class AnswerMarksParser(WrappingParser):
     """A `DeltaParser`. `inner` parses the text without the marks and the whitespace within them.
 
     A closing mark without an opening one is removed only if it looks like a token (`<|…|>`).
@@ -81,14 +87,6 @@ class AnswerMarksParser:
     _has_begun: bool = field(default=False, init=False)
     """Whether the beginning has been read."""
     _has_text: bool = field(default=False, init=False)
-
-    @property
-    def in_reasoning(self) -> bool:
-        return self.inner.in_reasoning
-
-    @property
-    def is_call_cut(self) -> bool:
-        return self.inner.is_call_cut
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         self._held += text

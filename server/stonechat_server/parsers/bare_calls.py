@@ -52,7 +52,7 @@ class BareCallParser(WrappingParser):
         if self._reader is not None:
             text = self._read(self._reader, text, finished, deltas)
         if text or finished:
-            deltas += [self._renumbered(delta) for delta in self._inner.feed(text, finished)]
+            deltas += [self._renumbered(delta) for delta in self.inner.feed(text, finished)]
         return deltas
 
     def _read(

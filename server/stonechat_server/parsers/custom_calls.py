@@ -5,8 +5,9 @@ INPUT
 </custom_tool_call>
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
+from stonechat_server.parsers.layouts.layout_reader import SectionReader
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, hold_back
 
 TRIGGER = "<custom_tool_call"
@@ -15,39 +16,19 @@ AFTER_NAME = '">\n'
 CLOSING = "\n</custom_tool_call>"
 
 
-class CustomCallReader:
-    """A `SectionReader` of one call.
+class CustomCallReader(SectionReader):
+    """Reads one call.
 
     A closing tag counts only if the answer ends there or another call follows (one of `triggers`).
     The input may therefore contain the tag itself.
     """
 
-    rest: str | None = None
-
     def __init__(self, names: Collection[str], triggers: tuple[str, ...]) -> None:
-        self._names = names
+        super().__init__(names)
         self._triggers = triggers
-        self._raw = ""
         self._held = ""
         """Text held back: a possible part of the closing tag, or the text after a possible one."""
-        self._state: Callable[[str], list[CallEvent]] = self._before_input
-
-    @property
-    def is_cut(self) -> bool:
-        return self._state == self._in_input
-
-    def push(self, char: str) -> list[CallEvent]:
-        self._raw += char
-        return self._state(char)
-
-    def finish(self) -> list[CallEvent]:
-        if self.rest is not None:
-            return []
-        if self._state == self._before_input:
-            self.rest = self._raw
-            return []
-        self.rest = ""  # what is held back in the input is a part of the closing tag
-        return []
+        self._state = self._before_input
 
     def _before_input(self, char: str) -> list[CallEvent]:
         head, opening, name = self._raw.partition(BEFORE_NAME)
@@ -63,18 +44,14 @@ class CustomCallReader:
             return []
         if name not in self._names:
             return self._end_with_rest()
-        self._state = self._in_input
+        self._num_calls, self.is_cut, self._state = 1, True, self._in_input
         return [CallStart(name, "custom")]
-
-    def _end_with_rest(self) -> list[CallEvent]:
-        self.rest = self._raw
-        return []
 
     def _in_input(self, char: str) -> list[CallEvent]:
         self._held += char
         if self._held.endswith(CLOSING):
             text, self._held = self._held[: -len(CLOSING)], ""
-            self._state = self._after_closing
+            self.is_cut, self._state = False, self._after_closing
             return [CallArguments(text)] if text else []
         num_held = hold_back(self._held, (CLOSING,))
         text, self._held = (
@@ -92,7 +69,7 @@ class CustomCallReader:
         if not after or any(trigger.startswith(after) for trigger in self._triggers):
             return []
         text, self._held = CLOSING + self._held, ""
-        self._state = self._in_input
+        self.is_cut, self._state = True, self._in_input
         events: list[CallEvent] = [CallArguments(text[0])]
         for held_char in text[1:]:
             events += self._state(held_char)

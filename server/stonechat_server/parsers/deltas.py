@@ -89,12 +89,12 @@ class WrappingParser:
     """The part that `DeltaParser`s around another one share."""
 
     def __init__(self, inner: DeltaParser) -> None:
-        self._inner = inner
+        self.inner = inner
 
     @property
     def in_reasoning(self) -> bool:
-        return self._inner.in_reasoning
+        return self.inner.in_reasoning
 
     @property
     def is_call_cut(self) -> bool:
-        return self._inner.is_call_cut
+        return self.inner.is_call_cut

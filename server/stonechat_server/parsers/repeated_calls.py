@@ -39,11 +39,11 @@ class CallFilter(WrappingParser):
 
     @property
     def is_call_cut(self) -> bool:
-        return self._inner.is_call_cut and not self._has_ended
+        return self.inner.is_call_cut and not self._has_ended
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
         deltas: list[ParsedDelta] = []
-        for delta in [] if self._has_ended else self._inner.feed(text, finished):
+        for delta in [] if self._has_ended else self.inner.feed(text, finished):
             if not isinstance(delta, ToolCallDelta) or delta.name is not None:
                 self._close(deltas)
             if not self._has_ended:
@@ -51,7 +51,7 @@ class CallFilter(WrappingParser):
             if self._has_ended:
                 return deltas
         if finished:
-            self._close(deltas, is_cut=self._inner.is_call_cut)
+            self._close(deltas, is_cut=self.inner.is_call_cut)
         return deltas
 
     def _add(self, delta: ParsedDelta, deltas: list[ParsedDelta]) -> None:

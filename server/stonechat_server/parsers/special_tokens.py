@@ -18,4 +18,4 @@ class SpecialTokenFilter(WrappingParser):
         super().__init__(inner)
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
-        return self._inner.feed(self._pattern.sub("", text), finished)
+        return self.inner.feed(self._pattern.sub("", text), finished)

@@ -11,6 +11,7 @@ from stonechat_server.parsers.layouts.bare_reader import UnopenedCallReader
 from stonechat_server.parsers.layouts.dict_calls import DictCallsReader
 from stonechat_server.parsers.layouts.element_calls import ElementCallsReader
 from stonechat_server.parsers.layouts.json_calls import JsonCallsReader
+from stonechat_server.parsers.layouts.layout_reader import SectionReader
 from stonechat_server.parsers.layouts.pythonic_calls import PythonicReader
 from stonechat_server.parsers.layouts.tag_calls import TagCallsReader
 from stonechat_server.parsers.triggers import TriggerFinder, inner_triggers, object_openings
@@ -23,7 +24,6 @@ from stonechat_server.tool_formats.layout import (
     HarmonyLayout,
     JsonLayout,
     PythonicLayout,
-    SectionReader,
     TagLayout,
     ToolFormat,
     new_call_id,
@@ -157,17 +157,18 @@ class ToolCallParser:
         if trigger == custom_calls.TRIGGER:
             self._reader = custom_calls.CustomCallReader(self.names.custom, self._triggers)
             return
+        functions, schemas = self.names.functions, self.names.schemas
         match self.format.layout:
             case PythonicLayout() as layout:
-                self._reader = PythonicReader(layout, self.names.functions)
+                self._reader = PythonicReader(layout, functions)
             case DictLayout() as layout:
-                self._reader = DictCallsReader(layout, self.names.functions, self.names.schemas)
+                self._reader = DictCallsReader(layout, functions, schemas)
             case ElementLayout() as layout:
-                self._reader = ElementCallsReader(layout, self.names.functions, self.names.schemas)
+                self._reader = ElementCallsReader(layout, functions, schemas)
             case JsonLayout() as layout:
-                self._reader = JsonCallsReader(layout, self.names.functions)
+                self._reader = JsonCallsReader(layout, functions, schemas)
             case TagLayout() as layout:
-                self._reader = TagCallsReader(layout, self.names.functions, self.names.schemas)
+                self._reader = TagCallsReader(layout, functions, schemas)
             case HarmonyLayout():
                 raise AssertionError("harmony answers have their own parser: HarmonyParser")
 

@@ -7,7 +7,7 @@ that the model's output must follow and the reader of that output are made from 
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
-from typing import Literal, Protocol
+from typing import Literal
 
 CallType = Literal["function", "custom"]
 
@@ -30,27 +30,6 @@ class CallArguments:
 
 
 CallEvent = CallStart | CallArguments
-
-
-class SectionReader(Protocol):
-    """Reads the calls that follow a trigger, character by character."""
-
-    def push(self, char: str) -> list[CallEvent]:
-        """Read the next character. Must not be called once `rest` is set."""
-
-    def finish(self) -> list[CallEvent]:
-        """End the text, and return its last events. May set `rest`."""
-
-    @property
-    def is_cut(self) -> bool:
-        """Whether the latest call's arguments, or its input, are incomplete."""
-
-    @property
-    def rest(self) -> str | None:
-        """None while reading; at the end of the section, the characters that are not part of it.
-
-        If the section has no call, these are all the characters pushed.
-        """
 
 
 def new_call_id() -> str:

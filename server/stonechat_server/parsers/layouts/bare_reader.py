@@ -1,11 +1,11 @@
 """Reads calls that are plain JSON, without the marks of the tool format."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.json_text import load_json
+from stonechat_server.parsers.layouts.layout_reader import Schemas, SectionReader
 from stonechat_server.parsers.literal import LiteralMatcher
 from stonechat_server.parsers.schema_fit import fits
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart
@@ -14,8 +14,6 @@ _FENCE = "```"
 _OPENING_FENCES = (_FENCE, _FENCE + "json")
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _TEXT_KEYS = ("name", "type", "id")
-
-Schemas = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,18 +213,15 @@ class BareCallReader:
             self.held, self._closing, self.is_closed = "", None, True
 
 
-class UnopenedCallReader:
-    """A `SectionReader` of one call as plain JSON, after which the section is closed.
+class UnopenedCallReader(SectionReader):
+    """Reads one call as plain JSON, after which the section is closed.
 
     The mark that opens the section is missing. Without the closing one the JSON is text.
     """
 
-    rest: str | None = None
-    is_cut = False
-
     def __init__(self, functions: Collection[str], schemas: Schemas, closing_mark: str) -> None:
+        super().__init__(functions)
         self._reader = BareCallReader(functions, schemas, closing_mark)
-        self._raw = ""
         self._call: BareCall | None = None
 
     def push(self, char: str) -> list[CallEvent]:
@@ -239,8 +234,4 @@ class UnopenedCallReader:
         elif self._reader.is_closed and self._call is not None:
             self.rest = ""
             return [CallStart(self._call.name), CallArguments(self._call.arguments)]
-        return []
-
-    def finish(self) -> list[CallEvent]:
-        self.rest = self._raw if self.rest is None else self.rest
         return []

@@ -1,26 +1,19 @@
 """Reads sections of calls with bare keys (see `DictLayout`)."""
 
 import json
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
 
 from stonechat_server.parsers.layouts.dict_values import DictScanner, read_dict_value, read_key
-from stonechat_server.parsers.layouts.layout_reader import LayoutReader
+from stonechat_server.parsers.layouts.layout_reader import LayoutReader, Schemas
 from stonechat_server.parsers.layouts.tag_values import allows_text, read_value, resolve
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, DictLayout
 
 
 class DictCallsReader(LayoutReader[DictLayout]):
-    """A `SectionReader`. Each argument is emitted when it ends."""
+    """Emits each argument when it ends."""
 
-    def __init__(
-        self,
-        layout: DictLayout,
-        names: Collection[str],
-        schemas: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        super().__init__(layout, names)
-        self._schemas = schemas
+    def __init__(self, layout: DictLayout, names: Collection[str], schemas: Schemas) -> None:
+        super().__init__(layout, names, schemas)
         self._num_keys = 0
         self._pair = ""
         """The text of the argument so far, with its key."""

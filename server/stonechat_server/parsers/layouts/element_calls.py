@@ -5,7 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from stonechat_server.parsers.layouts.layout_reader import LayoutReader
+from stonechat_server.parsers.layouts.layout_reader import LayoutReader, Schemas
 from stonechat_server.parsers.layouts.tag_values import (
     NULLS,
     ValueForm,
@@ -24,16 +24,10 @@ MAX_MARKS = 32
 
 
 class ElementCallsReader(LayoutReader[ElementLayout]):
-    """A `SectionReader`. The arguments of a call are emitted when it ends."""
+    """Emits the arguments of a call when it ends."""
 
-    def __init__(
-        self,
-        layout: ElementLayout,
-        names: Collection[str],
-        schemas: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        super().__init__(layout, names)
-        self._schemas = schemas
+    def __init__(self, layout: ElementLayout, names: Collection[str], schemas: Schemas) -> None:
+        super().__init__(layout, names, schemas)
         self._text = ""
         self._end = layout.after_arguments.strip()
 

@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.json_text import load_json
-from stonechat_server.parsers.layouts.layout_reader import LayoutReader
+from stonechat_server.parsers.layouts.layout_reader import LayoutReader, Schemas
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, JsonLayout
 
 _NAME_KEYS = ("name", "tool_name")
@@ -13,15 +13,15 @@ _ARGUMENT_KEYS = ("arguments", "parameters")
 
 
 class JsonCallsReader(LayoutReader[JsonLayout]):
-    """A `SectionReader`. A call whose name is not in `names` is text.
+    """Takes a call whose name is not in `names` for text.
 
     Arguments are emitted character by character. If other keys precede them, or the keys are in
     another order, they are emitted when the call's object ends. Keys after the arguments are
     ignored. Arguments may also be a string that contains their object.
     """
 
-    def __init__(self, layout: JsonLayout, names: Collection[str]) -> None:
-        super().__init__(layout, names)
+    def __init__(self, layout: JsonLayout, names: Collection[str], schemas: Schemas) -> None:
+        super().__init__(layout, names, schemas)
         self._scanner = JsonScanner()
 
     def _begin_arguments(self) -> None:

@@ -1,8 +1,8 @@
-"""The common part of section readers whose layout defines the texts around names."""
+"""The common parts of the readers of calls."""
 
 import re
-from collections.abc import Callable, Collection
-from typing import Generic, TypeVar
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Generic, TypeVar
 
 from stonechat_server.parsers.literal import LiteralMatcher
 from stonechat_server.tool_formats.layout import CallEvent, CallLayout, CallStart
@@ -11,36 +11,58 @@ NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 
 Layout = TypeVar("Layout", bound=CallLayout)
 State = Callable[[str], list[CallEvent]]
+Schemas = Mapping[str, Mapping[str, Any]]
 
 
-class LayoutReader(Generic[Layout]):
-    """Reads up to a call's arguments, and from the call's end to the next call.
-
-    A subclass is a `SectionReader`. It reads the arguments, beginning with `_begin_arguments`.
-    """
+class SectionReader:
+    """Reads the calls that follow a trigger, character by character, one state after the other."""
 
     rest: str | None = None
-    is_cut: bool = False
+    """None while reading; at the end of the section, the characters that are not part of it.
 
-    def __init__(self, layout: Layout, names: Collection[str]) -> None:
-        self._layout: Layout = layout
+    If the section has no call, these are all the characters pushed.
+    """
+    is_cut = False
+    """Whether the latest call's arguments, or its input, are incomplete."""
+    _state: State
+
+    def __init__(self, names: Collection[str]) -> None:
         self._names = names
         self._num_calls = 0
         self._raw = ""
         """Characters that are not consumed yet: they are the `rest` if the section ends here."""
-        self._name = self._id = ""
-        self._expect([layout.opening + layout.before_name], self._before_name)
-        if self._matcher.matched is not None:
-            self._begin_name()
 
     def push(self, char: str) -> list[CallEvent]:
+        """Read the next character. Must not be called once `rest` is set."""
         self._raw += char
         return self._state(char)
 
     def finish(self) -> list[CallEvent]:
+        """End the text, and return its last events. May set `rest`."""
         if self.rest is None:
             self.rest = "" if self._num_calls else self._raw
         return []
+
+    def _end_with_rest(self) -> list[CallEvent]:
+        self.rest = self._raw
+        return []
+
+
+class LayoutReader(SectionReader, Generic[Layout]):
+    """Reads up to a call's arguments, and from the call's end to the next call.
+
+    A subclass reads the arguments, beginning with `_begin_arguments`.
+    """
+
+    def __init__(self, layout: Layout, names: Collection[str], schemas: Schemas) -> None:
+        super().__init__(names)
+        self._layout: Layout = layout
+        self._schemas = schemas
+        """Of the functions' arguments."""
+        self._name = self._id = ""
+        self._expect([layout.opening + layout.before_name], self._before_name)
+        if self._matcher.matched is not None:
+            self._begin_name()
 
     def _begin_arguments(self) -> None:
         """Called after a call's start. Must set the state that reads its arguments."""
@@ -52,10 +74,6 @@ class LayoutReader(Generic[Layout]):
 
     def _expect(self, texts: list[str], state: State) -> None:
         self._matcher, self._state = LiteralMatcher(texts), state
-
-    def _end_with_rest(self) -> list[CallEvent]:
-        self.rest = self._raw
-        return []
 
     def _before_name(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):

@@ -2,10 +2,11 @@
 
 import ast
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import Any
 
 from stonechat_server.parsers.json_scan import JsonScanner
+from stonechat_server.parsers.layouts.layout_reader import SectionReader
 from stonechat_server.parsers.literal import LiteralMatcher
 from stonechat_server.tool_formats.layout import (
     CallArguments,
@@ -17,38 +18,18 @@ from stonechat_server.tool_formats.layout import (
 UNPACK = "**"
 
 
-class PythonicReader:
-    """A `SectionReader`. Each argument is emitted as a piece of JSON when it ends."""
-
-    rest: str | None = None
-    is_cut: bool = False
+class PythonicReader(SectionReader):
+    """Emits each argument as a piece of JSON when it ends."""
 
     def __init__(self, layout: PythonicLayout, names: Collection[str]) -> None:
+        super().__init__(names)
         self._layout = layout
-        self._names = names
         self._matcher = LiteralMatcher([layout.opening])
-        self._num_calls = 0
-        self._raw = ""
         self._word = ""
         self._keys: list[str] = []
         self._value = ""
         self._scanner = JsonScanner()
-        self._state: Callable[[str], list[CallEvent]] = (
-            self._at_start if layout.opening else self._in_name
-        )
-
-    def push(self, char: str) -> list[CallEvent]:
-        self._raw += char
-        return self._state(char)
-
-    def finish(self) -> list[CallEvent]:
-        if self.rest is None:
-            self.rest = "" if self._num_calls else self._raw
-        return []
-
-    def _end_with_rest(self) -> list[CallEvent]:
-        self.rest = self._raw
-        return []
+        self._state = self._at_start if layout.opening else self._in_name
 
     def _at_start(self, char: str) -> list[CallEvent]:
         if not self._matcher.push(char):

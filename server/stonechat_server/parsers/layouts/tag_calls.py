@@ -1,12 +1,11 @@
 """Reads sections of calls whose arguments stand between tags (see `TagLayout`)."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from itertools import takewhile
-from typing import Any
 
 from stonechat_server.parsers.json_scan import JsonScanner
-from stonechat_server.parsers.layouts.layout_reader import LayoutReader
+from stonechat_server.parsers.layouts.layout_reader import LayoutReader, Schemas
 from stonechat_server.parsers.layouts.tag_values import (
     NULLS,
     ValueForm,
@@ -26,19 +25,13 @@ from stonechat_server.tool_formats.layout import (
 
 
 class TagCallsReader(LayoutReader[TagLayout]):
-    """A `SectionReader`. Strings are emitted as they arrive, other values when they end.
+    """Emits strings as they arrive, and other values when they end.
 
     A line break next to a tag belongs to the tag if the layout has a line break there.
     """
 
-    def __init__(
-        self,
-        layout: TagLayout,
-        names: Collection[str],
-        schemas: Mapping[str, Mapping[str, Any]],
-    ) -> None:
-        super().__init__(layout, names)
-        self._schemas = schemas
+    def __init__(self, layout: TagLayout, names: Collection[str], schemas: Schemas) -> None:
+        super().__init__(layout, names, schemas)
         self._key = self._held = ""
         self._keys: set[str] = set()
         self._num_keys = 0

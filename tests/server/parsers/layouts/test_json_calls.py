@@ -21,7 +21,7 @@ NAMES = ("add", "now")
 def read(format: ToolFormat, text: str) -> tuple[list[tuple[str, str]], str | None]:
     """Return the calls of a section without its trigger, and the rest."""
     assert isinstance(format.layout, JsonLayout)
-    reader = JsonCallsReader(format.layout, NAMES)
+    reader = JsonCallsReader(format.layout, NAMES, {})
     calls: list[tuple[str, str]] = []
     for position, char in enumerate(text):
         for event in reader.push(char):
