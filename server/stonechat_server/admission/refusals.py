@@ -17,10 +17,9 @@ class RefusedError(APIError):
         type: str,
         code: str,
         reason: str,
-        param: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, type=type, code=code, param=param, headers=headers)
+        super().__init__(status, message, type=type, code=code, headers=headers)
         self.reason = reason
 
 

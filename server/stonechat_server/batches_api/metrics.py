@@ -16,9 +16,6 @@ class BatchCollector(Collector):
     def __init__(self, runner: BatchRunner) -> None:
         self._runner = runner
 
-    def describe(self) -> list[Metric]:
-        return []
-
     def collect(self) -> Iterator[Metric]:
         num_batches: Counter[str] = Counter()
         num_requests: Counter[str] = Counter()

@@ -60,8 +60,8 @@ def check_addresses(addresses: Sequence[str]) -> list[str]:
 class Resolver:
     """Asks the system for addresses, in few threads of its own: an answer may take long."""
 
-    def __init__(self, num_threads: int = 4) -> None:
-        self._threads = ThreadPoolExecutor(num_threads, "stonechat-resolve")
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(4, "stonechat-resolve")
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         loop = asyncio.get_running_loop()

@@ -98,9 +98,6 @@ class EngineCollector(Collector):
     def __init__(self, loaded: Callable[[], Sequence[LoadedModel]]) -> None:
         self._loaded = loaded
 
-    def describe(self) -> list[Metric]:
-        return []
-
     def collect(self) -> Iterator[Metric]:
         loaded = self._loaded()
         for name, text, gauge in GAUGES:

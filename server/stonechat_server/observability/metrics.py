@@ -8,7 +8,6 @@ the label `endpoint`: the path of a route, never a client's path.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
 from functools import partial
 from itertools import accumulate
 
@@ -32,7 +31,7 @@ LATENCY_BUCKETS = (
     *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5),
     *(10.0, 20.0, 40.0, 80.0, 160.0, 320.0, 640.0),
 )
-TOKEN_LATENCY_BUCKETS = (
+TOKEN_BUCKETS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2),
     *(0.3, 0.5, 0.75, 1.0, 2.5, 5.0),
 )
@@ -40,19 +39,24 @@ LENGTH_BUCKETS = tuple(float(k * 10**e) for e in range(6) for k in (1, 2, 5))
 CHOICE_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Histograms:
-    """The histograms of requests: those of all endpoints, or of one."""
-
-    first_token: Histogram
-    per_token: Histogram
-    end_to_end: Histogram
-    queue: Histogram
-    prefill: Histogram
-    decode: Histogram
-    prompt_tokens: Histogram
-    generation_tokens: Histogram
-    num_choices: Histogram
+HISTOGRAMS = (
+    ("time_to_first_token_seconds", "From arrival to the first token", LATENCY_BUCKETS),
+    ("request_time_per_output_token_seconds", "Decode time per output token", TOKEN_BUCKETS),
+    ("e2e_request_latency_seconds", "From arrival to the end of the answer", LATENCY_BUCKETS),
+    ("request_queue_time_seconds", "From arrival to the first scheduled step", LATENCY_BUCKETS),
+    (
+        *("request_prefill_time_seconds", "From the first scheduled step to the first token"),
+        LATENCY_BUCKETS,
+    ),
+    ("request_decode_time_seconds", "From the first token to the last", LATENCY_BUCKETS),
+    ("request_prompt_tokens", "Prompt tokens per request", LENGTH_BUCKETS),
+    (
+        *("request_generation_tokens", "Generated tokens per request, over all choices"),
+        LENGTH_BUCKETS,
+    ),
+    ("request_params_n", "Choices per request", CHOICE_BUCKETS),
+)
+"""The histograms of requests: their names, what they measure, and their buckets."""
 
 
 class Metrics:
@@ -71,12 +75,16 @@ class Metrics:
         """
         self._model_name = model_name
         self._registry = CollectorRegistry()
-        self._histograms = self._make_histograms()
-        self._by_endpoint: dict[tuple[str, str], _Histograms] = {}
+        labels = ["model_name", "endpoint"]
+        self._histograms = {
+            name: Histogram(PREFIX + name, text, labels, buckets=buckets, registry=self._registry)
+            for name, text, buckets in HISTOGRAMS
+        }
+        self._by_endpoint: dict[tuple[str, str], dict[str, Histogram]] = {}
         self._inter_token = _TokenHistogram(
             PREFIX + "inter_token_latency_seconds",
             "Time between two outputs that add tokens to a choice",
-            TOKEN_LATENCY_BUCKETS,
+            TOKEN_BUCKETS,
         )
         self._registry.register(self._inter_token)
         self.gaps = self._inter_token.series
@@ -129,68 +137,46 @@ class Metrics:
     def request_finished(self, record: FinishedRequest) -> None:
         """Observe an admitted request that has ended."""
         model = record.metrics_model or self._model_name
-        histograms, timings = self._histograms_of(model, record.endpoint), record.timings
         reasons = record.finish_reasons
         for reason in set(reasons):
             self._success.labels(model, reason, record.endpoint).inc(reasons.count(reason))
-        histograms.end_to_end.observe(record.finished - record.started)
-        histograms.prompt_tokens.observe(record.num_prompt_tokens)
-        histograms.generation_tokens.observe(record.num_completion_tokens)
-        histograms.num_choices.observe(record.num_choices)
-        if timings is None or timings.scheduled is None:
-            return
-        histograms.queue.observe(max(0.0, timings.scheduled - record.started))
-        if timings.first_token is None:
-            return
-        histograms.first_token.observe(timings.first_token - record.started)
-        histograms.prefill.observe(max(0.0, timings.first_token - timings.scheduled))
-        if timings.finished is not None:
-            decode = timings.finished - timings.first_token
-            num_steps = record.num_completion_tokens / max(1, len(record.finish_reasons)) - 1
-            histograms.decode.observe(decode)
-            if num_steps > 0:
-                histograms.per_token.observe(decode / num_steps)
+        histograms = self._histograms_of(model, record.endpoint)
+        for name, value in _observations(record):
+            histograms[name].observe(value)
 
-    def _histograms_of(self, model: str, endpoint: str) -> _Histograms:
+    def _histograms_of(self, model: str, endpoint: str) -> dict[str, Histogram]:
         """The histograms of one model and endpoint, made at its first request."""
-        known = self._by_endpoint.get((model, endpoint))
-        if known is None:
-            children = {
-                field.name: getattr(self._histograms, field.name).labels(model, endpoint)
-                for field in fields(_Histograms)
+        if (model, endpoint) not in self._by_endpoint:
+            self._by_endpoint[model, endpoint] = {
+                name: histogram.labels(model, endpoint)
+                for name, histogram in self._histograms.items()
             }
-            known = self._by_endpoint[model, endpoint] = _Histograms(**children)
-        return known
-
-    def _make_histograms(self) -> _Histograms:
-        latency, token, length = LATENCY_BUCKETS, TOKEN_LATENCY_BUCKETS, LENGTH_BUCKETS
-        make = self._histogram
-        return _Histograms(
-            make("time_to_first_token_seconds", "From arrival to the first token", latency),
-            make("request_time_per_output_token_seconds", "Decode time per output token", token),
-            make("e2e_request_latency_seconds", "From arrival to the end of the answer", latency),
-            make("request_queue_time_seconds", "From arrival to the first scheduled step", latency),
-            make(
-                "request_prefill_time_seconds",
-                "From the first scheduled step to the first token",
-                latency,
-            ),
-            make("request_decode_time_seconds", "From the first token to the last", latency),
-            make("request_prompt_tokens", "Prompt tokens per request", length),
-            make(
-                "request_generation_tokens",
-                "Generated tokens per request, over all choices",
-                length,
-            ),
-            make("request_params_n", "Choices per request", CHOICE_BUCKETS),
-        )
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        labels = ["model_name", "endpoint"]
-        return Histogram(PREFIX + name, text, labels, buckets=buckets, registry=self._registry)
+        return self._by_endpoint[model, endpoint]
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, ["model_name", *labels], registry=self._registry)
+
+
+def _observations(record: FinishedRequest) -> Iterator[tuple[str, float]]:
+    """Yield what the histograms observe of a request, by their names."""
+    yield "e2e_request_latency_seconds", record.finished - record.started
+    yield "request_prompt_tokens", record.num_prompt_tokens
+    yield "request_generation_tokens", record.num_completion_tokens
+    yield "request_params_n", record.num_choices
+    timings = record.timings
+    if timings is None or timings.scheduled is None:
+        return
+    yield "request_queue_time_seconds", max(0.0, timings.scheduled - record.started)
+    if timings.first_token is None:
+        return
+    yield "time_to_first_token_seconds", timings.first_token - record.started
+    yield "request_prefill_time_seconds", max(0.0, timings.first_token - timings.scheduled)
+    if timings.finished is not None:
+        decode = timings.finished - timings.first_token
+        yield "request_decode_time_seconds", decode
+        num_steps = record.num_completion_tokens / max(1, len(record.finish_reasons)) - 1
+        if num_steps > 0:
+            yield "request_time_per_output_token_seconds", decode / num_steps
 
 
 class _TokenHistogram(Collector):
@@ -201,9 +187,6 @@ class _TokenHistogram(Collector):
         self._documentation = documentation
         self._bounds = bounds
         self.series: defaultdict[str, _TokenSeries] = defaultdict(partial(_TokenSeries, bounds))
-
-    def describe(self) -> list[Metric]:
-        return []
 
     def collect(self) -> Iterator[Metric]:
         names = [*map(str, self._bounds), "+Inf"]

@@ -18,9 +18,6 @@ class VllmAliases(Collector):
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
 
-    def describe(self) -> list[Metric]:
-        return []
-
     def collect(self) -> Iterator[Metric]:
         for metric in self._registry.collect():
             alias = Metric(_alias(metric.name), metric.documentation, metric.type, metric.unit)

@@ -126,10 +126,9 @@ class Phase(StrEnum):
 class Lifecycle:
     """Holds the phase and the deadlines of the running requests."""
 
-    def __init__(self, grace_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, grace_seconds: float) -> None:
         self.phase = Phase.STARTING
         self._grace_seconds = grace_seconds
-        self._clock = clock
         self._drain_until = 0.0
         self._running: set[Deadline] = set()
         self._listeners: list[Callable[[], None]] = []
@@ -166,7 +165,7 @@ class Lifecycle:
         """Refuse new requests. Running requests have the grace period to finish."""
         if self.phase is not Phase.DRAINING:
             self.phase = Phase.DRAINING
-            self._drain_until = self._clock() + self._grace_seconds
+            self._drain_until = time.monotonic() + self._grace_seconds
             for listener in self._listeners:
                 listener()
 
@@ -176,7 +175,7 @@ class Lifecycle:
             return False
         if not self._running:
             return True
-        now = self._clock()
+        now = time.monotonic()
         if now >= self._drain_until:
             for deadline in self._running:
                 deadline.expire(_drained_error())

@@ -8,7 +8,7 @@ back. What a killed process leaves behind, `sweep` removes.
 import os
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,18 +57,12 @@ def new_file_id() -> str:
 class FileStore:
     """The files of all owners. Every method may block, and runs in the thread of `Storage`."""
 
-    def __init__(
-        self,
-        engine: sa.Engine,
-        folder: Path,
-        limits: FileLimits,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, engine: sa.Engine, folder: Path, limits: FileLimits) -> None:
         """`folder` is made if it is missing. Raises `OSError` if it cannot be written."""
         self._engine = engine
         self.folder = folder
         self.limits = limits
-        self.clock = clock
+        self.clock = time.time
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         probe = self.new_upload()
         probe.touch(mode=0o600)
