@@ -15,7 +15,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,13 +22,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 from clients import Log, Target, abuse, complete
 from soak import compare_ledger
 
-from server import ROOT, STONECHAT, fetch, ledger_url, stonechat
+from server import ROOT, free_port, ledger_url, new_keys, start
 
 REPLICA = "ServeReplica:stonechat:Replica"
 
@@ -39,7 +38,6 @@ class Deployment:
     """A `stonechat ray deploy` that this process started."""
 
     process: subprocess.Popen[bytes]
-    flags: list[str]
 
     def replicas(self) -> list[psutil.Process]:
         """The processes of the engines."""
@@ -54,7 +52,7 @@ class Deployment:
 
     def update(self, *flags: str) -> None:
         """Deploy again with further flags; return when all is replaced."""
-        command = [*STONECHAT, "ray", "deploy", *self.flags, *flags, "--address", "auto"]
+        command = [*cast("list[str]", self.process.args), *flags, "--address", "auto"]
         subprocess.run(command, check=True, capture_output=True, cwd=ROOT, timeout=300)
 
     def stop(self) -> None:
@@ -63,30 +61,11 @@ class Deployment:
 
 
 def deploy(arguments: argparse.Namespace, folder: Path, port: int) -> tuple[Deployment, Any]:
-    base = ["keys", "--keys-file", str(folder / "keys.toml"), "add"]
-    keys = {
-        "patient": stonechat(folder, *base, "patient").strip(),
-        "eager": stonechat(folder, *base, "eager", "--max-concurrency", "8").strip(),
-        "flood": stonechat(folder, *base, "flood", "--requests-per-minute", "240").strip(),
-    }
-    flags = [*([arguments.model] if arguments.model else []), "--port", str(port)]
-    flags += ["--replicas", str(arguments.replicas), "--served-model-name", "soak"]
-    flags += ["--keys-file", str(folder / "keys.toml"), "--ledger", ledger_url(folder)]
-    flags += ["--ledger-journal", str(folder / "journal"), "--kv-cache-size", "12MiB"]
-    flags += ["--max-num-seqs", "16", "--max-model-len", "512", "--max-body-size", "512KiB"]
-    log = (folder / "ray.log").open("wb")
-    command = [*STONECHAT, "ray", "deploy", *flags]
-    process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-    for _ in range(1800):
-        try:
-            fetch(port, "/ready")
-            return Deployment(process, flags), keys
-        except OSError:
-            if process.poll() is not None:
-                break
-            time.sleep(0.1)
-    process.kill()
-    raise RuntimeError(f"the deployment did not start: {(folder / 'ray.log').read_text()}")
+    keys = new_keys(folder)
+    flags = [*([arguments.model] if arguments.model else []), "--replicas", str(arguments.replicas)]
+    flags += ["--kv-cache-size", "12MiB", "--max-num-seqs", "16", "--max-model-len", "512"]
+    flags += ["--max-body-size", "512KiB"]
+    return Deployment(start(folder, port, "ray", "deploy", *flags)), keys
 
 
 async def patient_clients(target: Target, concurrency: int, until: asyncio.Event) -> None:
@@ -163,9 +142,7 @@ def outcomes(log: Log) -> dict[str, int]:
 
 
 def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     deployment, keys = deploy(arguments, folder, port)
     log = Log()
     target = Target(port, "soak", keys, random.Random(arguments.seed), log, 64)

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[2]
 STONECHAT = [sys.executable, "-m", "stonechat_server.cli"]
+START_SECONDS = 180.0
 
 
 @dataclass
@@ -51,49 +52,58 @@ def fetch(port: int, path: str) -> str:
         return str(answer.read().decode())
 
 
-def stonechat(folder: Path, *words: str) -> str:
-    return subprocess.run([*STONECHAT, *words], check=True, capture_output=True, text=True).stdout
+def new_keys(folder: Path) -> dict[str, str]:
+    """Make keys with different limits in `keys.toml`. Return them by their names."""
+    limits = {
+        "patient": [],
+        "eager": ["--max-concurrency", "8"],
+        "flood": ["--requests-per-minute", "240"],
+    }
+    add = [*STONECHAT, "keys", "--keys-file", str(folder / "keys.toml"), "add"]
+    return {
+        name: subprocess.run(
+            [*add, name, *flags], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        for name, flags in limits.items()
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(folder: Path, port: int, *words: str) -> subprocess.Popen[bytes]:
+    """Run `stonechat WORDS` until it is ready on the port, with the keys and a ledger of `folder`.
+
+    Its output goes to `server.log` there. Raises `RuntimeError` if it does not start.
+    """
+    command = [*STONECHAT, *words, "--port", str(port), "--served-model-name", "soak"]
+    command += ["--keys-file", str(folder / "keys.toml"), "--ledger", ledger_url(folder)]
+    command += ["--ledger-journal", str(folder / "journal")]
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT)
+    end = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            fetch(port, "/ready")
+            return process
+        except OSError:
+            time.sleep(0.1)
+    process.kill()
+    raise RuntimeError(f"the server did not start: {log.read_text()}")
 
 
 def start_server(
     folder: Path, model: str | None, extra: list[str]
 ) -> tuple[Server, dict[str, str]]:
-    keys_file = folder / "keys.toml"
-    base = ["keys", "--keys-file", str(keys_file), "add"]
-    keys = {
-        "patient": stonechat(folder, *base, "patient").strip(),
-        "eager": stonechat(folder, *base, "eager", "--max-concurrency", "8").strip(),
-        "flood": stonechat(folder, *base, "flood", "--requests-per-minute", "240").strip(),
-    }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [*STONECHAT, "serve", *([model] if model else []), "--port", str(port)]
-    command += ["--keys-file", str(keys_file), "--ledger", ledger_url(folder)]
-    command += ["--ledger-journal", str(folder / "journal"), "--served-model-name", "soak"]
-    command += ["--max-num-seqs", "16", "--max-queued-requests", "24", "--max-body-size", "512KiB"]
-    command += [
-        "--kv-cache-size",
-        "12MiB",
-        "--max-model-len",
-        "512",
-        "--shutdown-grace",
-        "2",
-        *extra,
-    ]
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
-    server = Server(process, port, folder)
-    for _ in range(1200):
-        try:
-            fetch(port, "/ready")
-            return server, keys
-        except OSError:
-            if process.poll() is not None:
-                break
-            time.sleep(0.1)
-    process.kill()
-    raise RuntimeError(f"the server did not start: {(folder / 'server.log').read_text()}")
+    keys, port = new_keys(folder), free_port()
+    flags = ["--max-num-seqs", "16", "--max-queued-requests", "24", "--max-body-size", "512KiB"]
+    flags += ["--kv-cache-size", "12MiB", "--max-model-len", "512", "--shutdown-grace", "2"]
+    process = start(folder, port, "serve", *([model] if model else []), *flags, *extra)
+    return Server(process, port, folder), keys
 
 
 def ledger_url(folder: Path) -> str:
