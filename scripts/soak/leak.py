@@ -12,13 +12,7 @@ import gc
 import sys
 from pathlib import Path
 
-from stonechat_models import (
-    AsyncEngine,
-    EngineConfig,
-    GenerateRequest,
-    SamplingParams,
-    StopRules,
-)
+from stonechat_models import AsyncEngine, EngineConfig, GenerateRequest, SamplingParams, StopRules
 
 AT_ONCE = 50
 ROUND = 1000

@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from msgspec import UNSET
 
 from stonechat_models import LogprobEntry
-from stonechat_server.parsers.deltas import (
-    ContentDelta,
-    ReasoningDelta,
-    ToolCallDelta,
-)
+from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
 from stonechat_server.schema.responses import (
     ChatCompletionChunk,
     ChunkChoice,

@@ -5,11 +5,7 @@ from math import fsum, inf
 
 from msgspec import UNSET
 
-from stonechat_server.completions_api.answer import (
-    Completion,
-    CompletionChoice,
-    CompletionLogprobs,
-)
+from stonechat_server.completions_api.answer import Completion, CompletionChoice, CompletionLogprobs
 from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.schema.responses import Usage
 from stonechat_server.streaming.answer_writer import CompletionHead

@@ -8,11 +8,7 @@ import msgspec
 from msgspec import UNSET
 
 from stonechat_models import LogprobEntry
-from stonechat_server.completions_api.answer import (
-    Completion,
-    CompletionChoice,
-    CompletionLogprobs,
-)
+from stonechat_server.completions_api.answer import Completion, CompletionChoice, CompletionLogprobs
 from stonechat_server.completions_api.offsets import TextOffsets, as_shown
 from stonechat_server.completions_api.prompts import Prompt
 from stonechat_server.completions_api.request import CompletionRequest

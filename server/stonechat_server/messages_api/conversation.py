@@ -6,11 +6,7 @@ from typing import Any
 from stonechat_server.errors import unsupported
 from stonechat_server.media.references import shortened
 from stonechat_server.messages_api import blocks
-from stonechat_server.messages_api.marks import (
-    from_call_id,
-    hidden_thinking,
-    to_arguments,
-)
+from stonechat_server.messages_api.marks import from_call_id, hidden_thinking, to_arguments
 from stonechat_server.schema import messages as chat
 
 NO_MEDIA = "only text and images are read here, no PDFs or other files."

@@ -11,12 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from stonechat_server.parsers.deltas import (
-    DeltaParser,
-    EndDelta,
-    ParsedDelta,
-    ToolCallDelta,
-)
+from stonechat_server.parsers.deltas import DeltaParser, EndDelta, ParsedDelta, ToolCallDelta
 from stonechat_server.parsers.harmony import HarmonyParser
 from stonechat_server.tool_formats.muse import END, MESSAGE, RECIPIENT_KEY, RETURN, START
 

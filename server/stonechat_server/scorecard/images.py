@@ -1,13 +1,7 @@
 """Checks of images in messages, for models that take them."""
 
 from stonechat_server.client.synthetic_images import black_png, image_part, png
-from stonechat_server.scorecard.media import (
-    adds_tokens,
-    ask,
-    is_counted,
-    is_perceived,
-    num_tokens,
-)
+from stonechat_server.scorecard.media import adds_tokens, ask, is_counted, is_perceived, num_tokens
 from stonechat_server.scorecard.outcome import (
     HONOURED,
     Finding,

@@ -3,14 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from stonechat_server.scorecard.outcome import (
-    HONOURED,
-    Finding,
-    Verdict,
-    ignored,
-    refused,
-    wrong,
-)
+from stonechat_server.scorecard.outcome import HONOURED, Finding, Verdict, ignored, refused, wrong
 from stonechat_server.scorecard.server import Answer, Server
 
 QUESTION = "What is it?"

@@ -6,12 +6,7 @@ All endpoints read alike. Their writers make events of the pieces.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stonechat_models import (
-    CompletionDelta,
-    FinishReason,
-    LogprobEntry,
-    RequestOutput,
-)
+from stonechat_models import CompletionDelta, FinishReason, LogprobEntry, RequestOutput
 from stonechat_server.errors import APIError, engine_failure, server_error
 from stonechat_server.parsers.deltas import (
     ContentDelta,

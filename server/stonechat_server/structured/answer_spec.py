@@ -5,12 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stonechat_models import (
-    GrammarSpec,
-    ReasoningSpec,
-    SamplingParams,
-    StopScope,
-)
+from stonechat_models import GrammarSpec, ReasoningSpec, SamplingParams, StopScope
 from stonechat_server.errors import unsupported
 from stonechat_server.parsers.answer_marks import AnswerMarks, AnswerMarksParser
 from stonechat_server.parsers.bare_calls import BareCallParser
@@ -21,10 +16,7 @@ from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser
 from stonechat_server.parsers.repeated_calls import CallFilter
 from stonechat_server.parsers.special_tokens import SpecialTokenFilter
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames, triggers
-from stonechat_server.structured.tool_options import (
-    ToolOptions,
-    parameters,
-)
+from stonechat_server.structured.tool_options import ToolOptions, parameters
 from stonechat_server.tool_formats import harmony, muse
 from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat, layout_texts

@@ -5,14 +5,7 @@ from functools import partial
 from typing import Any
 
 from stonechat_server.structured.element_grammar import ElementArguments
-from stonechat_server.structured.lark import (
-    LarkWriter,
-    choice,
-    json_value,
-    quoted,
-    regex,
-    sequence,
-)
+from stonechat_server.structured.lark import LarkWriter, choice, json_value, quoted, regex, sequence
 from stonechat_server.structured.records import allows_nothing, json_arguments, read_record
 from stonechat_server.structured.tag_grammar import TagArguments
 from stonechat_server.structured.tool_options import ToolOptions, parameters

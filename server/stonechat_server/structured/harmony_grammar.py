@@ -4,13 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from stonechat_models import GrammarSpec
-from stonechat_server.structured.lark import (
-    ANY_TEXT,
-    LarkWriter,
-    choice,
-    quoted,
-    sequence,
-)
+from stonechat_server.structured.lark import ANY_TEXT, LarkWriter, choice, quoted, sequence
 from stonechat_server.structured.records import json_arguments
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import NO_TOOLS, ToolOptions, parameters

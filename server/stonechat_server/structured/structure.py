@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stonechat_models import (
-    GrammarSpec,
-)
+from stonechat_models import GrammarSpec
 from stonechat_server.errors import APIError
 from stonechat_server.parsers.bare_calls import may_be_bare
 from stonechat_server.prompt.template_messages import to_template_messages
@@ -23,12 +21,7 @@ from stonechat_server.prompt.tool_prompt import (
     without_custom_calls,
     without_tool_messages,
 )
-from stonechat_server.schema.tools import (
-    FunctionDefinition,
-    FunctionTool,
-    GrammarFormat,
-    Tool,
-)
+from stonechat_server.schema.tools import FunctionDefinition, FunctionTool, GrammarFormat, Tool
 from stonechat_server.structured.answer_form import AnswerForm, answer_form
 from stonechat_server.structured.answer_spec import AnswerSpec
 from stonechat_server.structured.argument_schemas import ArgumentSchemas, loosened

@@ -8,12 +8,7 @@ from typing import Any
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.layouts.layout_reader import SectionReader
 from stonechat_server.parsers.literal import LiteralMatcher
-from stonechat_server.tool_formats.layout import (
-    CallArguments,
-    CallEvent,
-    CallStart,
-    PythonicLayout,
-)
+from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, PythonicLayout
 
 UNPACK = "**"
 
