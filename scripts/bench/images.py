@@ -78,10 +78,7 @@ def build(folder: Path, arguments: argparse.Namespace) -> tuple[Engine, Tokenize
 
 
 def measure(
-    engine: Engine,
-    tokenizer: Tokenizer,
-    processor: MediaProcessor,
-    arguments: argparse.Namespace,
+    engine: Engine, tokenizer: Tokenizer, processor: MediaProcessor, arguments: argparse.Namespace
 ) -> None:
     """Print the median of each figure. The kinds of requests take turns."""
     width, height = (int(number) for number in arguments.size.split("x"))

@@ -54,10 +54,7 @@ GRAMMARS: dict[str, tuple[Callable[[], bytes], int]] = {
         1,
     ),
     "doubling_terminals": (lambda: structured(grammar=doubling_terminals()), 1),
-    "intersection": (
-        lambda: structured(grammar=f'start: A "{new_number()}"\nA: {PERIODS}'),
-        20,
-    ),
+    "intersection": (lambda: structured(grammar=f'start: A "{new_number()}"\nA: {PERIODS}'), 20),
     "large_pattern": (lambda: structured(json={"pattern": STARS * 25_000 + str(new_number())}), 1),
     "repeats": (lambda: structured(regex=f"(a{{1,1000}}){{1,1000}}{new_number()}"), 20),
     "multiples": (lambda: structured(json={"type": "integer", "multipleOf": new_number()}), 20),

@@ -29,10 +29,7 @@ _PAGE = {
 @router.post(
     "/v1/batches",
     operation_id="createBatch",
-    responses={
-        200: {"content": json_body("Batch")},
-        **errors(400, 401, 404, 408, 413, 429, 503),
-    },
+    responses={200: {"content": json_body("Batch")}, **errors(400, 401, 404, 408, 413, 429, 503)},
     openapi_extra=request_body("BatchRequest"),
 )
 async def create_batch(http_request: Request) -> Response:

@@ -31,11 +31,7 @@ class CatalogCollector(Collector):
                 "Requests that wait until their model is loaded",
                 lambda entry: entry.num_waiting,
             ),
-            (
-                "model_load_seconds",
-                "How long the last load took",
-                lambda entry: entry.load_seconds,
-            ),
+            ("model_load_seconds", "How long the last load took", lambda entry: entry.load_seconds),
         )
         for name, text, value in gauges:
             gauge = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])

@@ -42,11 +42,7 @@ class ServedModel:
 
     @classmethod
     def build(
-        cls,
-        settings: Settings,
-        engine: EngineLike,
-        tenants: Tenants,
-        metrics_name: str = "",
+        cls, settings: Settings, engine: EngineLike, tenants: Tenants, metrics_name: str = ""
     ) -> "ServedModel":
         """Raises `APIError` for a chat template that does not compile."""
         return cls(

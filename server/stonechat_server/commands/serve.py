@@ -33,10 +33,7 @@ class Options(BaseOptions):
 
     settings: Settings
     more_models: tuple[str, ...] = option(
-        (),
-        "further models, which are loaded when a request names them",
-        flag="MORE",
-        nargs="*",
+        (), "further models, which are loaded when a request names them", flag="MORE", nargs="*"
     )
 
 
@@ -132,12 +129,7 @@ def _serve(
         from stonechat_server.serving.http_server import serve
 
         app = create_app(
-            settings,
-            engine,
-            key_store=key_store,
-            ledger=ledger,
-            tracing=tracing,
-            storage=storage,
+            settings, engine, key_store=key_store, ledger=ledger, tracing=tracing, storage=storage
         )
     except (
         EngineError,

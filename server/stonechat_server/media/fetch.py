@@ -29,11 +29,7 @@ class Fetcher:
     """
 
     def __init__(
-        self,
-        patterns: Sequence[str],
-        *,
-        timeout: float,
-        client: Client | None = None,
+        self, patterns: Sequence[str], *, timeout: float, client: Client | None = None
     ) -> None:
         self._allowed = AllowedUrls(patterns)
         self._timeout = timeout

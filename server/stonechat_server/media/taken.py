@@ -50,10 +50,7 @@ def check_numbers(references: Sequence[MediaReference], settings: "Settings") ->
     Files whose content is not known yet count as images.
     """
     numbers = Counter(reference.modality or "image" for reference in references)
-    limits: dict[Modality, int] = {
-        "image": settings.max_images,
-        "audio": settings.max_audio_clips,
-    }
+    limits: dict[Modality, int] = {"image": settings.max_images, "audio": settings.max_audio_clips}
     for modality, limit in limits.items():
         if numbers[modality] > limit:
             raise too_many(numbers[modality], limit, modality)

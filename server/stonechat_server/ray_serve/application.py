@@ -59,10 +59,7 @@ def build(args: Mapping[str, Any]) -> "Application":
     engines = replica.bind(values, options.token_interval / 1000)
     limits = serve.deployment(Limits, **common, ray_actor_options={"num_cpus": 0}).bind()
     app: Application = ingress.bind(
-        engines,
-        dict(options.settings),
-        options.capacity,
-        limits if options.ingresses > 1 else None,
+        engines, dict(options.settings), options.capacity, limits if options.ingresses > 1 else None
     )
     return app
 

@@ -50,9 +50,7 @@ class ReplicaOptions(BaseOptions):
         ge=0.0,
     )
     prefix_routing: bool = option(
-        True,
-        "choose the engine by load alone, not by the beginning of the prompt",
-        group=GROUP,
+        True, "choose the engine by load alone, not by the beginning of the prompt", group=GROUP
     )
 
     @property

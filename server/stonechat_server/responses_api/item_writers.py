@@ -70,9 +70,7 @@ class ItemWriter(ABC):
         events = self._end_text()
         item = self.item(status)
         done = e.ItemDone(
-            sequence_number=next(self.head.numbers),
-            output_index=self.head.output_index,
-            item=item,
+            sequence_number=next(self.head.numbers), output_index=self.head.output_index, item=item
         )
         return item, [*events, done]
 

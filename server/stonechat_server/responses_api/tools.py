@@ -9,10 +9,7 @@ from stonechat_server.schema.tools import FunctionDefinition, TextFormat
 from stonechat_server.structured.tool_options import MAX_TOOLS
 
 SearchKind = Literal[
-    "web_search",
-    "web_search_2025_08_26",
-    "web_search_preview",
-    "web_search_preview_2025_03_11",
+    "web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"
 ]
 HostedKind = Literal[
     "file_search",
@@ -86,8 +83,7 @@ class HostedTool(WireModel):
 
 
 ToolParam = Annotated[
-    Function | Custom | Namespace | WebSearch | ToolSearch | HostedTool,
-    Field(discriminator="type"),
+    Function | Custom | Namespace | WebSearch | ToolSearch | HostedTool, Field(discriminator="type")
 ]
 
 

@@ -136,8 +136,7 @@ def _from_outputs(outputs: StructuredOutputs) -> AnswerForm:
     names = [name for name, value in values.items() if value is not None]
     if len(names) != 1 or (outputs.model_extra or {}).get("structural_tag") is not None:
         raise invalid(
-            "structured_outputs",
-            f"structured_outputs takes exactly one of {', '.join(values)}.",
+            "structured_outputs", f"structured_outputs takes exactly one of {', '.join(values)}."
         )
     return _from_value(names[0], values[names[0]], f"structured_outputs.{names[0]}")
 

@@ -53,19 +53,14 @@ class ArgumentSchemas:
     """
 
     def __init__(
-        self,
-        reason_against: Callable[[GrammarSpec], str | None],
-        writer: LarkWriter | None = None,
+        self, reason_against: Callable[[GrammarSpec], str | None], writer: LarkWriter | None = None
     ) -> None:
         self._reason_against = reason_against
         self._writer = writer or LarkWriter({})
         self._lookup = lru_cache(KNOWN_SCHEMAS)(self._choose)
 
     def enforce(
-        self,
-        request: ChatCompletionRequest,
-        options: ToolOptions,
-        format: ToolFormat | None = None,
+        self, request: ChatCompletionRequest, options: ToolOptions, format: ToolFormat | None = None
     ) -> tuple[ToolOptions, tuple[str, ...]]:
         """Return the options, whose callable tools have schemas that can be enforced in `format`.
 

@@ -68,10 +68,7 @@ def read_tool_options(request: ChatCompletionRequest) -> ToolOptions | None:
         callable_ = tuple(tool for tool in tools if tool in callable_)
         is_required = allowed.mode == "required"
     return ToolOptions(
-        offered=offered,
-        callable=callable_,
-        is_required=is_required,
-        is_parallel=is_parallel,
+        offered=offered, callable=callable_, is_required=is_required, is_parallel=is_parallel
     )
 
 

@@ -175,8 +175,5 @@ def union(base: type) -> Any:
     return reduce(operator.or_, map(union, below)) if below else base
 
 
-EVENTS: dict[str, Any] = {
-    "MessageEvent": MessageEvent,
-    "ResponseEvent": union(ResponseEvent),
-}
+EVENTS: dict[str, Any] = {"MessageEvent": MessageEvent, "ResponseEvent": union(ResponseEvent)}
 """The types of the events of a stream that has several, by the name of their union."""

@@ -136,10 +136,7 @@ class EngineTarget:
         return self.engine.tokenizer.encode(text), ()
 
     def _request(
-        self,
-        token_ids: Sequence[int],
-        params: SamplingParams,
-        images: tuple[MediaInput, ...] = (),
+        self, token_ids: Sequence[int], params: SamplingParams, images: tuple[MediaInput, ...] = ()
     ) -> GenerateRequest:
         return GenerateRequest(
             request_id=f"bench-{next(self._ids)}",

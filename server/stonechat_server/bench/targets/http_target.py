@@ -117,11 +117,7 @@ class HttpTarget:
         parts: list[bytes] = []
         try:
             answer = await self.client.request(
-                method,
-                path,
-                body,
-                lambda data, _: parts.append(data),
-                self.settings.timeout,
+                method, path, body, lambda data, _: parts.append(data), self.settings.timeout
             )
         except (TransportError, TimeoutError) as error:
             raise BenchError(str(error) or "the server did not answer in time") from error

@@ -55,9 +55,7 @@ class TalkOptions(BaseOptions):
         metavar="FILE",
     )
     audio: list[Path] = option(
-        (),
-        "audio for the first message: a WAV, MP3, FLAC or Ogg file (repeatable)",
-        metavar="FILE",
+        (), "audio for the first message: a WAV, MP3, FLAC or Ogg file (repeatable)", metavar="FILE"
     )
     markdown: bool = option(True, "show answers as plain text")
     settings: Annotated[Settings, Only(*(name for name in ENGINE_SETTINGS if name != "model"))]
@@ -236,11 +234,7 @@ async def _check_model(api: ChatApi, session: Session, before: str) -> None:
 
 
 async def _answer(
-    api: ChatApi,
-    session: Session,
-    console: Console,
-    markdown: bool,
-    errors: Console | None = None,
+    api: ChatApi, session: Session, console: Console, markdown: bool, errors: Console | None = None
 ) -> bool:
     """Request an answer, show it and add it to the session; Ctrl-C stops it. False: it failed.
 
