@@ -81,8 +81,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        print(f"stonechat {words[0]}: {reason}", file=sys.stderr)
-        return 1
+        return _fail(words[0], reason)
+    except Exception as error:
+        from stonechat_models import EngineError
+        from stonechat_server.options import UserError
+
+        if not isinstance(error, UserError | EngineError):
+            raise
+        return _fail(words[0], str(error))
+
+
+def _fail(name: str, reason: str) -> int:
+    print(f"stonechat {name}: {reason}", file=sys.stderr)
+    return 1
 
 
 @contextmanager

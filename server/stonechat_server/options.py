@@ -7,6 +7,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 
+class UserError(Exception):
+    """A command cannot do what it was asked for. The message tells the user why."""
+
+
 class BaseOptions(BaseModel):
     """The options of a command, one field each. Values are checked when an object is made."""
 

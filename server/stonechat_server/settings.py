@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource
 
 from stonechat_server.model_settings import ModelSettings, Names, models_option
-from stonechat_server.options import detail, option, split
+from stonechat_server.options import UserError, detail, option, split
 
 UrlPattern = Annotated[
     str, Field(pattern=r"(?i)^(\*|(\*\.)?[a-z0-9][a-z0-9_.-]*[a-z][a-z0-9-]*)(:\d{1,5})?$")
@@ -284,11 +284,11 @@ MODEL_SETTINGS = frozenset(ModelSettings.model_fields) - {
 
 
 def refuse_for_one_model(settings: Settings) -> None:
-    """Raise `ValueError` for a setting that means something only where there are several models."""
+    """Raise `UserError` for a setting that means something only where there are several models."""
     for name, field in Settings.model_fields.items():
         if detail(field, "group") == "Several models" and getattr(settings, name) != field.default:
             flag = "--" + name.replace("_", "-")
-            raise ValueError(
+            raise UserError(
                 f"{flag} is for a server of several models: name more than one, or put the model "
                 "into a table [models.NAME] of the TOML file"
             )

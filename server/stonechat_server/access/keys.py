@@ -19,6 +19,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from stonechat_server.options import UserError
+
 KEY_PREFIX = "sk-stonechat-"
 CHECK_INTERVAL_SECONDS = 1.0
 BATCH_PRIORITY = 1 << 40
@@ -46,7 +48,7 @@ FIELD_TEXTS = {
 logger = logging.getLogger("stonechat.keys")
 
 
-class KeysFileError(Exception):
+class KeysFileError(UserError):
     """The keys file cannot be read or is invalid. The message says why."""
 
 

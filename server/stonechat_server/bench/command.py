@@ -42,29 +42,24 @@ class Options(BenchSettings):
 
 
 def run(options: Options) -> int:
-    """Run the command. Returns 1 if it could not run or a check failed, 130 after Ctrl-C."""
+    """Run the command. Returns 1 if a check failed. Raises `BenchError` and `EngineError`."""
     console = new_console(quiet=options.quiet)
+    if options.in_process is None and options.settings.flags:
+        raise BenchError(f"{options.settings.flags[0]} is for --in-process MODEL")
+    if options.self_test:
+        return _self_test(console)
+    earlier = [_earlier(path) for path in options.compare]
     try:
-        if options.in_process is None and options.settings.flags:
-            raise BenchError(f"{options.settings.flags[0]} is for --in-process MODEL")
-        if options.self_test:
-            return _self_test(console)
-        earlier = [_earlier(path) for path in options.compare]
         results = earlier if options.report_only else [*earlier, _measure(options, console)]
-        if options.html_file is not None:
-            from stonechat_server.bench.report.page import render_report
+    except ValueError as error:  # a bad file, or a bad URL
+        raise BenchError(str(error)) from error
+    if options.report_only and not (results and options.html_file):
+        raise BenchError("--report-only needs --compare and --html")
+    if options.html_file is not None:
+        from stonechat_server.bench.report.page import render_report
 
-            options.html_file.write_text(render_report(results), encoding="utf-8")
-            console.print(f"report: {options.html_file}", highlight=False)
-        elif options.report_only:
-            raise BenchError("--report-only needs --compare and --html")
-    except (BenchError, ValueError) as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        print("stonechat bench: stopped; nothing was written", file=sys.stderr)
-        return 130
+        options.html_file.write_text(render_report(results), encoding="utf-8")
+        console.print(f"report: {options.html_file}", highlight=False)
     passed = options.report_only or all(check.passed for check in results[-1].checks)
     return 0 if passed else 1
 
@@ -89,16 +84,11 @@ def _measure(options: Options, console: Console) -> BenchResult:
 
 
 def _engine(options: Options, model: str) -> EngineLike:
-    """Load a model as `stonechat serve` would. Raises BenchError."""
-    from stonechat_models import AsyncEngine, EngineError
+    """Load a model as `stonechat serve` would. Raises `EngineError`."""
+    from stonechat_models import AsyncEngine
 
-    settings = options.settings.model_copy(update={"model": model})
-    try:
-        return AsyncEngine.from_config(
-            settings.engine_config(), lambda line: print(line, file=sys.stderr)
-        )
-    except EngineError as error:
-        raise BenchError(str(error)) from error
+    config = options.settings.model_copy(update={"model": model}).engine_config()
+    return AsyncEngine.from_config(config, lambda line: print(line, file=sys.stderr))
 
 
 def _write(options: Options, result: BenchResult, console: Console) -> None:
@@ -113,11 +103,6 @@ def _write(options: Options, result: BenchResult, console: Console) -> None:
         if path is not None:
             path.write_bytes(content(result))
             console.print(f"result: {path}", highlight=False)
-
-
-def _fail(message: str) -> int:
-    print(f"stonechat bench: {message}", file=sys.stderr)
-    return 1
 
 
 def _self_test(console: Console) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from stonechat_server.options import UserError
 from stonechat_server.settings import MODEL_SETTINGS, Settings
 from stonechat_server.terminal.explain import explain
 from stonechat_server.terminal.flags import Flag
@@ -16,7 +17,7 @@ OF_ONE_MODEL = ("served_model_name", "revision", "mmproj", "adapter", "lora", "d
 """Settings that cannot be those of several models. Each belongs into the model's own table."""
 
 
-class SpecError(ValueError):
+class SpecError(UserError):
     """The models that are asked for cannot be served together. The message says why."""
 
 

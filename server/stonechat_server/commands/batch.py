@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 from stonechat_server.model_settings import ENGINE_SETTINGS
-from stonechat_server.options import BaseOptions, option
+from stonechat_server.options import BaseOptions, UserError, option
 from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
 
@@ -28,10 +28,6 @@ SETTINGS = (
 )
 
 
-class _BatchError(Exception):
-    """The command cannot go on; the message says why."""
-
-
 class Run(BaseOptions):
     """Answer the requests of a file, and write the results to another file."""
 
@@ -45,14 +41,14 @@ class Run(BaseOptions):
     model: str | None = option(None, "the model, named as for `stonechat serve`", metavar="MODEL")
 
     def run(self, settings: Settings) -> int:
-        """Returns 0 if every answer has status 200. Raises `_BatchError`."""
-        from stonechat_models import AsyncEngine, EngineError
+        """Returns 0 if every answer has status 200. Raises `UserError`."""
+        from stonechat_models import AsyncEngine
         from stonechat_server.app import create_app
         from stonechat_server.errors import APIError
 
         output = self.output or self.file.with_suffix(".results.jsonl")
         if output.exists():
-            raise _BatchError(f"{output} is there already: delete it, or name another with -o")
+            raise UserError(f"{output} is there already: delete it, or name another with -o")
         _check(
             self.file, _max_bytes(settings), lambda name: name or ""
         )  # told before the model loads
@@ -64,13 +60,13 @@ class Run(BaseOptions):
             "models": {},
         }
         settings = settings.model_copy(update=changes | alone)
-        try:
-            with _only_one(_part(output)):
-                engine = AsyncEngine.from_config(settings.engine_config(), _say)
+        with _only_one(_part(output)):
+            engine = AsyncEngine.from_config(settings.engine_config(), _say)
+            try:
                 app = create_app(settings, engine)
-                return asyncio.run(_run(app, engine, self.file, output))
-        except (EngineError, APIError) as error:
-            raise _BatchError(str(error)) from error
+            except APIError as error:  # the chat template does not compile
+                raise UserError(error.message) from error
+            return asyncio.run(_run(app, engine, self.file, output))
 
 
 class Check(BaseOptions):
@@ -79,7 +75,7 @@ class Check(BaseOptions):
     file: Path = option(..., "file with one request a line, as for /v1/batches", flag="FILE")
 
     def run(self, settings: Settings) -> int:
-        """Returns 0 if nothing is wrong. Raises `_BatchError`."""
+        """Returns 0 if nothing is wrong. Raises `UserError`."""
         found = _check(self.file, _max_bytes(settings), lambda name: name or "").found
         model = found.model or "the default model"
         print(f"{self.file}: {found.num_requests} requests, for {model}. Nothing is wrong.")
@@ -100,13 +96,6 @@ def run(options: Options) -> int:
     configure_logging("error", "text")
     try:
         return options.action.run(options.settings)
-    except _BatchError as error:
-        print(f"stonechat batch: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        place = f": {error.filename}" if error.filename else ""
-        print(f"stonechat batch: {error.strerror or error}{place}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stonechat batch: stopped; run it again to go on", file=sys.stderr)
         return 130
@@ -119,17 +108,17 @@ def _part(output: Path) -> Path:
 
 @contextmanager
 def _only_one(part: Path) -> Generator[None]:
-    """Keep others from writing the same results. Raises `_BatchError` if another does."""
+    """Keep others from writing the same results. Raises `UserError` if another does."""
     from filelock import FileLock, Timeout
 
     if not part.parent.is_dir():
-        raise _BatchError(f"there is no folder {part.parent} for the results: make it")
+        raise UserError(f"there is no folder {part.parent} for the results: make it")
     file = part.with_name(part.name + ".lock")
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise _BatchError(
+        raise UserError(
             f"another `stonechat batch run` writes {part}: wait for it, or name another output "
             "with -o"
         ) from None
@@ -149,7 +138,7 @@ def _max_bytes(settings: Settings) -> int:
 
 
 def _check(file: Path, max_bytes: int, model_of: "Callable[[str | None], str]") -> "InputCheck":
-    """Check the input. Raises `_BatchError` with what is wrong."""
+    """Check the input. Raises `UserError` with what is wrong."""
     from stonechat_server.batches_api.check import InputCheck
 
     check = InputCheck(None, model_of, max_bytes)
@@ -159,7 +148,7 @@ def _check(file: Path, max_bytes: int, model_of: "Callable[[str | None], str]") 
             f"{file}:{problem.line or 1}: {problem.message} ({problem.code})"
             for problem in found.problems
         ]
-        raise _BatchError("\n".join(["the file cannot be run:", *lines]))
+        raise UserError("\n".join(["the file cannot be run:", *lines]))
     return check
 
 
@@ -180,10 +169,10 @@ async def _run(app: "FastAPI", engine: "AsyncEngine", file: Path, output: Path) 
     try:
         results.open()
     except ValueError as error:
-        raise _BatchError(f"{error}: delete it, or name another output with -o") from error
+        raise UserError(f"{error}: delete it, or name another output with -o") from error
     with closing(results):
         if not results.done <= check.ids:
-            raise _BatchError(
+            raise UserError(
                 f"{part} has results of another input: delete it, or name another output with -o"
             )
         async with app.router.lifespan_context(app):
@@ -238,7 +227,7 @@ async def _answer_all(
     if sys.stderr.isatty():
         print(file=sys.stderr)
     if stopping.is_set():
-        raise _BatchError(f"stopped: {engine.failure}. Run it again to go on")
+        raise UserError(f"stopped: {engine.failure}. Run it again to go on")
 
 
 async def _show_progress(results: "ResultLog", num_requests: int) -> None:

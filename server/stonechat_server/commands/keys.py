@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from stonechat_server.options import BaseOptions, option, split
+from stonechat_server.options import BaseOptions, UserError, option, split
 from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
 from stonechat_server.terminal.tables import new_console, new_table
@@ -90,21 +90,13 @@ class Options(BaseOptions):
 
 
 def run(options: Options) -> int:
-    """Run the action. Returns 1 if it fails."""
-    from stonechat_server.access.keys import KeysFileError
+    """Run the action. Raises `KeysFileError`."""
     from stonechat_server.access.keys_file import OFF, default_keys_file
 
     path = options.settings.keys_file or default_keys_file()
-    try:
-        if str(path) == OFF:
-            raise KeysFileError("the keys file is off; name one with --keys-file FILE")
-        options.action.run(path.expanduser())
-    except KeysFileError as error:
-        print(f"stonechat keys: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"stonechat keys: cannot write {path}: {error.strerror or error}", file=sys.stderr)
-        return 1
+    if str(path) == OFF:
+        raise UserError("the keys file is off; name one with --keys-file FILE")
+    options.action.run(path.expanduser())
     return 0
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
 
-from stonechat_models import ModelLoadError, size_text
+from stonechat_models import size_text
 from stonechat_server.options import BaseOptions, option
 from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
@@ -87,12 +87,9 @@ class Options(BaseOptions):
 
 
 def run(options: Options) -> int:
-    """Run the action. Returns 1 if it fails, 130 if it is interrupted."""
+    """Run the action. Returns 130 if it is interrupted. Raises `ModelLoadError`."""
     try:
         options.action.run()
-    except (ModelLoadError, OSError) as error:
-        print(f"stonechat models: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("stopped; run the same command again to resume", file=sys.stderr)
         return 130

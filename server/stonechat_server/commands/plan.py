@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 
-from stonechat_models import ModelLoadError, size_text
+from stonechat_models import size_text
 from stonechat_server.model_settings import ENGINE_SETTINGS
 from stonechat_server.options import BaseOptions, option
 from stonechat_server.settings import Settings
@@ -31,15 +31,11 @@ class Options(BaseOptions):
 
 
 def run(options: Options) -> int:
-    """Print the plan. Returns 1 if the model cannot be surveyed or would be refused."""
+    """Print the plan. Returns 1 if the model would be refused. Raises `ModelLoadError`."""
     from stonechat_models import measure_bandwidth, survey_model
 
     config = options.settings.engine_config()
-    try:
-        survey = survey_model(config, lambda line: print(line, file=sys.stderr))
-    except ModelLoadError as error:
-        print(f"stonechat plan: {error}", file=sys.stderr)
-        return 1
+    survey = survey_model(config, lambda line: print(line, file=sys.stderr))
     if options.bandwidth is not None:
         bandwidth = options.bandwidth * 1e9
     else:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-from stonechat_server.options import BaseOptions, option
+from stonechat_server.options import BaseOptions, UserError, option
 from stonechat_server.ray_serve.options import ReplicaOptions
 from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
@@ -151,16 +151,17 @@ class Options(BaseOptions):
 
 
 def run(options: Options) -> int:
-    """Run the action. Returns 1 if it fails."""
+    """Run the action. Raises `UserError`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before ray is imported
     try:
         import ray.serve  # noqa: F401
     except ImportError as error:
-        return _fail(f'{error}; Ray Serve comes with `pip install "stonechat[ray]"`')
+        message = f'{error}; Ray Serve comes with `pip install "stonechat[ray]"`'
+        raise UserError(message) from error
     try:
         options.action.run()
     except (ValueError, RuntimeError, ConnectionError) as error:
-        return _fail(str(error))
+        raise UserError(str(error)) from error
     return 0
 
 
@@ -212,8 +213,3 @@ def _wait() -> None:
         print("stopping", file=sys.stderr, flush=True)
         serve.shutdown()
         ray.shutdown()
-
-
-def _fail(message: str) -> int:
-    print(f"stonechat ray: {message}", file=sys.stderr)
-    return 1

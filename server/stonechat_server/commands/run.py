@@ -17,5 +17,5 @@ class Options(TalkOptions):
 
 
 def run(options: Options) -> int:
-    """Talk until the input ends. Returns 1 on an error, 130 after Ctrl-C."""
-    return talk("run", options, options.model)
+    """Talk until the input ends. Returns 1 if an answer failed, 130 after Ctrl-C."""
+    return talk(options, options.model)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from stonechat_server.options import BaseOptions, option
+from stonechat_server.options import BaseOptions, UserError, option
 from stonechat_server.settings import Settings, refuse_for_one_model
 from stonechat_server.terminal.suggest import nearest
 
@@ -38,10 +38,9 @@ class Options(BaseOptions):
 
 
 def run(options: Options) -> int:
-    """Serve until a signal arrives. Returns 1 if the server cannot start."""
+    """Serve until a signal arrives. Raises `UserError` or `EngineError` if it cannot start."""
     gc.disable()  # objects made at start live on, so a collection frees nothing
     settings = options.settings
-    from stonechat_server.access.keys import KeysFileError
     from stonechat_server.access.keys_file import open_key_store
     from stonechat_server.observability.access_log import configure_logging
 
@@ -49,15 +48,12 @@ def run(options: Options) -> int:
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
-        return _fail(listen_problem(settings.host, settings.port, error))
+        raise UserError(listen_problem(settings.host, settings.port, error)) from error
     with listener:
         if problem := _problem(settings):
-            return _fail(problem)
-        try:
-            specs = _specs(settings, options.more_models)
-            key_store = open_key_store(settings.keys_file)
-        except (KeysFileError, ValueError) as error:
-            return _fail(str(error))
+            raise UserError(problem)
+        specs = _specs(settings, options.more_models)
+        key_store = open_key_store(settings.keys_file)
         keys_file = None if key_store is None else key_store.path
         settings = settings.model_copy(update={"keys_file": keys_file})
         return _serve(settings, specs, key_store, listener)
@@ -94,7 +90,7 @@ def listen_problem(host: str, port: int, error: OSError) -> str:
 
 
 def _specs(settings: Settings, more_models: Sequence[str]) -> "Sequence[ModelSpec]":
-    """The models, if there may be several. Raises `SpecError`, which is a `ValueError`."""
+    """The models, if there may be several. Raises `UserError`."""
     if not settings.models and not more_models:
         refuse_for_one_model(settings)
         return ()
@@ -109,11 +105,9 @@ def _serve(
     key_store: "KeyStore | None",
     listener: socket.socket,
 ) -> int:
-    from stonechat_models import AsyncEngine, EngineError
+    from stonechat_models import AsyncEngine
     from stonechat_server.errors import APIError
-    from stonechat_server.observability.ledger import LedgerError
-    from stonechat_server.observability.tracing import Tracing, TracingUnavailableError
-    from stonechat_server.storage.storage import StorageError
+    from stonechat_server.observability.tracing import Tracing
 
     try:
         ledger, notes = _open_ledger(settings)
@@ -131,16 +125,10 @@ def _serve(
         app = create_app(
             settings, engine, key_store=key_store, ledger=ledger, tracing=tracing, storage=storage
         )
-    except (
-        EngineError,
-        APIError,  # the chat template does not compile
-        LedgerError,
-        StorageError,
-        TracingUnavailableError,
-    ) as error:
-        return _fail(str(error))
+    except APIError as error:  # the chat template does not compile
+        raise UserError(error.message) from error
     except OSError as error:
-        return _fail(_file_problem(error))
+        raise UserError(_file_problem(error)) from error
     state = app.state.server
     url = base_url(settings.host, listener, "http" if settings.tls_cert is None else "https")
     gc.freeze()  # otherwise each full collection scans these objects and pauses the streams
@@ -167,7 +155,7 @@ def _has_started(state: "Services", url: str, notes: Sequence[str]) -> bool:
     """Print the banner, or why the models that are to be there from the start are not."""
     errors = [] if state.catalog is None else state.catalog.start_errors
     for error in errors:
-        _fail(error.message)
+        print(f"stonechat serve: {error.message}", file=sys.stderr)
     if not errors:
         print(_banner(state, url, notes), flush=True)
     return not errors
@@ -293,8 +281,3 @@ def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:
 
 def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-def _fail(message: str) -> int:
-    print(f"stonechat serve: {message}", file=sys.stderr)
-    return 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator
 
-from stonechat_server.options import BaseOptions, option, split
+from stonechat_server.options import BaseOptions, UserError, option, split
 from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
 from stonechat_server.terminal.suggest import did_you_mean
@@ -40,7 +40,7 @@ class Options(BaseOptions):
 
 
 def run(options: Options) -> int:
-    """Print the usage. Returns 1 if the ledger cannot be read."""
+    """Print the usage. Raises `UserError` if the ledger cannot be read."""
     import sqlalchemy as sa
 
     from stonechat_server.observability.ledger.table import plain_reason
@@ -48,8 +48,7 @@ def run(options: Options) -> int:
     try:
         return _run(options)
     except (sa.exc.SQLAlchemyError, ValueError, ImportError, OSError) as error:
-        print(f"stonechat usage: {plain_reason(error)}", file=sys.stderr)
-        return 1
+        raise UserError(plain_reason(error)) from error
 
 
 def _run(options: Options) -> int:

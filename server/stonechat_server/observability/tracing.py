@@ -8,6 +8,7 @@ names follow OpenTelemetry's conventions for generative AI. No span contains pro
 from typing import TYPE_CHECKING
 
 from stonechat_server.admission.records import FinishedRequest
+from stonechat_server.options import UserError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -23,7 +24,7 @@ OPERATIONS = {
 """OpenTelemetry's name of what an endpoint does, where it is not `chat`. `rerank` is our own."""
 
 
-class TracingUnavailableError(Exception):
+class TracingUnavailableError(UserError):
     """OpenTelemetry is not installed."""
 
 

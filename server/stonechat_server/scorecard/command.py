@@ -1,7 +1,6 @@
 """Check an OpenAI-compatible chat endpoint field by field, and compare servers."""
 
 import asyncio
-import sys
 from collections.abc import Sequence
 
 from stonechat_server.client.http import HttpClient
@@ -54,7 +53,10 @@ class Options(BaseOptions):
 
 
 def run(options: Options) -> int:
-    """Run the command. Returns 1 if a server cannot be checked or a check finds something wrong."""
+    """Run the command. Returns 1 if a check finds something wrong.
+
+    Raises `NoAnswerError` if a server cannot be checked.
+    """
     console = new_console()
     cards = []
     for text in options.servers:
@@ -63,8 +65,7 @@ def run(options: Options) -> int:
             label, url = _label_and_url(text)
             cards.append(asyncio.run(examine(label, url, options)))
         except (NoAnswerError, ValueError) as error:
-            print(f"stonechat check: {url}: {error}", file=sys.stderr)
-            return 1
+            raise NoAnswerError(f"{url}: {error}") from error
     table = rows(cards)
     console.print(new_table(table[0], table[1:], num_left=2))
     console.print(LEGEND, highlight=False)

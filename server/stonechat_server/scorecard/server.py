@@ -7,11 +7,12 @@ from typing import Any
 
 from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpClient, TransportError
+from stonechat_server.options import UserError
 
 Json = dict[str, Any]
 
 
-class NoAnswerError(Exception):
+class NoAnswerError(UserError):
     """The server gave no usable answer; the message says what came instead."""
 
 

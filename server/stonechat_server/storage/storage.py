@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from stonechat_server.observability.ledger.location import ledger_place
 from stonechat_server.observability.ledger.table import open_database, plain_reason
+from stonechat_server.options import UserError
 from stonechat_server.settings import Settings
 from stonechat_server.storage.batches import BatchStore
 from stonechat_server.storage.files import FileLimits, FileStore
@@ -21,7 +22,7 @@ T = TypeVar("T")
 OFF = "off"
 
 
-class StorageError(Exception):
+class StorageError(UserError):
     """Files cannot be kept; the message says why."""
 
 

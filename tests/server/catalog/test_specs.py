@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from stonechat_server.catalog.specs import SpecError, model_specs
+from stonechat_server.options import UserError
 from stonechat_server.settings import Settings, load_settings, refuse_for_one_model
 
 
@@ -99,5 +100,5 @@ def test_what_is_for_one_model_belongs_into_a_table() -> None:
 
 def test_what_is_for_several_models_is_refused_for_one() -> None:
     refuse_for_one_model(Settings())
-    with pytest.raises(ValueError, match=r"--keep-alive is for a server of several models"):
+    with pytest.raises(UserError, match=r"--keep-alive is for a server of several models"):
         refuse_for_one_model(Settings(keep_alive=3.0))

@@ -8,11 +8,12 @@ from typing import Protocol
 from stonechat_server.bench.results import RequestRecord
 from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.workload import Prompt, SyntheticWorkload
+from stonechat_server.options import UserError
 
 Facts = dict[str, str | int | float | bool | None]
 
 
-class BenchError(Exception):
+class BenchError(UserError):
     """The run cannot continue; the message tells the user why."""
 
 

@@ -11,6 +11,7 @@ import msgspec
 from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpClient, TransportError
 from stonechat_server.client.stream_recorder import StreamRecorder, new_chunk_decoder
+from stonechat_server.options import UserError
 
 if TYPE_CHECKING:
     from stonechat_models import Modality
@@ -20,7 +21,7 @@ MODALITIES: "tuple[Modality, ...]" = ("image", "audio")
 TIMEOUT = 3600.0
 
 
-class ChatError(Exception):
+class ChatError(UserError):
     """A request failed. The message is shown to the user."""
 
 

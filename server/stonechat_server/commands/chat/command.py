@@ -19,7 +19,7 @@ from stonechat_server.commands.chat.own_server import OwnServer, own_server
 from stonechat_server.commands.chat.session import CommandError, Session
 from stonechat_server.commands.chat.view import AnswerView
 from stonechat_server.model_settings import ENGINE_SETTINGS
-from stonechat_server.options import BaseOptions, option
+from stonechat_server.options import BaseOptions, UserError, option
 from stonechat_server.settings import Settings
 from stonechat_server.terminal.flags import Only
 from stonechat_server.terminal.suggest import did_you_mean
@@ -70,37 +70,31 @@ class Options(TalkOptions):
 
 
 def run(options: Options) -> int:
-    """Talk until the input ends. Returns 1 on an error, 130 after Ctrl-C."""
-    return talk("chat", options, options.model, options.url, options.api_key)
+    """Talk until the input ends. Returns 1 if an answer failed, 130 after Ctrl-C."""
+    return talk(options, options.model, options.url, options.api_key)
 
 
 def talk(
-    command: str,
-    options: TalkOptions,
-    model: str | None,
-    url: str | None = None,
-    key: str | None = None,
+    options: TalkOptions, model: str | None, url: str | None = None, key: str | None = None
 ) -> int:
-    """Talk to the server at `url`, or else to a model that is loaded here."""
+    """Talk to the server at `url`, or else to a model that is loaded here.
+
+    Raises `UserError` and `EngineError`.
+    """
     console = Console()
     try:
         media = [media_part(path.expanduser(), "image") for path in options.images]
         media += [media_part(path.expanduser(), "audio") for path in options.audio]
         with _server(options, model, url, key) as (server, name):
             return asyncio.run(_talk(options, console, server, name, media))
-    except (ChatError, CommandError, _CannotLoadError, ValueError) as error:
-        print(f"stonechat {command}: {error}", file=sys.stderr)
-        return 1
+    except ValueError as error:  # a file that cannot be sent, or a bad URL
+        raise UserError(str(error)) from error
     except KeyboardInterrupt:
         return 130
 
 
 HUBS = ("huggingface.co/", "hf.co/")
 """Parts of a URL that names a model."""
-
-
-class _CannotLoadError(Exception):
-    pass
 
 
 @contextmanager
@@ -116,8 +110,8 @@ def _server(
         yield OwnServer(url, key or ""), model
         return
     if model is not None and "://" in model and not any(hub in model for hub in HUBS):
-        raise _CannotLoadError(f"{model} is no model; did you mean `stonechat chat --url {model}`?")
-    from stonechat_models import AsyncEngine, EngineError
+        raise UserError(f"{model} is no model; did you mean `stonechat chat --url {model}`?")
+    from stonechat_models import AsyncEngine
     from stonechat_server.observability.access_log import configure_logging
 
     changes = {} if model is None else {"model": model}
@@ -125,16 +119,13 @@ def _server(
     configure_logging("error", "text")
     for field, _ in options.fields:  # told before the model loads
         Session("").check_field(field)
-    try:
-        engine = AsyncEngine.from_config(
-            settings.engine_config(), lambda line: print(line, file=sys.stderr)
-        )
-        if not engine.model.generates:
-            raise _CannotLoadError(f"{engine.model.name} is for {engine.model.use}: it cannot chat")
-        with own_server(engine, settings) as server:
-            yield server, None
-    except EngineError as error:
-        raise _CannotLoadError(str(error)) from error
+    engine = AsyncEngine.from_config(
+        settings.engine_config(), lambda line: print(line, file=sys.stderr)
+    )
+    if not engine.model.generates:
+        raise UserError(f"{engine.model.name} is for {engine.model.use}: it cannot chat")
+    with own_server(engine, settings) as own:
+        yield own, None
 
 
 async def _talk(

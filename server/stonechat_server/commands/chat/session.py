@@ -17,6 +17,7 @@ from stonechat_server.commands.chat.media import (
     read_media,
     shown_content,
 )
+from stonechat_server.options import UserError
 from stonechat_server.schema.fields import FIELDS
 from stonechat_server.terminal.suggest import did_you_mean
 
@@ -54,7 +55,7 @@ OWN_FIELDS = {
 """Fields that the chat itself sends, and what to know instead."""
 
 
-class CommandError(Exception):
+class CommandError(UserError):
     """A command failed; the message says why."""
 
 

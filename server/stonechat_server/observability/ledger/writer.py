@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from stonechat_server.observability.ledger.entry import LedgerEntry
 from stonechat_server.observability.ledger.journal import Journal, read_file
 from stonechat_server.observability.ledger.table import insert_new, open_database, plain_reason
+from stonechat_server.options import UserError
 
 MAX_BACKOFF_SECONDS = 30.0
 ROWS_AT_ONCE = 500
@@ -17,7 +18,7 @@ ROWS_AT_ONCE = 500
 logger = logging.getLogger("stonechat.ledger")
 
 
-class LedgerError(Exception):
+class LedgerError(UserError):
     """The ledger cannot be opened; the message says why."""
 
 
