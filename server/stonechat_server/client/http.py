@@ -201,6 +201,14 @@ class HttpClient:
                 except _StaleConnectionError:
                     continue
 
+    async def fetch(
+        self, method: str, path: str, body: bytes, timeout: float
+    ) -> tuple[HttpAnswer, bytes]:
+        """Send a request as `request` does, and return the answer's body too."""
+        parts: list[bytes] = []
+        answer = await self.request(method, path, body, lambda data, _: parts.append(data), timeout)
+        return answer, b"".join(parts)
+
     async def _exchange(
         self, connection: _Connection, message: bytes, on_body: BodySink
     ) -> HttpAnswer:

@@ -15,13 +15,7 @@ from stonechat_server.scorecard import (  # they add the checks
 )
 from stonechat_server.scorecard.outcome import CHECKS, Check, Finding, Verdict
 from stonechat_server.scorecard.report import LEGEND, Scorecard, as_json, details, markdown, rows
-from stonechat_server.scorecard.server import (
-    NoAnswerError,
-    Server,
-    find_model,
-    takes_audio,
-    takes_images,
-)
+from stonechat_server.scorecard.server import EARS, EYES, NoAnswerError, Server, find_model, takes
 from stonechat_server.terminal.tables import new_console, new_table
 
 __all__ = ["Options", "audio", "form", "images", "protocol", "responses", "run", "sampling"]
@@ -101,9 +95,9 @@ async def examine(label: str, url: str, options: Options) -> Scorecard:
     async with HttpClient(url, headers, verify_tls=options.verify_tls) as client:
         model, card = await find_model(client, options.timeout, options.model)
         parts = {"chat"}
-        if options.images or takes_images(card):
+        if options.images or takes(card, EYES):
             parts.add("images")
-        if options.audio or takes_audio(card):
+        if options.audio or takes(card, EARS):
             parts.add("audio")
         if options.responses:
             parts.add("responses")

@@ -99,7 +99,14 @@ class Server:
     async def send(self, method: str, path: str, body: object = b"") -> Answer:
         """Send a request with a body as it is: JSON of an object, or bytes."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self._send(method, path, data)
+        path = self.client.api_path + path
+        try:
+            answer, content = await self.client.fetch(method, path, data, self.timeout)
+        except TransportError as error:
+            raise NoAnswerError(str(error)) from error
+        except TimeoutError as error:
+            raise NoAnswerError(f"no answer in {self.timeout:g} s") from error
+        return Answer(answer.status, answer.headers, content.decode("utf-8", "replace"))
 
     async def post(self, body: object) -> Answer:
         """Send a body to the chat endpoint."""
@@ -112,28 +119,10 @@ class Server:
         body |= fields
         return await self.post({name: value for name, value in body.items() if value is not None})
 
-    async def _send(self, method: str, path: str, body: bytes) -> Answer:
-        parts: list[bytes] = []
-        try:
-            answer = await self.client.request(
-                method,
-                self.client.api_path + path,
-                body,
-                lambda data, _: parts.append(data),
-                self.timeout,
-            )
-        except TransportError as error:
-            raise NoAnswerError(str(error)) from error
-        except TimeoutError as error:
-            raise NoAnswerError(f"no answer in {self.timeout:g} s") from error
-        headers = {name.lower(): value for name, value in answer.headers.items()}
-        return Answer(answer.status, headers, b"".join(parts).decode("utf-8", "replace"))
-
 
 EYES = ("image", "vision", "multimodal")
-"""What servers call it if a model takes images."""
 EARS = ("audio",)
-"""What servers call it if a model takes audio."""
+"""What servers call it if a model takes images, or audio."""
 
 
 async def find_model(client: HttpClient, timeout: float, name: str | None) -> tuple[str, Json]:
@@ -152,17 +141,8 @@ async def find_model(client: HttpClient, timeout: float, name: str | None) -> tu
     return name, next((card for card in cards if card.get("id") == name), {})
 
 
-def takes_images(card: Json) -> bool:
-    """Whether a server says that its model takes images, in one of the ways of servers."""
-    return _takes(card, EYES)
-
-
-def takes_audio(card: Json) -> bool:
-    """Whether a server says that its model takes audio."""
-    return _takes(card, EARS)
-
-
-def _takes(card: Json, names: Sequence[str]) -> bool:
+def takes(card: Json, names: Sequence[str]) -> bool:
+    """Whether a server says that its model takes this, in one of the ways of servers."""
     architecture, capabilities = card.get("architecture"), card.get("capabilities")
     said = card.get("input_modalities")
     if isinstance(architecture, dict):

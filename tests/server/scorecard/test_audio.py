@@ -10,7 +10,7 @@ import pytest
 
 from stonechat_server.scorecard import audio
 from stonechat_server.scorecard.outcome import CHECKS, HONOURED, Verdict
-from stonechat_server.scorecard.server import Answer, takes_audio
+from stonechat_server.scorecard.server import EARS, Answer, takes
 
 from .test_scorecard import FULL, Body, error, find
 
@@ -74,4 +74,4 @@ def test_a_server_that_refuses_audio_is_no_server_that_ignores() -> None:
     ],
 )
 def test_servers_say_in_several_ways_that_a_model_takes_audio(card: Body, expected: bool) -> None:
-    assert takes_audio(card) == expected
+    assert takes(card, EARS) == expected

@@ -11,7 +11,7 @@ from PIL import Image
 from stonechat_server.scorecard import images
 from stonechat_server.scorecard.outcome import CHECKS, HONOURED, Finding, Verdict
 from stonechat_server.scorecard.report import Scorecard, as_json, details, rows
-from stonechat_server.scorecard.server import Answer, takes_images
+from stonechat_server.scorecard.server import EYES, Answer, takes
 
 from .test_scorecard import FULL, Body, error, find
 
@@ -101,7 +101,7 @@ def test_without_logprobs_it_is_not_known_whether_an_image_is_seen() -> None:
     ],
 )
 def test_servers_say_in_several_ways_that_a_model_takes_images(card: Body, expected: bool) -> None:
-    assert takes_images(card) == expected
+    assert takes(card, EYES) == expected
 
 
 def test_checks_that_were_not_made_are_not_shown() -> None:

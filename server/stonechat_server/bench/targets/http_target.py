@@ -114,14 +114,11 @@ class HttpTarget:
         return True
 
     async def _request(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        parts: list[bytes] = []
         try:
-            answer = await self.client.request(
-                method, path, body, lambda data, _: parts.append(data), self.settings.timeout
-            )
+            answer, content = await self.client.fetch(method, path, body, self.settings.timeout)
         except (TransportError, TimeoutError) as error:
             raise BenchError(str(error) or "the server did not answer in time") from error
-        return answer.status, b"".join(parts)
+        return answer.status, content
 
     def body(self, prompt: Prompt, num_tokens: int | None = None) -> bytes:
         """The JSON of a streamed request."""

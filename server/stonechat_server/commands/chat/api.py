@@ -68,18 +68,15 @@ class ChatApi:
 
     async def models(self) -> list[str]:
         """The names of the models that the server lists. Raises `ChatError`."""
-        parts: list[bytes] = []
         path = self.client.api_path + "/models"
         try:
-            answer = await self.client.request(
-                "GET", path, b"", lambda data, _: parts.append(data), 30.0
-            )
+            answer, content = await self.client.fetch("GET", path, b"", 30.0)
         except (TransportError, TimeoutError) as error:
             raise ChatError(str(error) or "the server does not answer") from error
         if answer.status not in (200, 404):
-            raise ChatError(error_text(answer.status, b"".join(parts)))
+            raise ChatError(error_text(answer.status, content))
         try:
-            cards = msgspec.json.decode(b"".join(parts))["data"]
+            cards = msgspec.json.decode(content)["data"]
             self.is_stonechat = any(card.get("owned_by") == "stonechat" for card in cards)
             self.states = {card["id"]: str(card["state"]) for card in cards if "state" in card}
             self.refusals = {
