@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import tomlkit
 from tomlkit.items import AoT
@@ -24,8 +25,6 @@ from stonechat_server.access.keys import (
 )
 from stonechat_server.terminal.suggest import did_you_mean
 
-UNSET_VALUES = (("priority", 0), ("manages_models", False))
-"""What a key has by itself, and the file need not say."""
 OFF = "off"
 """In place of a keys file: there is none, even if the default one is there."""
 
@@ -50,38 +49,19 @@ def open_key_store(named: Path | None) -> KeyStore | None:
         raise KeysFileError(f"{error} (--keys-file off: start without it)") from error
 
 
-def add_key(
-    path: Path,
-    name: str,
-    *,
-    models: tuple[str, ...] = (),
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
-    max_concurrency: int | None = None,
-    priority: int = 0,
-    manages_models: bool = False,
-) -> str:
+def add_key(path: Path, name: str, **fields: Any) -> str:
     """Append a key to the file and return its secret, which is stored nowhere.
 
-    Creates a missing file. Raises `KeysFileError` for an invalid field, or for a name that a live
-    key already has.
+    `fields` are further ones of `ApiKey`. The file does not say what a key has by itself. Creates a
+    missing file. Raises `KeysFileError` for an invalid field, or for a name that a live key has.
     """
     secret = new_secret()
     table = tomlkit.table()
     table["name"] = name
     table["digest"] = digest_of(secret)
     table["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-    optional = {
-        "models": list(models),
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "max_concurrency": max_concurrency,
-        "priority": priority,
-        "manages_models": manages_models,
-    }
-    for field, value in optional.items():
-        if value not in (None, []) and (field, value) not in UNSET_VALUES:
-            table[field] = value
+    plain = ApiKey(name=name)
+    table.update({k: value for k, value in fields.items() if value != getattr(plain, k)})
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path) as file:
         document = _read_document(file)
