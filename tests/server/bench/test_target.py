@@ -11,17 +11,16 @@ from stonechat_server.bench.settings import BenchSettings
 from stonechat_server.bench.targets.http_target import HttpTarget
 from stonechat_server.bench.targets.target import BenchError, words_of_prompt
 from stonechat_server.bench.targets.workload import Prompt
-from stonechat_server.client.http import HttpAnswer, TransportError
+from stonechat_server.client.http import HttpAnswer, HttpClient, TransportError
 
 Reply = tuple[int, bytes] | Exception
 
 
-class Client:
+class Client(HttpClient):
     """Answers each request with `reply`, and keeps the bodies."""
 
-    api_path = "/v1"
-
     def __init__(self, reply: Callable[[dict[str, Any]], Reply]) -> None:
+        super().__init__("http://localhost", {})
         self.reply = reply
         self.bodies: list[dict[str, Any]] = []
 
@@ -38,7 +37,7 @@ class Client:
 
 
 def target_of(reply: Callable[[dict[str, Any]], Reply], **settings: Any) -> HttpTarget:
-    return HttpTarget(Client(reply), BenchSettings(**settings), model="m")  # type: ignore[arg-type]
+    return HttpTarget(Client(reply), BenchSettings(**settings), model="m")
 
 
 def discovered(reply: Reply, **settings: Any) -> HttpTarget:

@@ -6,18 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
-from stonechat_server.client.http import HttpAnswer, TransportError
+from stonechat_server.client.http import HttpAnswer, HttpClient, TransportError
 from stonechat_server.commands.chat.api import ChatAnswer, ChatApi, ChatError
 
 Reply = tuple[int, bytes] | Exception
 
 
-class Client:
+class Client(HttpClient):
     """Gives one reply to every request."""
 
-    api_path = "/v1"
-
     def __init__(self, reply: Reply) -> None:
+        super().__init__("http://localhost", {})
         self.reply = reply
 
     async def request(
@@ -31,7 +30,7 @@ class Client:
 
 
 def api(reply: Reply) -> ChatApi:
-    return ChatApi(Client(reply))  # type: ignore[arg-type]
+    return ChatApi(Client(reply))
 
 
 def models(reply: Reply) -> list[str]:
