@@ -111,11 +111,7 @@ export class Attachments {
 }
 
 function chip(file, remove) {
-  const button = el(
-    "button",
-    { type: "button", "aria-label": `Remove ${file.name}`, onclick: remove },
-    "×",
-  );
+  const button = el("button", { "aria-label": `Remove ${file.name}`, onclick: remove }, "×");
   if (!file.url) return el("span", { class: "file" }, `${file.name} `, button);
   if (isSound(file)) return el("span", { class: "file sound" }, soundNode(file), button);
   const name = el("span", { class: "name" }, file.name);

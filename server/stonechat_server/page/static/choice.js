@@ -120,30 +120,31 @@ export class ChoiceView {
 }
 
 export const small = (name, run, more = {}) =>
-  el("button", { type: "button", class: "small", onclick: run, ...more }, name);
+  el("button", { class: "small", onclick: run, ...more }, name);
 
 // "get_weather(city: "Bern")": a call as one line, so that two calls of one tool look different.
 export function callTitle(call) {
+  const describe = (value) => {
+    const pairs = Object.entries(value);
+    return pairs.map(([name, part]) => `${name}: ${JSON.stringify(part)}`).join(", ");
+  };
+  const shown = argumentsOf(call, describe).trim();
+  const name = call[call.type]?.name ?? "…";
+  return `${name}(${shown.length > 80 ? `${shown.slice(0, 79)}…` : shown})`;
+}
+
+function argumentsOf(call, describe) {
   const inner = call[call.type] ?? {};
   const text = inner.arguments ?? inner.input ?? "";
-  let shown = text.trim();
   try {
-    const pairs = Object.entries(JSON.parse(text));
-    shown = pairs.map(([name, value]) => `${name}: ${JSON.stringify(value)}`).join(", ");
+    return describe(JSON.parse(text));
   } catch {
-    /* not complete yet, or free text */
+    return text; // not complete yet, or free text
   }
-  return `${inner.name ?? "…"}(${shown.length > 80 ? `${shown.slice(0, 79)}…` : shown})`;
 }
 
 function toolCallNode(call) {
-  const inner = call[call.type] ?? {};
-  let text = inner.arguments ?? inner.input ?? "";
-  try {
-    text = JSON.stringify(JSON.parse(text), null, 2);
-  } catch {
-    /* not complete yet, or free text */
-  }
+  const text = argumentsOf(call, (value) => JSON.stringify(value, null, 2));
   return el(
     "details",
     { class: "tool-call" },

@@ -14,7 +14,6 @@ export function startCodeDialog(makeBody) {
       "button",
       {
         role: "tab",
-        type: "button",
         "aria-selected": String(number === 0),
         "aria-controls": "code-text",
         tabindex: number ? "-1" : "0",

@@ -1,8 +1,10 @@
 // Builds DOM nodes. Text always becomes text nodes: nothing here parses HTML.
 
-// A child may be a list of nodes. Long lists must come so: there is a limit on arguments.
+// A child may be a list of nodes. Long lists must come so: there is a limit on arguments. A button
+// sends no form unless its type is "submit".
 export function el(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
+  if (tag === "button") node.type = "button";
   for (const [name, value] of Object.entries(properties)) {
     if (value === undefined || value === null || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
@@ -66,9 +68,9 @@ export function toast(text, action = null, seconds = 8) {
       close();
       action.run();
     };
-    node.append(el("button", { type: "button", onclick: run }, action.name));
+    node.append(el("button", { onclick: run }, action.name));
   }
-  node.append(el("button", { type: "button", "aria-label": "Dismiss", onclick: close }, "×"));
+  node.append(el("button", { "aria-label": "Dismiss", onclick: close }, "×"));
   byId("toasts").append(node);
   setTimeout(close, seconds * 1000);
 }

@@ -141,13 +141,10 @@ byId("composer").addEventListener("submit", (event) => {
 byId("stop").addEventListener("click", () => conversation.stop());
 byId("to-end").addEventListener("click", () => conversation.follow());
 byId("examples").append(
-  ...EXAMPLES.map((text) =>
-    el(
-      "button",
-      { type: "button", onclick: () => conversation.whenFree(() => conversation.ask(text)) },
-      text,
-    ),
-  ),
+  ...EXAMPLES.map((text) => {
+    const onclick = () => conversation.whenFree(() => conversation.ask(text));
+    return el("button", { onclick }, text);
+  }),
 );
 
 function newChat() {

@@ -131,7 +131,7 @@ function setMath(span) {
 }
 
 export function codeBlock(text, language) {
-  const copy = el("button", { type: "button", class: "small" }, "Copy");
+  const copy = el("button", { class: "small" }, "Copy");
   copy.addEventListener("click", () => copyText(text, copy));
   return el(
     "div",

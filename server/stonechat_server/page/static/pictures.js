@@ -79,7 +79,7 @@ export function pictureNode(image) {
   if (!image.url) return el("span", { class: "file", title }, `${image.name} (not kept)`);
   return el(
     "button",
-    { type: "button", class: "picture", title, onclick: () => show(image, title) },
+    { class: "picture", title, onclick: () => show(image, title) },
     el("img", { src: image.url, alt: image.name }),
   );
 }

@@ -65,21 +65,16 @@ export class Sidebar {
   // A row of the list, and a function that draws what may change in it.
   row(conversation) {
     const open = () => this.open(conversation);
-    const title = el("button", { type: "button", class: "title", onclick: open });
+    const title = el("button", { class: "title", onclick: open });
     const summary = el("summary", {}, "⋯");
     const menu = el("details", { class: "menu" });
-    const item = (name, run) =>
-      el(
-        "button",
-        {
-          type: "button",
-          onclick: () => {
-            menu.open = false;
-            run();
-          },
-        },
-        name,
-      );
+    const item = (name, run) => {
+      const onclick = () => {
+        menu.open = false;
+        run();
+      };
+      return el("button", { onclick }, name);
+    };
     menu.append(
       summary,
       el(

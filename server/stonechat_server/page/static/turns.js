@@ -9,7 +9,10 @@ import { textOf } from "./tree.js";
 // The images, sounds and files of a question in a row. Null if there are none.
 function attachedRow({ files, images = [] }) {
   const names = files.map((file) => el("span", { class: "file" }, file.name));
-  const nodes = [...images.map((one) => (isSound(one) ? soundNode(one) : pictureNode(one))), ...names];
+  const nodes = [
+    ...images.map((one) => (isSound(one) ? soundNode(one) : pictureNode(one))),
+    ...names,
+  ];
   return nodes.length ? el("div", { class: "row" }, ...nodes) : null;
 }
 
@@ -44,7 +47,7 @@ export function editForm(turn, { send, close }) {
       "div",
       { class: "row" },
       el("button", { type: "submit", class: "primary" }, "Send"),
-      el("button", { type: "button", onclick: close }, "Cancel"),
+      el("button", { onclick: close }, "Cancel"),
       el("span", { class: "quiet" }, "The earlier question and its answers stay as a branch."),
     ),
   );
