@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 START_TIMEOUT = 180.0
 STOP_TIMEOUT = 120.0
 STONECHAT = (sys.executable, "-m", "stonechat_server.cli")
@@ -33,9 +35,14 @@ class RunningServer:
     def url(self) -> str:
         return f"{self.address}/v1"
 
+    def processes(self) -> list[psutil.Process]:
+        """The server's process and all below it."""
+        first = psutil.Process(self.process_id)
+        return [first, *first.children(recursive=True)]
+
     def resident_bytes(self) -> int:
-        """Memory of the process and its children; a page that several share counts once."""
-        return sum(proportional_bytes(pid) for pid in descendants(self.process_id))
+        """Memory (PSS) of these processes; a page that several share counts once. Linux only."""
+        return sum(process.memory_full_info().pss for process in self.processes())
 
 
 def stonechat(
@@ -104,20 +111,3 @@ def _answers(port: int, path: str) -> bool:
         return False
     finally:
         connection.close()
-
-
-def descendants(process_id: int) -> list[int]:
-    """The process and all processes below it. Linux only."""
-    found = [process_id]
-    for pid in found:
-        for children in Path(f"/proc/{pid}/task").glob("*/children"):
-            found += map(int, children.read_text().split())
-    return found
-
-
-def proportional_bytes(process_id: int) -> int:
-    """Resident memory (PSS); pages that processes share are divided among them. Linux only."""
-    for line in Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError(f"process {process_id} has no figure of its memory")

@@ -9,7 +9,6 @@ counted. Linux only: memory is read from /proc.
 """
 
 import argparse
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import httpx
-from servers import descendants, free_port, proportional_bytes, started
+from servers import free_port, started
 
 PROMPT = "Tell a story about a river and a mountain."
 
@@ -63,22 +62,18 @@ def measure(model: str, python: str) -> Startup:
         url = server.address
         chat(url, num_tokens=1)
         token = time.perf_counter() - began
-        ids = descendants(server.process_id)
-        cpu, resident = sum(map(cpu_seconds, ids)), sum(map(proportional_bytes, ids))
+        times = [process.cpu_times() for process in server.processes()]
+        cpu = sum(own.user + own.system for own in times)
+        resident = server.resident_bytes()
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda _: chat(url, num_tokens=64), range(8)))
-        return Startup(server.seconds, token, cpu, resident, sum(map(proportional_bytes, ids)))
+        return Startup(server.seconds, token, cpu, resident, server.resident_bytes())
 
 
 def chat(url: str, num_tokens: int) -> None:
     message = {"role": "user", "content": PROMPT}
     body = {"messages": [message], "max_tokens": num_tokens, "ignore_eos": True}
     httpx.post(f"{url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
-
-
-def cpu_seconds(process_id: int) -> float:
-    fields = Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
