@@ -1,6 +1,6 @@
 """Turns a step's logits into one token per row, for rows of every kind in one pass.
 
-Order per row, on raw logits: bias, penalties, suppressed tokens and constraint (`logits`), then
+Order per row, on raw logits: bias, penalties, suppressed tokens and constraint (`edits`), then
 temperature, top_k, min_p, top_p (`truncation`), then the draw (`inverse_cdf`). Only the row's seed,
 choice index and position determine the variate of the draw. There is no random generator, and no
 sum depends on the batch: a row's token has the same bits alone and in any batch.
@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 import torch
 
 from stonechat_models.hardware.transfers import HostCopies, to_device
+from stonechat_models.sampling.edits import edit_rows
 from stonechat_models.sampling.inverse_cdf import draw, padded_width
-from stonechat_models.sampling.logits import edit_logits
-from stonechat_models.sampling.logprobs import RawLogprobs
 from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
-from stonechat_models.sampling.rows import LEAST_TEMPERATURE, flag_rows, group_index
+from stonechat_models.sampling.rows import LEAST_TEMPERATURE, Errors, flag_rows, group_index
 from stonechat_models.sampling.state import SampledTokens, SamplingState, uniform_variate
 from stonechat_models.sampling.truncation import Cuts, cut_weights
 from stonechat_models.types import SamplingParams, TokenLogprobs
@@ -42,9 +41,9 @@ class Sampler:
     def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "Sampling":
         """Start to choose a token for each row of float[R, V]. May modify `logits` in place.
 
-        Nothing waits for the device before `Sampling.read`. A row that cannot be sampled (NaN or
-        infinite logits, every token forbidden, a constraint that fails) gets a message in `errors`
-        and the token -1; the other rows are not affected.
+        Nothing waits for the device before `Sampling.read`, unless a row is edited. A row that
+        cannot be sampled (NaN or infinite logits, every token forbidden, a constraint that fails)
+        gets a message in `errors` and the token -1; the other rows are not affected.
         """
         if logits.shape != (len(states), self._vocab_size):
             raise ValueError(
@@ -54,16 +53,19 @@ class Sampler:
         if self._device.type == "mps":  # MPS has no float64, and its memory is the CPU's
             logits = logits.cpu()
         if not states:
-            return Sampling(torch.empty(0, dtype=torch.int64), torch.empty(0), None, {})
+            return Sampling(torch.empty(0, dtype=torch.int64), torch.empty(0), [], None, {})
         logits = logits.float().contiguous()
-        needs_logprobs = needs_edits = False
-        for state in states:
-            needs_logprobs |= state.params.top_logprobs is not None
-            needs_edits |= state.needs_edits
-        raw = RawLogprobs(logits, states) if needs_logprobs else None
-        errors = edit_logits(logits, states) if needs_edits else {}
+        rows = [row for row, s in enumerate(states) if s.params.top_logprobs is not None]
+        needs_edits = any(state.needs_edits for state in states)
+        raw = logits.clone() if rows and needs_edits else logits
+        errors = _edit(logits, states) if needs_edits else {}
         tokens, peaks = self._choose(logits, states)
-        return Sampling(tokens, peaks, raw, errors)
+        logprobs = None
+        if rows:
+            num_tops = [states[row].params.top_logprobs or 0 for row in rows]
+            chosen = tokens[to_device(rows, logits.device)]
+            logprobs = PromptLogprobs(raw, rows, chosen, num_tops, has_ranks=False)
+        return Sampling(tokens, peaks, rows, logprobs, errors)
 
     def _choose(
         self, logits: torch.Tensor, states: Sequence[SamplingState]
@@ -130,27 +132,26 @@ class Sampling:
         self,
         tokens: torch.Tensor,
         peaks: torch.Tensor,
-        raw: RawLogprobs | None,
+        rows: list[int],
+        logprobs: PromptLogprobs | None,
         errors: dict[int, str],
     ) -> None:
+        """`logprobs` are those of `rows`, which want them."""
         self.tokens = tokens
         """int64[R], on the device. A row that fails has an arbitrary token of the vocabulary."""
-        self._raw = raw
-        self._errors = errors
-        logprob_tensors = [] if raw is None else raw.choose(tokens)
-        results = [tokens, peaks, *logprob_tensors]
+        self._rows, self._logprobs, self._errors = rows, logprobs, errors
+        results = [tokens, peaks]
         self._results = HostCopies(results) if tokens.device.type == "cuda" else results
 
     def read(self) -> SampledTokens:
         """Wait for the tokens and return them. Call it once."""
         results = self._results
-        tokens, peaks, *logprob_tensors = (
-            results.read() if isinstance(results, HostCopies) else results
-        )
+        tokens, peaks = results.read() if isinstance(results, HostCopies) else results
         token_ids, errors = tokens.tolist(), self._errors
         logprobs: list[TokenLogprobs | None] = [None] * len(token_ids)
-        if self._raw is not None:
-            logprobs = self._raw.read(logprob_tensors, len(token_ids))
+        if self._logprobs is not None:
+            for row, entry in zip(self._rows, self._logprobs.read(), strict=True):
+                logprobs[row] = entry
         flag_rows(peaks.tolist(), logprobs, errors)
         for row in errors:
             token_ids[row] = -1
@@ -160,6 +161,14 @@ class Sampling:
 
 _TokensAndPeaks = tuple[torch.Tensor, torch.Tensor]
 """Tokens int64[R] and peaks float32[R] of a group of rows."""
+
+
+def _edit(logits: torch.Tensor, states: Sequence[SamplingState]) -> Errors:
+    """Edit float32[R, V] in place, on the host. Return the errors of rows."""
+    host = logits.cpu()  # itself, if it is there
+    errors = edit_rows(host.numpy(), states)
+    logits.copy_(host)
+    return errors
 
 
 def _choose_greedy(logits: torch.Tensor, states: Sequence[SamplingState]) -> _TokensAndPeaks:

@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_leaves
 
 from stonechat_models.backends.native.bindings import load_library
 from stonechat_models.backends.native.compile import find_compiler
-from stonechat_models.sampling.logits import edit_logits
+from stonechat_models.sampling.edits import edit_rows
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import SamplingParams
 from tests.models.sampling.tensor_sampler import TensorSampler
-from tests.models.sampling.test_logits import Allow
+from tests.models.sampling.test_edits import Allow
 from tests.models.sampling_reference import distribution, edited, log_softmax
 
 NUM_TOKENS = 700
@@ -141,7 +141,7 @@ def test_extreme_values_define_a_distribution(sampler_of: SamplerOf, scale: floa
     logits = random_logits(len(states), scale=scale)
     result = sampler_of(NUM_TOKENS)(logits.clone(), states)
     assert result.errors == {}
-    edit_logits(logits, states)
+    edit_rows(logits.numpy(), states)
     assert logits.isfinite().all()
     for row, pair in enumerate(pairs):
         token = result.token_ids[row]

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stonechat_models.sampling.inverse_cdf import padded_width
-from stonechat_models.sampling.radix_select import select, select_on_host, select_share
 from stonechat_models.sampling.truncation import Cuts, cut_weights, top_values
 from tests.models.sampling_reference import keep_heaviest
 
@@ -68,22 +67,6 @@ def test_keeps_exactly_what_the_definition_keeps(scale: float, on_host: bool) ->
     for row, before, filters in zip(weights, original, FILTERS, strict=True):
         expected = expected_cut(before, *filters)
         assert np.array_equal(row.double().numpy(), expected), filters
-
-
-def test_the_three_ways_to_select_agree() -> None:
-    weights = weights_of([8.0, 3.0, 1.0, 0.2, 0.0], seed=5)
-    for share in (1e-9, 0.3, 0.9, 0.99999, 1.0):
-        shares = torch.full((5,), share, dtype=torch.float64)
-        on_host = select_on_host(weights, share=shares)
-        in_fixed_point = select_share(weights, shares)
-        differs = on_host != in_fixed_point
-        if share < 1.0:
-            assert not differs.any(), share
-    for count in (1, 2, 256, 257, 5999, 6000):
-        counts = torch.full((5,), count)
-        expected = weights.sort(1, descending=True).values[:, count - 1]
-        assert torch.equal(select_on_host(weights, count=counts), expected)
-        assert torch.equal(select(weights, None, counts), expected)
 
 
 @given(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from stonechat_models.backends.native.bindings import Library, ScoresStruct
 from stonechat_models.errors import StepError
-from stonechat_models.sampling.host_edits import edit_rows
+from stonechat_models.sampling.edits import edit_rows
 from stonechat_models.sampling.rows import (
     LEAST_TEMPERATURE,
     flag_rows,

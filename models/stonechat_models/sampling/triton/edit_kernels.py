@@ -1,4 +1,4 @@
-"""Triton kernels that edit logits in place, as `logits` does: one for few tokens, one for masks."""
+"""Triton kernels that edit logits as `sampling.edits` does: one for few tokens, one for masks."""
 
 import triton
 import triton.language as tl

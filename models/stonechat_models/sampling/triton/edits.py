@@ -1,4 +1,4 @@
-"""Edits raw logits on a device as `logits` does, in one launch for few tokens and one for masks."""
+"""Edits logits on a device as `sampling.edits` does: one launch for few tokens, one for masks."""
 
 import struct
 from collections.abc import Sequence
@@ -7,7 +7,6 @@ import numpy as np
 import torch
 
 from stonechat_models.hardware.transfers import to_device
-from stonechat_models.sampling.logits import bias_tensors, prompt_tensor
 from stonechat_models.sampling.rows import Errors, fill_masks
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.sampling.triton import edit_kernels as kernels
@@ -58,14 +57,14 @@ def _record(row: int, state: SamplingState, logits: torch.Tensor, entries: list[
     record[kernels.ROW.value] = row
     record[kernels.FIRST.value] = len(entries)
     if params.logit_bias:
-        ids, amounts = bias_tensors(state, logits)
+        ids, amounts = _bias_tensors(state, logits)
         record[kernels.BIAS_IDS.value] = ids.data_ptr()
         record[kernels.BIAS_AMOUNTS.value] = amounts.data_ptr()
         record[kernels.NUM_BIAS.value] = len(ids)
     counts = state.output_counts
     output: list[int] = list(counts)
     if params.repetition_penalty != 1.0:
-        prompt_ids = prompt_tensor(state, vocab_size, logits.device)
+        prompt_ids = _prompt_tensor(state, vocab_size, logits.device)
         record[kernels.PROMPT_IDS.value] = prompt_ids.data_ptr()
         record[kernels.NUM_PROMPT.value] = len(prompt_ids)
         in_prompt = state.tensors.prompt_set
@@ -82,6 +81,30 @@ def _record(row: int, state: SamplingState, logits: torch.Tensor, entries: list[
     entries += [token << 32 for token in suppressed]
     record[kernels.NUM_SUPPRESSED.value] = len(suppressed)
     return record
+
+
+def _bias_tensors(state: SamplingState, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens, int64, and amounts of `logit_bias`: with device and dtype of `logits`.
+
+    They are made once per request. Raises `ValueError` for a token that is not in the vocabulary.
+    """
+    tensors, bias, vocab_size = state.tensors, state.params.logit_bias, logits.shape[1]
+    if tensors.bias is None:
+        unknown_id = next((token for token in bias if not 0 <= token < vocab_size), None)
+        if unknown_id is not None:
+            raise ValueError(f"logit_bias names token {unknown_id}; there are {vocab_size} tokens")
+        ids = to_device(list(bias), logits.device, torch.int64)
+        tensors.bias = ids, to_device(list(bias.values()), logits.device, logits.dtype)
+    return tensors.bias
+
+
+def _prompt_tensor(state: SamplingState, vocab_size: int, device: torch.device) -> torch.Tensor:
+    """Return the prompt's distinct tokens, int64. They are made once per request."""
+    tensors = state.tensors
+    if tensors.prompt_ids is None:
+        tensors.prompt_set = {t for t in state.prompt_token_ids if 0 <= t < vocab_size}
+        tensors.prompt_ids = to_device(sorted(tensors.prompt_set), device, torch.int64)
+    return tensors.prompt_ids
 
 
 def _bits(kind: str, value: float) -> int:

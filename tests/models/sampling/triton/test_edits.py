@@ -1,4 +1,4 @@
-"""The kernels that edit logits, against `logits.edit_logits`."""
+"""The kernels that edit logits, against `edits.edit_rows` on the host."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from stonechat_models.errors import GrammarError
-from stonechat_models.sampling import logits as plain
+from stonechat_models.sampling.edits import edit_rows
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.sampling.triton.edits import edit_logits
 from stonechat_models.types import SamplingParams
 from tests.models.launches import counted_launches
-from tests.models.sampling.test_logits import Allow, Broken
+from tests.models.sampling.test_edits import Allow, Broken
 from tests.models.sampling_reference import edited
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -36,10 +36,10 @@ def state_of(output: tuple[int, ...] = (), **params: object) -> SamplingState:
 
 
 def assert_same(make: Callable[[], list[SamplingState]], size: int = NUM_TOKENS) -> None:
-    """The kernels give the bits of the operators on the CPU."""
+    """The kernels give the bits of numpy."""
     expected = random_logits(len(make()), size)
     actual = expected.to(DEVICE, copy=True)
-    assert edit_logits(actual, make()) == plain.edit_logits(expected, make())
+    assert edit_logits(actual, make()) == edit_rows(expected.numpy(), make())
     assert torch.equal(actual.cpu(), expected)
 
 

@@ -26,7 +26,7 @@ from stonechat_models.sampling.triton import sampler as triton_sampler
 from stonechat_models.sampling.triton.sampler import TritonSampler
 from stonechat_models.sampling.triton.weights import load_weights
 from tests.models.launches import counted_launches
-from tests.models.sampling.test_logits import Allow
+from tests.models.sampling.test_edits import Allow
 from tests.models.sampling.test_sampler import (
     BIAS,
     many_kinds,

@@ -1,4 +1,10 @@
-"""The edits of `logits`, on rows that are numpy arrays of the host."""
+"""Edits raw logits on the host: biases, penalties, suppressed tokens and constraints of each row.
+
+The order is fixed: logit_bias; frequency and presence penalties over the generated tokens
+(logit - count * frequency - presence, as OpenAI documents them); repetition_penalty over prompt
+and output (arXiv 1909.05858: divide where positive, multiply where negative); suppressed end
+tokens; the constraint's bitmask.
+"""
 
 from collections.abc import Collection, Sequence
 
@@ -14,7 +20,10 @@ _NEVER = np.float32(-np.inf)
 
 
 def edit_rows(logits: Row, states: Sequence[SamplingState]) -> Errors:
-    """Edit float32[R, V] in place, as `edit_logits` does. Return a message for each failed row."""
+    """Edit float32[R, V] in place. Return an error message for each row that fails.
+
+    The work is proportional to the number of edited tokens. A row that fails gets no later edits.
+    """
     errors: Errors = {}
     constrained: list[int] = []
     for row, state in enumerate(states):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stonechat_models.errors import GrammarError
-from stonechat_models.sampling.logits import EDITS, edit_logits
+from stonechat_models.sampling.edits import edit_rows
 from stonechat_models.sampling.state import RequestTensors, SamplingState
 from stonechat_models.types import SamplingParams
 from tests.models.sampling_reference import edited
@@ -72,7 +72,7 @@ def test_each_row_gets_its_own_edits_in_order() -> None:
     states[9].suppressed_ids = (2, 5, 10**6)
     logits = random_logits(len(states))
     original = logits.clone()
-    assert edit_logits(logits, states) == {}
+    assert edit_rows(logits.numpy(), states) == {}
     for row, state in enumerate(states):
         state.prompt_token_ids = [3, 70]
         expected = edited(original[row].numpy(), state)
@@ -90,7 +90,7 @@ def test_penalties_follow_the_growing_output() -> None:
         )
         expected_state.prompt_token_ids = [3, 70]
         expected = edited(logits[0].numpy(), expected_state)
-        edit_logits(logits, [state])
+        edit_rows(logits.numpy(), [state])
         np.testing.assert_allclose(logits[0].numpy(), expected, rtol=1e-5, atol=1e-5)
         state.append(token)
 
@@ -103,7 +103,7 @@ def test_a_constraint_forbids_the_rest(allowed: set[int]) -> None:
     states[3].constraint = Allow({1, 2})
     logits = random_logits(4)
     original = logits.clone()
-    assert edit_logits(logits, states) == {}
+    assert edit_rows(logits.numpy(), states) == {}
     assert torch.equal(logits[:2], original[:2])
     for row, tokens in ((2, allowed), (3, {1, 2})):
         finite_ids = set(logits[row].isfinite().nonzero().flatten().tolist())
@@ -123,7 +123,7 @@ def test_errors_concern_their_row_only() -> None:
     states[3].constraint = Broken(GrammarError("too many states"))
     logits = random_logits(4)
     original = logits.clone()
-    errors = edit_logits(logits, states)
+    errors = edit_rows(logits.numpy(), states)
     assert errors == {
         0: "logit_bias names token 77; there are 77 tokens",
         1: "the constraint failed: no such state",
@@ -159,11 +159,11 @@ def test_a_large_bias_is_read_once_per_request() -> None:
     states = [SamplingState(params, 0, index, [1], tensors=tensors) for index in range(64)]
     logits = torch.randn(64, 40_000)
     expected = logits + torch.arange(40_000) / 1000
-    assert edit_logits(logits, states) == {}
+    assert edit_rows(logits.numpy(), states) == {}
     torch.testing.assert_close(logits, expected)
     assert 0 < bias.num_reads <= 3  # to check the ids, and to copy ids and amounts
     bias.num_reads = 0
-    edit_logits(logits, states)
+    edit_rows(logits.numpy(), states)
     assert bias.num_reads == 0
 
 
@@ -183,11 +183,14 @@ def test_a_large_bias_is_read_once_per_request() -> None:
 def test_a_state_knows_whether_it_needs_edits(
     params: dict[str, object], output: list[int], constraint: Allow | None
 ) -> None:
-    """The sampler does not come here for rows that need none."""
+    """Samplers do not edit rows that need none."""
     state = state_of(**params)
     if "min_tokens" in params:
         state.suppressed_ids = (2,)
     for token in output:
         state.append(token)
     state.constraint = constraint
-    assert state.needs_edits == any(edit.rows([state]) for edit in EDITS)
+    state.prompt_token_ids = [3, 70]
+    original = random_logits(1)[0].numpy()
+    changes = constraint is not None or not np.array_equal(edited(original, state), original)
+    assert state.needs_edits == changes
