@@ -86,10 +86,6 @@ class NativeLinear(QuantizedLinear):
         )
         return memory
 
-    @property
-    def num_bytes(self) -> int:
-        return self._packed.numel() + (0 if self._bias is None else 4 * self._bias.numel())
-
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         x = pad_to_groups(x.float()).contiguous()
         output = torch.empty(x.shape[0], self.out_features)
@@ -98,13 +94,6 @@ class NativeLinear(QuantizedLinear):
             self._team.handle, matrix, x.data_ptr(), x.shape[0], output.data_ptr()
         )
         return output
-
-    def dequantised(self) -> torch.Tensor:
-        """The weight that the kernels multiply by, float32[out_features, in_features]."""
-        values = torch.empty(self.out_features, self._k)
-        for i, row in enumerate(values):
-            self._team.library.read_row(ctypes.byref(self._matrix), i, row.data_ptr())
-        return values[:, : self.in_features]
 
 
 class TorchLinear(QuantizedLinear):
@@ -120,14 +109,10 @@ class TorchLinear(QuantizedLinear):
 
     @property
     def num_bytes(self) -> int:
-        return self._quantised.num_bytes + (0 if self._bias is None else 4 * self._bias.numel())
+        return self._quantised.num_bytes + super().num_bytes
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         return product(pad_to_groups(x.float()), self._quantised, self._bias)
-
-    def dequantised(self) -> torch.Tensor:
-        """The weight that the product multiplies by, float32[out_features, in_features]."""
-        return self._quantised.dequantised()[:, : self.in_features]
 
 
 class WeightOnlyLinear(QuantizedLinear):
@@ -145,16 +130,7 @@ class WeightOnlyLinear(QuantizedLinear):
         self._quantised = quantised.to(torch.int8)
         self._bias = None if bias is None else bias.detach()
 
-    @property
-    def num_bytes(self) -> int:
-        tensors = [self._quantised, self._scales, *([] if self._bias is None else [self._bias])]
-        return sum(t.numel() * t.element_size() for t in tensors)
-
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """x may be on another device, because a device map's hooks do not know this layer."""
         weight = self._quantised * self._scales  # one operator: int8 times float gives float
         return F.linear(x.to(weight.device, weight.dtype), weight, self._bias)
-
-    def dequantised(self) -> torch.Tensor:
-        """The dequantised weight, float32[out_features, in_features]."""
-        return self._quantised.float() * self._scales.float()

@@ -27,11 +27,6 @@ class Fp8Linear(QuantizedLinear):
 
             self._quantise_rows = fp8_rows
 
-    @property
-    def num_bytes(self) -> int:
-        tensors = [self._quantised, self._scales, *([] if self._bias is None else [self._bias])]
-        return sum(t.numel() * t.element_size() for t in tensors)
-
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """x may be on another device, because a device map's hooks do not know this layer."""
         quantised, scales = self._quantise_rows(x.to(self._quantised.device))
@@ -45,10 +40,6 @@ class Fp8Linear(QuantizedLinear):
             use_fast_accum=fast_sums(),
         )
         return product
-
-    def dequantised(self) -> torch.Tensor:
-        """The dequantised weight, float32[out_features, in_features]."""
-        return self._quantised.float() * self._scales
 
 
 def fp8_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Fp8Linear | None:

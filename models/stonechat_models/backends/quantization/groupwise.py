@@ -34,13 +34,6 @@ class GroupwiseWeight:
         tensors = [self.quantised, self.scales, *([] if self.lows is None else [self.lows])]
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    def dequantised(self) -> torch.Tensor:
-        """The dequantised weights, float32[n, k]."""
-        values = self.quantised * self.scales.float()[..., None]
-        if self.lows is not None:
-            values += self.lows.float()[..., None]
-        return values.flatten(1)
-
 
 def pad_to_groups(values: torch.Tensor) -> torch.Tensor:
     """Pad [..., k] with zeros to a multiple of 32. The zeros do not change any product."""

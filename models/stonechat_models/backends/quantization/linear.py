@@ -17,7 +17,7 @@ class QuantizedLinear(nn.Module):
     @property
     def num_bytes(self) -> int:
         """Bytes of the weights, scales and bias."""
-        raise NotImplementedError
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, torch.Tensor))
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """Multiply x[rows, in_features]; return [rows, out_features]."""

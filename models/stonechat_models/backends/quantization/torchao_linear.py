@@ -24,8 +24,9 @@ class TorchaoLinear(QuantizedLinear):
 
     @property
     def num_bytes(self) -> int:
-        tensors = [*_parts(self._weight), *([] if self._bias is None else [self._bias])]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        names, _ = self._weight.__tensor_flatten__()  # type: ignore[attr-defined]
+        tensors = [getattr(self._weight, name) for name in names]
+        return sum(t.nbytes for t in (*tensors, self._bias) if t is not None)
 
     def rows(self, x: torch.Tensor) -> torch.Tensor:
         """x may be on another device, because a device map's hooks do not know this layer."""
@@ -58,9 +59,3 @@ def _int4(weight: torch.Tensor) -> torch.Tensor:
 
     quantised: torch.Tensor = Int4TilePackedTo4dTensor.from_hp(weight, [1, GROUP])
     return quantised
-
-
-def _parts(weight: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that a tensor subclass consists of."""
-    names, _ = weight.__tensor_flatten__()  # type: ignore[attr-defined]
-    return [getattr(weight, name) for name in names]

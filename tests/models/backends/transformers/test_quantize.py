@@ -26,6 +26,7 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.runtime.build import build_engine
 from stonechat_models.types import SamplingParams
+from tests.models.dequantised import dequantised
 from tests.models.engines import generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import FAMILIES, VOCAB_SIZE, tiny_model
 from tests.models.tiny_tokenizers import ascii_backend
@@ -63,7 +64,7 @@ def relative_error(actual, expected):
 def test_the_kernel_equals_the_oracle(team, bits, dtype, shape):
     weight, bias, x = random_layer(*shape, dtype)
     kernel, oracle = NativeLinear(weight, bias, bits, team), TorchLinear(weight, bias, bits)
-    same = kernel.dequantised() == oracle.dequantised()
+    same = dequantised(kernel) == dequantised(oracle)
     assert same.float().mean() >= (1.0 if bits == "int8" else 0.99)  # int4 may break ties otherwise
     tolerance = 1e-5 if bool(same.all()) else 0.05
     torch.testing.assert_close(kernel(x), oracle(x), rtol=tolerance, atol=tolerance)
@@ -78,7 +79,7 @@ def test_the_oracle_is_near_the_float_product(bits, shape):
     oracle = TorchLinear(weight, bias, bits)
     exact = x.double() @ weight.double().T + bias.double()
     assert 0 < relative_error(oracle(x).double(), exact) < RELATIVE_ERROR[bits]
-    assert relative_error(oracle.dequantised(), weight) < RELATIVE_ERROR[bits]
+    assert relative_error(dequantised(oracle), weight) < RELATIVE_ERROR[bits]
 
 
 @pytest.mark.parametrize("kind", ["kernel", "oracle"])
@@ -123,7 +124,7 @@ def test_int4_weights_are_no_worse_than_plain_rounding():
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     step = (high - low) / 15
     plain = (((groups - low) / step).round() * step + low).reshape(64, 64)
-    actual = quantise(weight, "int4").dequantised()
+    actual = dequantised(quantise(weight, "int4"))
     assert (actual - weight).norm() < (plain - weight).norm()
 
 
@@ -131,9 +132,9 @@ def test_int4_weights_are_no_worse_than_plain_rounding():
 def test_weight_only_layers_multiply_the_dequantised_weight(dtype):
     weight, bias, x = random_layer(64, 96, dtype)
     layer, x = WeightOnlyLinear(weight, bias), x.to(dtype)
-    expected = nn.functional.linear(x, layer.dequantised().to(dtype), bias)
+    expected = nn.functional.linear(x, dequantised(layer).to(dtype), bias)
     assert torch.equal(layer(x), expected)
-    assert relative_error(layer.dequantised(), weight.float()) < 0.015
+    assert relative_error(dequantised(layer), weight.float()) < 0.015
     assert layer.num_bytes == 64 * 96 + 128 * weight.element_size()
 
 

@@ -1,0 +1,34 @@
+"""The weights that quantised linear layers multiply by."""
+
+import ctypes
+
+import torch
+
+from stonechat_models.backends.quantization.cpu_linear import (
+    NativeLinear,
+    TorchLinear,
+    WeightOnlyLinear,
+)
+from stonechat_models.backends.quantization.fp8_linear import Fp8Linear
+from stonechat_models.backends.quantization.groupwise import GroupwiseWeight
+
+
+def dequantised(layer: torch.nn.Module | GroupwiseWeight) -> torch.Tensor:
+    """float32[out_features, in_features]"""
+    match layer:
+        case NativeLinear():
+            values = torch.empty(layer.out_features, layer._k)
+            for i, row in enumerate(values):
+                library, matrix = layer._team.library, ctypes.byref(layer._matrix)
+                library.read_row(matrix, i, row.data_ptr())
+            return values[:, : layer.in_features]
+        case TorchLinear():
+            return dequantised(layer._quantised)[:, : layer.in_features]
+        case GroupwiseWeight():
+            values = layer.quantised * layer.scales.float()[..., None]
+            if layer.lows is not None:
+                values += layer.lows.float()[..., None]
+            return values.flatten(1)
+        case WeightOnlyLinear() | Fp8Linear():
+            return layer._quantised.float() * layer._scales.float()
+    raise TypeError(type(layer).__name__)
