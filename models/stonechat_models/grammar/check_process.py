@@ -1,4 +1,4 @@
-"""A process that checks grammars (see `check_worker`), and what its end means."""
+"""Asks the process that checks grammars (see `check_worker`), and says what its end means."""
 
 import json
 import signal
@@ -13,33 +13,26 @@ PATIENCE_SECONDS = 30.0
 """The time that a check may take, the start of its process included, if processors are busy."""
 
 
-class CheckProcess:
-    """A process that runs `check_worker`. It starts when a check needs it."""
+def ask(process: ChildProcess, spec: GrammarSpec, seconds: float) -> GrammarError | None:
+    """Check a grammar within `seconds` of CPU time, in a process that runs `check_worker`.
 
-    def __init__(self) -> None:
-        self._process = ChildProcess("stonechat_models.grammar.check_worker")
-        self.end = self._process.end
-        """End the process, if one runs. The next check starts another."""
-        self.close = self._process.close
-        """End the process for good. Any thread may call this."""
-
-    def check(self, spec: GrammarSpec, seconds: float) -> GrammarError | None:
-        """Check a grammar within `seconds` of CPU time. Raises `EngineError` if it cannot."""
-        task = {"kind": spec.kind, "source": spec.source, "seconds": seconds}
-        try:
-            data = self._process.ask(json.dumps(task).encode(), PATIENCE_SECONDS)
-        except ChildClosedError:
-            raise EngineDeadError("no more grammars are checked") from None
-        except ChildEndedError as ended:
-            status = signal.SIGPROF if ended.is_late else ended.signal or -1
-            answer: dict[str, Any] = {"error": None, "status": status}
-        else:
-            answer = json.loads(data)
-        if answer["status"] > 0:
-            return CostlyGrammarError(_excess(answer["status"], seconds))
-        if answer["status"] < 0:
-            raise EngineError(answer["error"] or "the process that checks grammars has ended")
-        return None if answer["error"] is None else GrammarError(answer["error"])
+    Raises `EngineError` if it cannot be checked.
+    """
+    task = {"kind": spec.kind, "source": spec.source, "seconds": seconds}
+    try:
+        data = process.ask(json.dumps(task).encode(), PATIENCE_SECONDS)
+    except ChildClosedError:
+        raise EngineDeadError("no more grammars are checked") from None
+    except ChildEndedError as ended:
+        status = signal.SIGPROF if ended.is_late else ended.signal or -1
+        answer: dict[str, Any] = {"error": None, "status": status}
+    else:
+        answer = json.loads(data)
+    if answer["status"] > 0:
+        return CostlyGrammarError(_excess(answer["status"], seconds))
+    if answer["status"] < 0:
+        raise EngineError(answer["error"] or "the process that checks grammars has ended")
+    return None if answer["error"] is None else GrammarError(answer["error"])
 
 
 def _excess(number: int, seconds: float) -> str:

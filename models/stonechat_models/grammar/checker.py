@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from stonechat_models.child_process import ChildProcess
 from stonechat_models.errors import (
     CostlyGrammarError,
     EngineDeadError,
@@ -17,7 +18,7 @@ from stonechat_models.errors import (
     GrammarError,
     TooManyChecksError,
 )
-from stonechat_models.grammar.check_process import CheckProcess
+from stonechat_models.grammar.check_process import ask
 from stonechat_models.types import GrammarSpec
 
 logger = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class _Lane:
         self._seconds = seconds
         self._finish = finish
         self._retry = retry
-        self._process = CheckProcess()
+        self._process = ChildProcess("stonechat_models.grammar.check_worker")
         self._waiting: dict[GrammarSpec, None] = {}  # in their order
         self._is_started = self._is_closed = False
         self._changed = threading.Condition()
@@ -168,7 +169,7 @@ class _Lane:
                     return
                 continue
             try:
-                result: GrammarError | EngineError | None = self._process.check(spec, self._seconds)
+                result: GrammarError | EngineError | None = ask(self._process, spec, self._seconds)
             except EngineDeadError as error:
                 result = error
             except Exception as error:

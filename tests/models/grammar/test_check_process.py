@@ -7,32 +7,26 @@ import pytest
 
 from stonechat_models.child_process import ChildEndedError
 from stonechat_models.errors import CostlyGrammarError, EngineError, GrammarError
-from stonechat_models.grammar.check_process import CheckProcess
+from stonechat_models.grammar.check_process import ask
 from stonechat_models.types import GrammarSpec
 
 
-def test_the_failure_of_a_check_names_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_failure_of_a_check_names_its_cause() -> None:
     process = Mock()
     process.ask.return_value = b'{"error": "ValueError: a bug", "status": -1}'
-    checked = CheckProcess()
-    monkeypatch.setattr(checked, "_process", process)
     with pytest.raises(EngineError, match="a bug") as caught:
-        checked.check(GrammarSpec("regex", "a"), 1.0)
+        ask(process, GrammarSpec("regex", "a"), 1.0)
     assert not isinstance(caught.value, GrammarError)
 
 
-def test_only_the_patience_of_the_checker_blames_the_grammar(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_the_patience_of_the_checker_blames_the_grammar() -> None:
     """The system may kill a process, too, when memory runs out."""
     process = Mock()
-    checked = CheckProcess()
-    monkeypatch.setattr(checked, "_process", process)
     process.ask.side_effect = ChildEndedError(signal.SIGKILL, is_late=True)
-    late = checked.check(GrammarSpec("regex", "a"), 1.0)
+    late = ask(process, GrammarSpec("regex", "a"), 1.0)
     assert isinstance(late, CostlyGrammarError)
     assert "too long" in str(late)
     process.ask.side_effect = ChildEndedError(signal.SIGKILL)
     with pytest.raises(EngineError, match="was ended by signal 9") as killed:
-        checked.check(GrammarSpec("regex", "a"), 1.0)
+        ask(process, GrammarSpec("regex", "a"), 1.0)
     assert not isinstance(killed.value, GrammarError)

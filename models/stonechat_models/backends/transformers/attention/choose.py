@@ -34,45 +34,25 @@ def choose_attention(
     """
     if name not in NAMES:
         raise ModelLoadError(f"{name!r} is not an attention backend; try {', '.join(NAMES)}")
-    if name != "auto":
-        return _named_backend(name, device, parity_check)
-    if device.type != "cuda":
+    if name == "auto" and device.type != "cuda":
         return BatchedBackend()
     reasons = []
-    for candidate in NAMES[1:]:
+    for candidate in NAMES[1:] if name == "auto" else (name,):
         reason = _why_not(candidate, device)
         if reason is None:
             try:
-                return _checked_backend(candidate, device, parity_check)
+                backend = _build(candidate, device)
+                if parity_check is not None and device.type == "cuda":
+                    parity_check.run(backend)
+                return backend
             except Exception as error:  # after any error, another backend may work
                 logger.warning("attention backend %s failed", candidate, exc_info=error)
                 reason = _first_line(error)
                 progress(f"not using {candidate} attention: {reason}")
         reasons.append(f"{candidate}: {reason}")
+    if name != "auto":
+        raise ModelLoadError(f"{name} attention does not work on {device}: {reason}")
     raise ModelLoadError(f"no attention backend works on {device}; {'; '.join(reasons)}")
-
-
-def _named_backend(
-    name: str, device: torch.device, parity_check: ParityCheck | None
-) -> AttentionBackend:
-    reason = _why_not(name, device)
-    if reason is not None:
-        raise ModelLoadError(f"the {name} attention backend cannot run: {reason}")
-    try:
-        return _checked_backend(name, device, parity_check if device.type == "cuda" else None)
-    except Exception as error:
-        raise ModelLoadError(
-            f"the {name} attention backend fails on {device}: {_first_line(error)}"
-        ) from error
-
-
-def _checked_backend(
-    name: str, device: torch.device, parity_check: ParityCheck | None
-) -> AttentionBackend:
-    backend = _build(name, device)
-    if parity_check is not None:
-        parity_check.run(backend)
-    return backend
 
 
 def _first_line(error: Exception) -> str:
