@@ -58,6 +58,8 @@ class OnHost:
     """The host, with arrays of numpy."""
 
     computing = nullcontext
+    now = staticmethod(time.perf_counter)
+    joined = staticmethod(np.concatenate)
 
     def batch(
         self,
@@ -99,17 +101,11 @@ class OnHost:
     def read(self, values: Array, rows: list[int]) -> npt.NDArray[np.float32]:
         return np.asarray(values[rows], dtype=np.float32)
 
-    def now(self) -> float:
-        return time.perf_counter()
-
     def seconds(self, start: float, end: float) -> float:
         return end - start
 
     def array(self, numbers: npt.NDArray[np.integer]) -> Array:
         return np.ascontiguousarray(numbers)
-
-    def joined(self, arrays: abc.Sequence[Array]) -> Array:
-        return np.concatenate(arrays)
 
     def set_rope_positions(self, batch: HostBatch, positions: npt.NDArray[np.int64]) -> None:
         batch.media = StepMedia(

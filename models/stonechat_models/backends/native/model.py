@@ -167,13 +167,13 @@ class NativeModel:
 
     def encode_media(self, medium: MediaInput) -> MediaFeatures:
         assert self._towers is not None
-        return self._towers.encode(medium)
+        return self._towers.loaded().encode(medium)
 
     def media_positions(
         self, token_ids: Sequence[int], media: Sequence[MediaInput]
     ) -> tuple[npt.NDArray[np.int64], int]:
         assert self._towers is not None
-        return self._towers.positions(token_ids, media)
+        return self._towers.loaded().positions(token_ids, media)
 
     def forward_hidden(
         self, batch: HostBatch

@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
 from stonechat_models.backends.native.plan.composites import (
     AUDIO_TOKENS,
     DRAFT_PREFIX,
@@ -28,7 +25,6 @@ from stonechat_models.checkpoint.packed.tensors import OTHER_TOWER
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import cpu_has_bfloat16
-from stonechat_models.media.features import MediaFeatures
 from stonechat_models.media.hf_processor import (
     NEEDS_LONE_IMAGES,
     audio_packages_refusal,
@@ -36,7 +32,6 @@ from stonechat_models.media.hf_processor import (
 )
 from stonechat_models.media.processor_loading import NEEDS_TORCHVISION
 from stonechat_models.model_info import AudioInfo, ImageInfo
-from stonechat_models.types import MediaInput
 
 if TYPE_CHECKING:
     from stonechat_models.media.tower import Tower
@@ -60,17 +55,8 @@ class TowerPart:
         self._failure = ""
         """Why the tower cannot be loaded. It is tried once."""
 
-    def encode(self, medium: MediaInput) -> MediaFeatures:
-        """Return features of an image or a clip, float32. Raises what the tower's code raises."""
-        return self._loaded().encode(medium)
-
-    def positions(
-        self, token_ids: Sequence[int], media: Sequence[MediaInput]
-    ) -> tuple[npt.NDArray[np.int64], int]:
-        """Return the M-RoPE positions of a prompt; see `MediaModel.media_positions`."""
-        return self._loaded().positions(token_ids, media)
-
-    def _loaded(self) -> "Tower":
+    def loaded(self) -> "Tower":
+        """Load the towers with the first image or clip. Raises what their code raises."""
         if self._failure:
             raise ModelLoadError(self._failure)
         if self._tower is None:
