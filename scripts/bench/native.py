@@ -110,41 +110,48 @@ def main() -> None:
         f"{info.weight_bytes / 1e6:.0f} MB, loaded in {time.perf_counter() - started:.2f} s"
     )
     for context, num_seqs in product(arguments.context, arguments.batch):
-        bench = Bench(model, num_seqs, context + arguments.steps, arguments.shared)
-        for sequence in range(num_seqs):
-            (bench.copied if arguments.copied else bench.prefill)(sequence, context)
-
-        def step(i: int, bench: Bench = bench, first: int = context, n: int = num_seqs) -> None:
-            bench.model.forward(bench.batch([(s, first + i, 1) for s in range(n)]))
-
-        name = f"decode {num_seqs} at {context}"
-        seconds = show(name, model, num_seqs, arguments.steps, step)
-        if num_seqs == 1:
-            bandwidth = measure_bandwidth()
-            read = info.weight_bytes + context * info.kv_bytes_per_token
-            print(
-                f"  reads weights and cache at {read / seconds / bandwidth:.0%} of the memory's "
-                f"{bandwidth / 1e9:.1f} GB/s"
-            )
+        measure_decoding(model, context, num_seqs, arguments)
     for count in arguments.prefill:
-        bench = Bench(model, 1, count)
-
-        def prefill(i: int, bench: Bench = bench, count: int = count) -> None:
-            bench.prefill(0, count)
-
-        show(f"prefill {count}", model, count, 3, prefill)
+        measure_prefill(model, count)
     for first in arguments.chunk_at:
-        bench = Bench(model, 1, first + PREFILL_CHUNK)
-        bench.copied(0, first)
+        measure_chunk(model, first)
 
-        def chunk(i: int, bench: Bench = bench, first: int = first) -> None:
-            bench.model.forward(bench.batch([(0, first, PREFILL_CHUNK)]))
 
-        show(f"chunk of {PREFILL_CHUNK} at {first}", model, PREFILL_CHUNK, 3, chunk)
+def measure_decoding(
+    model: NativeModel, context: int, num_seqs: int, arguments: argparse.Namespace
+) -> None:
+    bench = Bench(model, num_seqs, context + arguments.steps, arguments.shared)
+    for sequence in range(num_seqs):
+        (bench.copied if arguments.copied else bench.prefill)(sequence, context)
+
+    def step(i: int) -> None:
+        model.forward(bench.batch([(s, context + i, 1) for s in range(num_seqs)]))
+
+    seconds = show(f"decode {num_seqs} at {context}", model, num_seqs, arguments.steps, step)
+    if num_seqs == 1:
+        bandwidth = measure_bandwidth()
+        read = model.info.weight_bytes + context * model.info.kv_bytes_per_token
+        print(
+            f"  reads weights and cache at {read / seconds / bandwidth:.0%} of the memory's "
+            f"{bandwidth / 1e9:.1f} GB/s"
+        )
+
+
+def measure_prefill(model: NativeModel, count: int) -> None:
+    bench = Bench(model, 1, count)
+    show(f"prefill {count}", model, count, 3, lambda _: bench.prefill(0, count))
+
+
+def measure_chunk(model: NativeModel, first: int) -> None:
+    bench = Bench(model, 1, first + PREFILL_CHUNK)
+    bench.copied(0, first)
+    batch = bench.batch([(0, first, PREFILL_CHUNK)])
+    name = f"chunk of {PREFILL_CHUNK} at {first}"
+    show(name, model, PREFILL_CHUNK, 3, lambda _: model.forward(batch))
 
 
 def show(
-    name: str, model: NativeModel, num_tokens: int, repeats: int, run: Callable[[int], None]
+    name: str, model: NativeModel, num_tokens: int, repeats: int, run: Callable[[int], object]
 ) -> float:
     """Print the median time, tokens a second, and each part's mean time. Return the median in s."""
     times, before = [], model.part_seconds()
