@@ -63,10 +63,6 @@ class TokenizerLike(Protocol):
     def decode(self, token_ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Return the text of ids. Ids outside the vocabulary are skipped."""
 
-    def text_pieces(self, token_ids: Iterable[int]) -> list[str]:
-        """Return what each token adds to the text. Joined, that is what `decode` returns, with the
-        text of special tokens between."""
-
     def token_bytes(self, token_id: int) -> bytes:
         """Return a token's exact bytes, perhaps a part of a character; b"" for an unknown id."""
 
