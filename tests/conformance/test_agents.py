@@ -16,7 +16,7 @@ pytestmark = pytest.mark.clients
 MODEL = "SmolLM2-135M-Instruct"
 BEFORE, AFTER = "name: old\n", "name: new\n"
 DONE = "The name is new."
-PATCH = "*** Begin Patch\n*** Update File: notes.txt\n\n-name: old\n+name: new\n*** End Patch\n"
+PATCH = "*** Begin Patch\n*** Update File: notes.txt\n@@\n-name: old\n+name: new\n*** End Patch\n"
 OLD, NEW = BEFORE.strip(), AFTER.strip()
 COMMAND = {
     "aider": "aider:aider",

@@ -46,7 +46,7 @@ def test_an_answer_streams_in_as_markdown_with_usage_and_speed(page: Page) -> No
     stats = page.locator(".stats")
     for part in ("3 generated", "(3 cached)", "first token after"):
         expect(stats).to_contain_text(part)
-    expect(page.locator(".choice .foot")).to_contain_text("stop")
+    expect(page.locator(".choice .foot")).to_contain_text("ended by itself")
 
 
 def test_the_conversation_goes_on_with_its_history(page: Page, open_server: LiveServer) -> None:
@@ -255,8 +255,12 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     expect(prompt).to_be_focused()
     page.keyboard.press("Alt+s")
     expect(page.locator("#panel")).to_be_visible()
+    expect(page.locator("#tab-sampling")).to_be_focused()
     page.keyboard.press("Alt+h")
     expect(page.locator("#chats")).to_be_hidden()
+    expect(prompt).to_be_focused()
+    page.keyboard.press("Alt+h")
+    expect(page.locator("#search")).to_be_focused()
     page.focus("#tab-sampling")
     page.keyboard.press("ArrowRight")
     expect(page.locator("#pane-output")).to_be_visible()

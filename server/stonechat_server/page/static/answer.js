@@ -4,7 +4,12 @@ import { addDelta, ChoiceView, newChoice, small } from "./choice.js";
 import { el } from "./dom.js";
 
 const DRAW_EVERY_MS = 60;
-const ENDS = { length: "cut: no more tokens were allowed", content_filter: "filtered" };
+const ENDS = {
+  stop: "ended by itself",
+  tool_calls: "calls tools",
+  length: "cut: no more tokens were allowed",
+  content_filter: "filtered",
+};
 const MIN_SECONDS = 0.05; // below it, a speed says nothing
 
 // `begun` is the record of a choice that the answer goes on with.

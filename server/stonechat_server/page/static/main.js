@@ -202,7 +202,17 @@ byId("key").addEventListener("change", () => {
 
 // -- shortcuts --
 
-const SHORTCUTS = { n: newChat, s: settings.toggle, h: chats.toggle };
+// A panel that a key opens has the focus; from one that a key hides, it goes to the message.
+function toggleByKey(panel, first) {
+  panel.toggle();
+  (document.querySelector(`${first}:not([hidden] *)`) ?? prompt).focus();
+}
+
+const SHORTCUTS = {
+  n: newChat,
+  s: () => toggleByKey(settings, "#panel [role=tab][aria-selected=true]"),
+  h: () => toggleByKey(chats, "#search"),
+};
 document.addEventListener("keydown", (event) => {
   const shortcut = event.altKey && SHORTCUTS[event.key.toLowerCase()];
   if (shortcut) {
