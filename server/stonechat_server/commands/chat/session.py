@@ -25,27 +25,26 @@ if TYPE_CHECKING:
     from stonechat_models import Modality
 
 HELP = """\
-/help                 show this help
-/system [TEXT]        set the system prompt; without TEXT, remove it
-/set NAME VALUE       set a request field: /set temperature 0.2, /set stop ["END"]
-/unset NAME           remove a request field: the server's default applies; without NAME, list
-                      the fields that are set
-/settings             show model, system prompt and fields
-/history              show the conversation
-/undo                 forget the last question and its answer
-/retry                ask the last question again
-/clear                forget the conversation; settings stay
-/file PATH            put a text file in front of the next message
-/image FILE …         put images (PNG, JPEG, WebP, GIF) in front of the next message; without FILE,
-                      forget those that wait for it
-/audio FILE …         the same with audio (WAV, MP3, FLAC, Ogg)
-/save PATH            save conversation and settings as JSON
-/load PATH            load a saved conversation and its settings
-/models               list the server's models, with their states
-/model NAME           talk to another model; the next question loads it if it is not loaded
-/quit                 leave (also Ctrl-D)
-Ctrl-C stops an answer. A line that ends in \\ continues on the next line. Pasted lines are one
-question."""
+/help             show this help
+/system [TEXT]    set the system prompt; without TEXT, remove it
+/set NAME VALUE   set a request field: /set temperature 0.2, /set stop ["END"]
+/unset NAME       use the server's default again; without NAME, list what is set
+/settings         show model, system prompt and fields
+/history          show the conversation
+/undo             forget the last question and its answer
+/retry            ask the last question again
+/clear            forget the conversation; settings stay
+/file PATH        put a text file in front of the next message
+/image FILE …     the same with images (PNG, JPEG, WebP, GIF); without FILE,
+                  forget those that wait
+/audio FILE …     the same with audio (WAV, MP3, FLAC, Ogg)
+/save PATH        save conversation and settings as JSON
+/load PATH        load a saved conversation and its settings
+/models           list the server's models, with their states
+/model NAME       talk to another model; the next question may load it
+/quit             leave (also Ctrl-D)
+Ctrl-C stops an answer. A line that ends in \\ continues on the next line.
+Pasted lines are one question."""
 OWN_FIELDS = {
     "model": "/model NAME chooses the model",
     "messages": "the messages are the conversation",
