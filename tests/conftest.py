@@ -1,5 +1,6 @@
 """Shared fixtures. No fixture and no test reaches a model hub: offline mode is set first."""
 
+import atexit
 import gc
 import os
 import sys
@@ -20,7 +21,7 @@ from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig
 
 # `small` makes the same examples in every run. `--hypothesis-profile full` looks for new ones.
-settings.register_profile("small", max_examples=100, deadline=None, derandomize=True)
+settings.register_profile("small", max_examples=40, deadline=None, derandomize=True)
 settings.register_profile("full", max_examples=1000, deadline=None, print_blob=True)
 settings.load_profile("small")
 
@@ -44,6 +45,12 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Write no errors while the process ends: Triton takes the kept objects for lost ones."""
+    if "triton" in sys.modules:
+        atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
 @pytest.fixture(autouse=True)

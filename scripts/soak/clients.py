@@ -293,13 +293,14 @@ CLIENTS = [
 ]
 
 
-async def abuse(target: Target, num_requests: int, concurrency: int) -> None:
-    """Keep `concurrency` clients busy until `num_requests` requests were sent."""
+async def abuse(target: Target, num_requests: int, concurrency: int, num_answers: int = 0) -> None:
+    """Keep `concurrency` clients busy until so many requests were sent, and answered whole."""
     kinds = [client for client, _ in CLIENTS]
     weights = [weight for _, weight in CLIENTS]
+    statuses = target.log.statuses
 
     async def worker() -> None:
-        while target.number < num_requests:
+        while target.number < num_requests or statuses["complete 200"] < num_answers:
             (client,) = target.rng.choices(kinds, weights)
             try:
                 async with asyncio.timeout(300):

@@ -87,7 +87,7 @@ def soak(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         time.sleep(1.0)
         before = wait_for_idle(server, dict.fromkeys(COUNTS, 0.0), 5.0)
         started = time.monotonic()
-        asyncio.run(abuse(target, arguments.requests, arguments.concurrency))
+        asyncio.run(abuse(target, arguments.requests, arguments.concurrency, arguments.answers))
         seconds = time.monotonic() - started
         after = wait_for_idle(server, before)
         metrics = server.metrics()
@@ -126,6 +126,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="model to serve (default: the default model)")
     parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument(
+        "--answers", type=int, default=0, help="go on until so many answers are whole"
+    )
     parser.add_argument("--concurrency", type=int, default=24)
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument(

@@ -8,11 +8,11 @@ import pytest
 
 from stonechat_models import EngineConfig, GenerateRequest, SamplingParams
 from stonechat_models.runtime.build import build_engine
+from tests.nightly import nightly
 
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 QUESTIONS = [
     "Write a long story about a lighthouse keeper who collects maps of places that are not there.",
-    "What is 12 times 12?",
     "List the planets, and say one thing about each of them. Then list them in reverse.",
 ]
 
@@ -119,7 +119,7 @@ def test_after_a_cache_hit(start, expected):
     assert engine.stats().num_cache_hit_tokens > hits_before
 
 
-@pytest.mark.parametrize("max_batch_tokens", [7, 33])
+@pytest.mark.parametrize("max_batch_tokens", [7, *nightly(33)])
 def test_with_the_prompt_in_chunks(start, expected, max_batch_tokens):
     engine, tokenizer = start(max_batch_tokens=max_batch_tokens, prefix_caching=False)
     assert run(engine, requests(tokenizer)) == expected

@@ -27,7 +27,7 @@ async def ask(client, model, fields, question=QUESTION):
         messages=[{"role": "user", "content": question}],
         logprobs=True,
         top_logprobs=2,
-        **{"max_completion_tokens": 64, **fields},
+        **{"max_completion_tokens": 40, **fields},
     )
     return [
         (
@@ -78,7 +78,7 @@ def test_with_a_prediction(server, expected):
     before = server.engine.stats().num_accepted_draft_tokens
     answers = run(server, lambda client: predicted(client, server.model, expected))
     assert answers == expected
-    assert server.engine.stats().num_accepted_draft_tokens - before > 32
+    assert server.engine.stats().num_accepted_draft_tokens - before > 20
 
 
 async def among_others(client, model):
@@ -86,7 +86,7 @@ async def among_others(client, model):
         ask(
             client,
             model,
-            {"seed": i, "max_completion_tokens": 24},
+            {"seed": i, "max_completion_tokens": 12},
             f"Tell me about the number {i}.",
         )
         for i in range(NUM_OTHERS)

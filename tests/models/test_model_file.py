@@ -350,7 +350,7 @@ def child_environment() -> dict[str, str]:
 
 @pytest.mark.slow
 def test_randomly_damaged_files_are_refused_or_answer(models: Path, place: Path) -> None:
-    assert bad_outcomes(models, children=1, cases=100) == []
+    assert bad_outcomes(models, children=1, cases=40) == []
 
 
 @pytest.mark.slow

@@ -95,6 +95,7 @@ def test_order_of_parts(bench):
     ]
 
 
+@pytest.mark.nightly
 def test_a_part_that_fails_is_reported_and_the_rest_runs(bench, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "parts", lambda _: ["model nothing", "model neither"])
     assert bench.main(["--out", str(tmp_path), "--dry-run"]) == 1

@@ -244,7 +244,9 @@ LIMITS = [
 ]
 
 
-@pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
+@pytest.mark.parametrize(
+    "limits", [LIMITS[1], *nightly(LIMITS[0], LIMITS[2])], ids=["tight", "roomy", "uncached"]
+)
 @pytest.mark.parametrize("seed", [0, *nightly(1, 4)])
 def test_overlap_changes_no_answer_under_any_load(any_module, limits, seed):
     requests = list(workload(random.Random(seed), 18))
@@ -273,7 +275,7 @@ def test_aborts_change_no_other_answer(any_module, seed):
     )
 
 
-@pytest.mark.parametrize("seed", [0, 1, *nightly(2, 3, 4, 5)])
+@pytest.mark.parametrize("seed", [0, *nightly(1, 2, 3, 4, 5)])
 def test_a_transient_fault_anywhere_changes_no_answer(any_module, seed):
     """Forward, sampling and reading fail at random. The step runs again, and nothing is lost."""
     requests = list(workload(random.Random(seed), 14))

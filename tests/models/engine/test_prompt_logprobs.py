@@ -11,6 +11,7 @@ from tests.models import engines
 from tests.models.engine.test_engine import FailingModel, raise_error
 from tests.models.engines import add, reference_prompt, run
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
+from tests.nightly import nightly, one_in
 
 PROMPT = [(7 * i * i + 3) % VOCAB_SIZE for i in range(41)]
 
@@ -56,7 +57,7 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", one_in(2, FAMILIES))
 def test_every_kind_of_model_in_parts_and_in_company(family):
     """Prompts are split by the budget, by rows of logits and by other sequences."""
     module = tiny_model(family)
@@ -223,7 +224,7 @@ def test_drafts_change_nothing(make_engine, module):
 
 
 @pytest.mark.parametrize("family", ["llama", "lfm2", "mamba"])
-@pytest.mark.parametrize("prefix_caching", [True, False])
+@pytest.mark.parametrize("prefix_caching", [True, *nightly(False)])
 def test_preempted_prompts_are_continued(make_engine, family, prefix_caching):
     """Decoding sequences take the blocks of a prompt that is half computed."""
     module = tiny_model(family)

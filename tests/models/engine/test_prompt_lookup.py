@@ -20,6 +20,7 @@ from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.engine.test_overlap import LIMITS, Recorder, assert_same, run_workload, workload
 from tests.models.engines import add, generate_all, make_engine, run
 from tests.models.tiny_models import tiny_model
+from tests.nightly import nightly
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def altered(rng, token_ids):
             yield token
 
 
-@pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlap"])
+@pytest.mark.parametrize("overlap", [True, *nightly(False)], ids=["overlap", "in-order"])
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
 def test_predictions_change_no_answer(module, limits, overlap):
     rng = random.Random(5)

@@ -19,9 +19,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "in chunks": {"max_batch_tokens": 37, "media_cache_bytes": 4096},
     "preempted": {"max_batch_tokens": 37, "prefix_caching": False},
 }
-OFTEN = ("qwen2_audio", "gemma4")
 CASES = [
-    pytest.param(name, way, marks=[] if way == "whole" or name in OFTEN else [pytest.mark.nightly])
+    pytest.param(
+        name, way, marks=[] if way == "whole" or name == "gemma4" else [pytest.mark.nightly]
+    )
     for name in FAMILIES
     for way in WAYS
 ]

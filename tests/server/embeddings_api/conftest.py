@@ -27,7 +27,7 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def records() -> list[FinishedRequest]:
-    """What the server records."""
+    """What the servers of `serve` record."""
     return []
 
 
@@ -38,9 +38,10 @@ def serve(embedder: Path, records: list[FinishedRequest]) -> Iterator[Serve]:
         yield start
 
 
-@pytest.fixture
-def client(serve: Serve) -> TestClient:
-    return serve()
+@pytest.fixture(scope="module")
+def client(embedder: Path) -> Iterator[TestClient]:
+    with servers(embedder, []) as start:
+        yield start()
 
 
 @pytest.fixture

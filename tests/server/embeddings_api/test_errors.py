@@ -98,7 +98,8 @@ def test_a_body_that_is_too_large(serve: Serve) -> None:
     assert serve(max_body_size=100).post(URL, json={"input": "a" * 100}).status_code == 413
 
 
-def test_a_draining_server_refuses(client: TestClient) -> None:
+def test_a_draining_server_refuses(serve: Serve) -> None:
+    client = serve()
     client.app.state.server.lifecycle.begin_drain()  # type: ignore[attr-defined]
     assert client.post(URL, json={"input": "a"}).status_code == 503
 

@@ -75,7 +75,10 @@ def browser() -> "Iterator[Browser]":
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
     with sync_api.sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(
+                executable_path=path,
+                args=["--no-sandbox", "--disable-gpu"],
+            )
         except sync_api.Error as error:
             pytest.skip(f"no Chromium to run: {str(error).splitlines()[0]}")
         yield browser

@@ -29,7 +29,7 @@ def reranker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def records() -> list[FinishedRequest]:
-    """What the server records."""
+    """What the servers of `serve` record."""
     return []
 
 
@@ -40,9 +40,10 @@ def serve(reranker: Path, records: list[FinishedRequest]) -> Iterator[Serve]:
         yield start
 
 
-@pytest.fixture
-def client(serve: Serve) -> TestClient:
-    return serve()
+@pytest.fixture(scope="module")
+def client(reranker: Path) -> Iterator[TestClient]:
+    with servers(reranker, []) as start:
+        yield start()
 
 
 @pytest.fixture

@@ -220,8 +220,9 @@ def test_the_model_says_what_it_does(client: TestClient) -> None:
     )
 
 
-def test_a_request_is_one_record(post: Post, records: list[FinishedRequest]) -> None:
-    num_tokens = post(user="u").json()["usage"]["total_tokens"]
+def test_a_request_is_one_record(serve: Serve, records: list[FinishedRequest]) -> None:
+    body = {"query": QUERY, "documents": DOCUMENTS, "user": "u"}
+    num_tokens = serve().post(URL, json=body).json()["usage"]["total_tokens"]
     (record,) = records
     assert (record.endpoint, record.status, record.user) == (URL, 200, "u")
     assert (record.num_prompt_tokens, record.num_completion_tokens) == (num_tokens, 0)

@@ -22,6 +22,7 @@ services = app.state.server
 services.sole.structure.close = lambda: None  # for the same reason
 services.preparations.close = services.lifecycle.begin_drain = lambda: None
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)
+schema.config.phases.update(phases=["examples", "fuzzing"])  # the phase `coverage` takes minutes
 
 
 LARGE = (

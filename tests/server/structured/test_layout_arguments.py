@@ -14,6 +14,7 @@ from stonechat_server.structured.tool_options import ToolOptions
 from stonechat_server.tool_formats.layout import DictLayout, TagLayout
 from stonechat_server.tool_formats.select import FORMATS
 from tests.models.walks import allowed_ids
+from tests.nightly import nightly
 from tests.server.bodies import error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine
@@ -217,7 +218,7 @@ def test_a_key_that_no_tag_can_have_is_written_as_json() -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("layout", ["qwen_coder", "glm", "minimax", "seed"])
+@pytest.mark.parametrize("layout", ["qwen_coder", "glm", *nightly("minimax", "seed")])
 def test_text_stands_raw_where_json_may_stand_too(
     value: Any, good: str, bad: str | None, layout: str
 ) -> None:

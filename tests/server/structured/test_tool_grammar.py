@@ -194,7 +194,7 @@ def formats() -> list[Any]:
 @pytest.mark.parametrize("name", formats())
 @pytest.mark.parametrize("is_parallel", [True, False])
 @pytest.mark.parametrize(
-    "tools", [TOOLS, TOOLS + CUSTOM, CUSTOM], ids=["functions", "all", "custom"]
+    "tools", [TOOLS + CUSTOM, *nightly(TOOLS, CUSTOM)], ids=["all", "functions", "custom"]
 )
 def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]]) -> None:
     format = FORMATS[name]
@@ -343,7 +343,7 @@ def _token_ids(text: str) -> list[int]:
         (GrammarSpec("lark", 'start: "yes" | "no"'), {"yes", "no"}),
     ],
 )
-@pytest.mark.parametrize("name", ["hermes", "llama_json", "mistral"])
+@pytest.mark.parametrize("name", ["hermes", "mistral", *nightly("llama_json")])
 def test_a_final_answer_has_its_form_and_calls_theirs(
     answer: GrammarSpec, expected: set[str], name: str
 ) -> None:

@@ -82,8 +82,9 @@ class EmptyModel:
         self, settings: LoadSettings, kind: str, team: LinearTeam | None, num_ranks: int = 1
     ) -> Footprint:
         """Return what the model takes on a device of type `kind`, or on each of `num_ranks`."""
-        module = copy.deepcopy(self.module).to(settings.load_dtype)
+        module = self.module.to(settings.load_dtype)
         if settings.precision is not None:
+            module = copy.deepcopy(module)
             quantize_module(module, settings.precision, team, kind)
         module.to(settings.dtype)
         sizes = {name: parameter.nbytes for name, parameter in module.named_parameters()}

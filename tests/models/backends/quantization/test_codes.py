@@ -16,6 +16,7 @@ from stonechat_models.backends.quantization.coded_linear import (
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.quantization.random_codes import random_blocks, random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
+from tests.nightly import nightly
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 INTERPRETED = DEVICE.type == "cpu"
@@ -62,7 +63,9 @@ def test_weights_are_those_of_the_file(type_name):
     assert codes.num_bytes == blocks.nbytes + FORMAT_BYTES.get(type_name, 0) * block_count
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, *nightly(torch.float32)], ids=["bfloat16", "float32"]
+)
 @pytest.mark.parametrize("type_name", sorted(GGUF_TYPES))
 def test_products_are_near_float64(type_name, dtype):
     blocks, weight = blocks_and_weight(type_name)

@@ -101,7 +101,7 @@ def test_mixed_batch(case_of, family):
 @pytest.mark.parametrize(
     "backend", [BatchedBackend(), *nightly(SdpaBackend())], ids=lambda b: b.name
 )
-@every_family
+@each_kind
 def test_chunked_prefill(case_of, family, backend):
     module, prompts, _, references = case_of(family)
     engine = make_engine(module, backend, max_batch_tokens=8, prefix_caching=False)

@@ -19,6 +19,7 @@ from stonechat_models.runtime.build import build_engine
 from tests.models.engines import CPU, generate_all, greedy, make_engine, reference_greedy
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 from tests.models.tiny_tokenizers import ascii_backend
+from tests.nightly import nightly
 
 ORIGINAL = 16
 SHORT, LONG = [1.0, 1.1, 1.3, 1.6], [1.0, 2.5, 6.0, 11.0]
@@ -85,7 +86,7 @@ def check(results, references):
             assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-4)
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=["phi3", "gemma3", *nightly("llama", "phimoe")])
 def case(request, tmp_path_factory):
     """A module, its files, and the module that is right for long contexts with its answers."""
     family, changes = MODELS[request.param]

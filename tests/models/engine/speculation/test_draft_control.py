@@ -13,6 +13,7 @@ from stonechat_models.types import SamplingParams
 from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
 from tests.models.engines import add, make_engine, model_info, run
 from tests.models.tiny_models import tiny_model
+from tests.nightly import nightly
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_nothing_is_drafted_beside_a_prompt(module):
 
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
-@pytest.mark.parametrize("cost", [cheap, dear], ids=["cheap", "dear"])
+@pytest.mark.parametrize("cost", [cheap, *nightly(dear)], ids=["cheap", "dear"])
 def test_answers_do_not_depend_on_what_is_drafted(module, limits, cost):
     requests = list(workload(random.Random(6), 14))
     expected = run_workload(make_engine(module, **limits), requests)

@@ -23,6 +23,7 @@ from tests.models.converted_gguf import write_converted
 from tests.models.media.compiled_models import make_model
 from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
 from tests.models.tiny_mmproj import write_mmproj, write_text
+from tests.nightly import nightly
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -65,7 +66,12 @@ def coded_names(module) -> set[str]:
 
 @pytest.mark.parametrize(
     ("architecture", "per_layer", "tops"),
-    [("llama", 7, 2), ("qwen2", 7, 2), ("phi3", 4, 2), ("gemma3", 7, 2)],
+    [
+        ("phi3", 4, 2),
+        ("gemma3", 7, 2),
+        pytest.param("llama", 7, 2, marks=pytest.mark.nightly),
+        pytest.param("qwen2", 7, 2, marks=pytest.mark.nightly),
+    ],
 )
 def test_architectures(architecture, per_layer, tops, loaded, tmp_path):
     """RoPE pairs, biases, merged projections, and a tied head below a scaled embedding."""
@@ -90,7 +96,7 @@ def test_a_head_shares_no_other_embedding(loaded, tmp_path):
     assert_same_logits(coded, plain, 256)
 
 
-@pytest.mark.parametrize("name", ["gemma3", "idefics3"])
+@pytest.mark.parametrize("name", ["gemma3", *nightly("idefics3")])
 def test_the_text_of_a_model_with_a_vision_part(name, loaded, tmp_path, monkeypatch):
     """The tower's weights are floats beside it."""
     model = make_model(tmp_path / "folder", name, monkeypatch)

@@ -78,7 +78,7 @@ KEPT = {
     **{f"mlx-{bits}": f"AFFINE{bits}" for bits in (5, 6, 8)},
 }
 """The name of the codes."""
-DAILY = ("gptq-order", "awq", "w8a8-asym", "fp8-block", "mxfp8", "nvfp4", "mlx-5")
+DAILY = ("gptq-order", "w8a8-asym", "fp8-block", "nvfp4", "mlx-5")
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def test_biases_have_the_dtype_of_the_model(tmp_path):
     assert module(IDS, use_cache=False).logits.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["gptq-order", "fp8-block", *nightly("awq", "nvfp4")])
+@pytest.mark.parametrize("name", ["gptq-order", *nightly("fp8-block", "awq", "nvfp4")])
 @torch.inference_mode()
 def test_logits(name, tmp_path):
     writer, quantization, _ = CASES[name]
