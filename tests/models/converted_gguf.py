@@ -110,6 +110,7 @@ NO_LENGTHS = (
     "granite",
     "deepseek_v2",
     "deepseek_v3",
+    "youtu",
     "mistral4",
     "gemma4_text",
     "phi3",
@@ -125,6 +126,7 @@ OWN = {
         "nemotron_h",
         "deepseek_v2",
         "deepseek_v3",
+        "youtu",
         "mistral4",
         "glm4_moe_lite",
         "gemma4_text",
@@ -405,7 +407,8 @@ def llama4(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
 
 
 def correction_bias(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
-    yield name.replace("e_score_correction_bias", "e_score_correction.bias"), tensor
+    name = name.replace("e_score_correction_bias", "e_score_correction.bias")
+    yield name.replace(".expert_bias", ".expert_bias.bias"), tensor
 
 
 CHANGES: dict[str, Change] = {
@@ -421,6 +424,7 @@ CHANGES: dict[str, Change] = {
     "minimax-m2": correction_bias,
     "arcee": llama,
     "dots1": correction_bias,
+    "afmoe": correction_bias,
     "ernie4_5-moe": correction_bias,
     "mamba": mamba,
     "mamba2": mamba_2,

@@ -111,7 +111,8 @@ def gemma4(writer: gguf.GGUFWriter, config: Config) -> None:
     full = next(iter(full.values()))
     is_local = windows(config)
     writer.add_sliding_window(config["sliding_window"])
-    writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    if config["final_logit_softcapping"] is not None:
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
     writer.add_shared_kv_layers(config["num_kv_shared_layers"])
     writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"] or 0)
     writer.add_sliding_window_pattern(is_local)
@@ -193,6 +194,16 @@ def routed(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_expert_weights_norm(True)
 
 
+def afmoe(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_count(config["num_shared_experts"])
+    writer.add_leading_dense_block_count(config["num_dense_layers"])
+    writer.add_expert_weights_norm(True)
+    writer.add_expert_weights_scale(config["route_scale"])
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+    writer.add_sliding_window(config["sliding_window"])
+
+
 def glm4_moe(writer: gguf.GGUFWriter, config: Config) -> None:
     partial_rope(writer, config)
     routed(writer, config)
@@ -202,7 +213,8 @@ def glm4_moe(writer: gguf.GGUFWriter, config: Config) -> None:
 def deepseek2(writer: gguf.GGUFWriter, config: Config) -> None:
     rank, rotary = config["kv_lora_rank"], config["qk_rope_head_dim"]
     writer.add_head_count_kv(1)
-    routed(writer, config)
+    if config["model_type"] != "youtu":
+        routed(writer, config)
     if config["model_type"] == "deepseek_v3":  # its config.json has `scoring_func`
         writer.add_expert_gating_func(SIGMOID)
     if config["q_lora_rank"]:
@@ -383,6 +395,7 @@ PARAMETERS: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "hunyuan-moe": hunyuan_moe,
     "ernie4_5-moe": ernie_moe,
     "dots1": routed,
+    "afmoe": afmoe,
     "mamba": mamba,
     "mamba2": mamba,
 }

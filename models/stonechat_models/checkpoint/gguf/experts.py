@@ -7,6 +7,7 @@ from stonechat_models.checkpoint.gguf.architecture import Architecture, Merge
 from stonechat_models.checkpoint.gguf.dense import GRANITE_EFFECTS, GRANITE_SCALES
 from stonechat_models.checkpoint.gguf.metadata import (
     Config,
+    flag,
     flag_at,
     has,
     has_tensor,
@@ -16,6 +17,7 @@ from stonechat_models.checkpoint.gguf.metadata import (
     positive_at,
     refusal,
     size_at,
+    window_types,
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile
 from stonechat_models.checkpoint.hf_config import MAX_EXPERTS
@@ -108,6 +110,10 @@ def _mistral4(gguf: GgufFile, config: Config) -> None:
     )
 
 
+def _has_no_experts(gguf: GgufFile) -> bool:
+    return not gguf.value("expert_count")
+
+
 def _is_deepseek_v3(gguf: GgufFile) -> bool:
     """Files of GLM-4.7-Flash do not name how experts are chosen."""
     function = integer(gguf, "expert_gating_func", 0, least=0)
@@ -121,6 +127,12 @@ def _granite_moe(gguf: GgufFile, config: Config) -> None:
         config["model_type"] = "granitemoeshared"
         config["architectures"] = ["GraniteMoeSharedForCausalLM"]
         config["shared_intermediate_size"] = shared
+
+
+def _afmoe(gguf: GgufFile, config: Config) -> None:
+    config["layer_types"] = window_types(gguf, 4)
+    if not flag(gguf, "expert_weights_norm", True):
+        raise refusal(gguf, "the weights of its experts do not add up to 1")
 
 
 MIXTRAL = Architecture(
@@ -164,6 +176,13 @@ _DEEPSEEK = Architecture(
             layouts.latent_heads,
         ),
     ),
+)
+_YOUTU = replace(
+    _DEEPSEEK,
+    model_type="youtu",
+    class_name="YoutuForCausalLM",
+    keys={key: read for key, read in _DEEPSEEK.keys.items() if key not in _ROUTED},
+    fixed={"pad_token_id": None},  # transformers' code clears the row of this token
 )
 _DEEPSEEK_V3 = replace(_DEEPSEEK, model_type="deepseek_v3", class_name="DeepseekV3ForCausalLM")
 GRANITE_SHARED = Merge(
@@ -245,6 +264,29 @@ MIXTURES: dict[str, Architecture] = {
         partial_rope=True,
         names={**_SHARED_NAMES, "post_attention_norm": "post_attention_layernorm"},
     ),
+    "afmoe": Architecture(
+        "afmoe",
+        "AfmoeForCausalLM",
+        keys={
+            **EXPERTS,
+            "num_shared_experts": size_at("expert_shared_count", 0, least=0),
+            "num_dense_layers": size_at("leading_dense_block_count", 0, least=0),
+            "route_scale": positive_at("expert_weights_scale", 1.0),
+            "sliding_window": size_at("attention.sliding_window"),
+        },
+        fixed={"mup_enabled": True, "attention_bias": False},
+        adapt=_afmoe,
+        effects=ROUTED_EFFECTS,
+        names={
+            **_SHARED_NAMES,
+            "attn_gate": "self_attn.gate_proj",
+            "post_attention_norm": "post_attention_layernorm",
+            "ffn_norm": "pre_mlp_layernorm",
+            "post_ffw_norm": "post_mlp_layernorm",
+            "ffn_gate_inp": "mlp.router.gate",
+            "exp_probs_b.bias": "mlp.expert_bias",
+        },
+    ),
     "dots1": Architecture(
         "dots1",
         "Dots1ForCausalLM",
@@ -253,7 +295,9 @@ MIXTURES: dict[str, Architecture] = {
         effects=ROUTED_EFFECTS,
         names=_SHARED_NAMES,
     ),
-    "deepseek2": replace(_DEEPSEEK, variants=((_is_deepseek_v3, _DEEPSEEK_V3),)),
+    "deepseek2": replace(
+        _DEEPSEEK, variants=((_has_no_experts, _YOUTU), (_is_deepseek_v3, _DEEPSEEK_V3))
+    ),
     "mistral4": replace(
         _DEEPSEEK,
         model_type="mistral4",

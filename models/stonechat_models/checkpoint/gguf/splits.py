@@ -50,6 +50,23 @@ DEEPSEEK3_SPLITS = (
     r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"""
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+AFMOE_SPLITS = (
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*+(?!\p{N}))",
+    "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0eff"
+    "\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
+    DEEPSEEK3_SPLITS[2],
+)
+"""Digits make groups of three from the end of a number."""
+YOUTU_SPLITS = (
+    "[\uac00-\ud7a3\u3131-\u318e]+"
+    "|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
+    "|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u30ff]+",
+    _cased(_SUFFIX + "?") + r"|\p{N}" + _REST,
+)
+EXAONE_MOE_SPLIT = (
+    _SUFFIX + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _DEEPSEEK_CJK = "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 DEEPSEEK_CODER_SPLITS = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _DEEPSEEK_CJK, DIGIT)
 _DEEPSEEK_LETTERS = (
@@ -100,6 +117,11 @@ _NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     (r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O_SPLIT): ("tiny_aya",),
     DEEPSEEK_LLM_SPLITS: ("deepseek-llm",),
     DEEPSEEK_CODER_SPLITS: ("deepseek-coder",),
+    AFMOE_SPLITS: ("afmoe",),
+    YOUTU_SPLITS: ("youtu",),
+    (EXAONE_MOE_SPLIT,): ("exaone-moe",),
+    (r"[^\n]+|\n+", QWEN2_SPLIT): ("laguna",),
+    (r"\p{N}+", r"(?=(?:\d{3})+(?!\d))"): ("superbpe",),
     DEEPSEEK3_SPLITS: ("deepseek-v3", "hunyuan-dense", "joyai-llm"),
     (r"\p{N}{1,3}", _WORDS % "+"): ("minicpm5",),
     (KIMI_SPLIT,): ("kimi-k2",),
@@ -111,7 +133,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 """The patterns that split the text, one after the other."""
 IGNORE_MERGES = frozenset(_LLAMA3_NAMES) - {"falcon3"}
-IGNORE_MERGES |= {"tekken", "gpt-4o", "llama4", "glm4", "minicpm5"}
+IGNORE_MERGES |= {"tekken", "gpt-4o", "llama4", "glm4", "minicpm5", "youtu"}
 """Families that look up a whole word in the vocabulary before they merge its parts."""
 COMPOSED = frozenset({"qwen2", "qwen35"})
 """Families that first compose the text (NFC), which only their tokenizer.json says."""

@@ -266,6 +266,15 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
         },
     ),
+    "youtu": (
+        "deepseek2",
+        "YoutuConfig",
+        {
+            **{key: value for key, value in _LATENT.items() if key not in _ROUTED},
+            "intermediate_size": 48,
+            "tie_word_embeddings": True,
+        },
+    ),
     "glm4-flash": (
         "deepseek2",
         "Glm4MoeLiteConfig",
@@ -407,6 +416,20 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "ernie4_5-moe",
         "Ernie4_5_MoeConfig",
         {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32},
+    ),
+    "afmoe": (
+        "afmoe",
+        "AfmoeConfig",
+        {
+            **_EXPERTS,
+            "num_shared_experts": 2,
+            "num_dense_layers": 1,
+            "route_scale": 1.7,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention"] * 3 + ["full_attention"],
+            "mup_enabled": True,
+            "head_dim": 16,
+        },
     ),
     "dots1": (
         "dots1",

@@ -130,6 +130,11 @@ def pieces(pre: str, text: str) -> list[str]:
         ("tiny_aya", "1234567 aB", ["1", "234", "567", " a", "B"]),
         ("exaone4 granite-docling trillion", "It's  123!\n", ["It", "'s", " ", " 123", "!", "\n"]),
         ("exaone smollm", "It's 123", ["It", "'s", " ", "1", "2", "3"]),
+        ("afmoe", "1234567 日本x.cd", ["1", "234", "567", " ", "日本", "x", ".cd"]),
+        ("superbpe", "a b 1234567,12", ["a b ", "1", "234", "567", ",", "12"]),
+        ("youtu", "aBc's한국、日本12", ["a", "Bc's", "한국", "、", "日本", "1", "2"]),
+        ("laguna", "It's 12\n\n b", ["It", "'s", " ", "1", "2", "\n\n", " b"]),
+        ("exaone-moe", "가 나 a's 12\n\n", ["가 나 a", "'s", " ", "1", "2", "\n\n"]),
         ("gpt-4o minimax-m2", "aBc/\n1234", ["a", "Bc", "/\n", "123", "4"]),
         ("qwen35", "e\u0301a 12", ["e\u0301a", " ", "1", "2"]),
     ],
@@ -142,7 +147,7 @@ def test_texts_are_split_as_by_the_models_own_tokenizers(
 
 
 @pytest.mark.parametrize(
-    ("pre", "is_whole"), [("llama-bpe", True), ("glm4", True), ("minicpm5", True), ("qwen2", False)]
+    ("pre", "is_whole"), [("llama-bpe", True), ("glm4", True), ("youtu", True), ("qwen2", False)]
 )
 def test_words_of_the_vocabulary_that_no_merge_makes(pre: str, is_whole: bool) -> None:
     """The `ignore_merges` of the models' own tokenizer.json."""
