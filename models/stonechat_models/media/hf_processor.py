@@ -128,7 +128,8 @@ class HFProcessor:
         `medium`: an image of Pillow, or the samples of a clip at `sampling_rate`, float32[n].
 
         Raises what the processor raises, `UnsupportedModelError` if it gives no text, and
-        `UnusableMediaError` for a clip that is too long, too short or too loud for it.
+        `UnusableMediaError` for a clip that is too long, too short or too loud for it, and for an
+        image that is too small.
         """
         prepared = self._prepare(medium)
         if self._modality == "audio":
@@ -174,8 +175,9 @@ class HFProcessor:
             raise UnsupportedModelError(NEEDS_LONE_IMAGES)
         text = offsets[0][0]["replacement"]
         num_tokens = np.asarray(outputs["input_ids"][0]).tolist().count(self._token_id)
-        if not num_tokens and self._modality == "audio" and self.placeholder not in text:
-            raise UnusableMediaError("unfit", "is too short for this model")
+        if not num_tokens and self.placeholder not in text:
+            little = "short" if self._modality == "audio" else "small"
+            raise UnusableMediaError("unfit", f"is too {little} for this model")
         if not num_tokens:
             raise UnsupportedModelError("the placeholders of its processor are not its model's")
         tensors = {name: _array(v) for name, v in outputs.items() if name not in TEXT_OUTPUTS}

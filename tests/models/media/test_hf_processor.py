@@ -12,6 +12,7 @@ from PIL import Image
 from transformers.processing_utils import VideosKwargs
 
 from stonechat_models.media.hf_processor import HFProcessor, checked_processor
+from stonechat_models.media.records import UnusableMediaError
 from stonechat_models.text.tokenizer import Tokenizer
 from tests.models.more_vision_families import NEED_TORCHVISION
 from tests.models.vision_models import ALL_FAMILIES, save_processor, vision_tokenizer
@@ -72,6 +73,14 @@ def test_a_prompt_equals_that_of_the_processor(name: str, tmp_path: Path) -> Non
     ids = Tokenizer.from_folder(folder).encode(pieces[0])
     assert ids == whole["input_ids"][0].tolist()
     assert ids.count(token_id(name)) == sum(num_tokens for _, num_tokens, _ in prepared)
+
+
+def test_an_image_that_becomes_no_tokens_is_refused(tmp_path: Path) -> None:
+    folder = save_processor(tmp_path / "model", "lighton_ocr")
+    processor = HFProcessor(folder, "image", token_id("lighton_ocr"))
+    with pytest.raises(UnusableMediaError, match="is too small for this model") as caught:
+        processor.prepare(Image.new("RGB", (1, 1)))
+    assert caught.value.kind == "unfit"
 
 
 def test_the_tensors_of_images_alone_are_those_of_all_together(tmp_path: Path) -> None:
