@@ -26,6 +26,9 @@ TEXTS = {
     "qwen2_vl": ("qwen2vl", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen2_5_vl": ("qwen2vl", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen3_vl": ("qwen3vl", "Qwen3ForCausalLM", "Qwen3Config"),
+    "gemma4": ("gemma4", "Gemma4ForCausalLM", "Gemma4TextConfig"),
+    "gemma4_small": ("gemma4", "Gemma4ForCausalLM", "Gemma4TextConfig"),
+    "internvl": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen3_5": ("qwen35", "Qwen3_5ForCausalLM", "Qwen3_5TextConfig"),
     "qwen3_5_moe": ("qwen35moe", "Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextConfig"),
     "mistral3": ("mistral3", "MistralForCausalLM", "MistralConfig"),
@@ -123,6 +126,44 @@ def pixtral(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
     yield name.removeprefix("model."), tensor
 
 
+def gemma4(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
+    name = name.replace("model.vision_tower.encoder.", "vision_model.model.")
+    name = name.replace(".linear.weight", ".weight")
+    if name.endswith("input_proj.weight"):
+        size = vision["patch_size"]
+        tensor = tensor.unflatten(1, (size, size, 3)).permute(0, 3, 1, 2)
+    yield (
+        name + ".weight" * name.endswith("position_embedding_table"),
+        tensor.reshape(tensor.shape or (1,)),
+    )
+
+
+_MLP1 = {"layer_norm": "0", "linear_1": "1", "linear_2": "3"}
+INTERNVL = {
+    **{f"multi_modal_projector.{own}": f"mlp1.{number}" for own, number in _MLP1.items()},
+    "embeddings.cls_token": "v.class_embd",
+    "embeddings.position_embeddings": "v.position_embd.weight",
+    "embeddings.patch_embeddings.projection": "v.patch_embd",
+    "lambda_1": "ls1.weight",
+    "lambda_2": "ls2.weight",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "projection_layer": "proj",
+}
+
+
+def internvl(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
+    """Names are those of the published models, which transformers has others for."""
+    name = name.removeprefix("model.")
+    for old, new in INTERNVL.items():
+        name = name.replace(old, new)
+    name = name.replace("vision_tower.v.", "v.")
+    name = name.replace("vision_tower.encoder.layer.", "vision_tower.vision_model.encoder.layers.")
+    for part in "qkv":
+        name = name.replace(f"attention.{part}_proj", f"self_attn.{part}_proj")
+    yield name.replace("attention.", "attn."), tensor
+
+
 def unchanged(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
     yield name, tensor
 
@@ -162,6 +203,13 @@ def add_idefics3(writer: Writer, config: dict[str, Any], processor: Mapping[str,
     writer.add_vision_use_gelu(True)
 
 
+def add_internvl(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
+    writer.add_vision_projector_scale_factor(int(1 / config["downsample_ratio"]))
+    writer.add_vision_preproc_min_tiles(processor["min_patches"])
+    writer.add_vision_preproc_max_tiles(processor["max_patches"])
+    writer.add_vision_use_gelu(True)
+
+
 Change = Callable[[str, torch.Tensor, dict[str, Any]], Tensors]
 Add = Callable[[Writer, dict[str, Any], Mapping[str, Any]], None]
 PROJECTORS: dict[str, tuple[str, Change, Add]] = {
@@ -169,6 +217,9 @@ PROJECTORS: dict[str, tuple[str, Change, Add]] = {
     "qwen2_vl": ("qwen2vl_merger", qwen2, lambda writer, config, processor: None),
     "qwen2_5_vl": ("qwen2.5vl_merger", qwen2, add_qwen25),
     "qwen3_vl": ("qwen3vl_merger", qwen3, add_qwen3),
+    "gemma4": ("gemma4v", gemma4, lambda writer, config, processor: None),
+    "gemma4_small": ("gemma4v", gemma4, lambda writer, config, processor: None),
+    "internvl": ("internvl", internvl, add_internvl),
     "qwen3_5": ("qwen3vl_merger", qwen3, add_qwen3),
     "qwen3_5_moe": ("qwen3vl_merger", qwen3, add_qwen3),
     "mistral3": ("pixtral", pixtral, add_pixtral),
@@ -177,18 +228,30 @@ PROJECTORS: dict[str, tuple[str, Change, Add]] = {
 }
 
 
+BOUNDS = (".input_min", ".input_max", ".output_min", ".output_max")
+
+
+def first(size: Any) -> int:
+    """Return one side of an image or a patch; a config may have both."""
+    return int(size[0] if isinstance(size, list | tuple) else size)
+
+
 def tower_tensors(model: VisionModel, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors of the file of the vision part."""
     whole, (_, change, _) = model.module, PROJECTORS[name]
     vision = whole.config.vision_config.to_dict()
     depth = vision.get("depth") or vision["num_hidden_layers"]
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, max(depth, 3))
-    text = {id(p) for p in whole.get_decoder().parameters()}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.MMPROJ, max(depth, 4))
+    decoder = whole.get_decoder()
+    text = {id(p) for p in (*decoder.parameters(), *decoder.buffers())}
     text.add(id(whole.get_output_embeddings().weight))
     tensors: dict[str, torch.Tensor] = {}
-    for own, parameter in whole.named_parameters():
+    kept = whole.state_dict().keys()
+    for own, parameter in (*whole.named_parameters(), *whole.named_buffers()):
+        if own not in kept:
+            continue
         for changed, values in change(own, parameter, vision) if id(parameter) not in text else ():
-            target = names.get_name(changed, try_suffixes=(".weight", ".bias")) or changed
+            target = names.get_name(changed, try_suffixes=(".weight", ".bias", *BOUNDS)) or changed
             assert target.startswith(("v.", "mm.")), target
             tensors[target] = values
     if name == "mistral3":
@@ -218,18 +281,17 @@ def write_mmproj(
     writer.add_clip_has_vision_encoder(True)
     writer.add_clip_projector_type(projector or own_type)
     writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
-    size = vision.get("image_size") or int(
-        vision.get("num_position_embeddings", 1600) ** 0.5 * vision["patch_size"]
-    )
-    writer.add_vision_image_size(size)
-    writer.add_vision_patch_size(vision["patch_size"])
+    patch = first(vision["patch_size"])
+    positions = vision.get("num_position_embeddings", 1600)
+    writer.add_vision_image_size(first(vision.get("image_size") or positions**0.5 * patch))
+    writer.add_vision_patch_size(patch)
     writer.add_vision_embedding_length(vision.get("embed_dim") or vision["hidden_size"])
     writer.add_vision_feed_forward_length(vision.get("intermediate_size") or vision["hidden_size"])
     writer.add_vision_block_count(depth or vision.get("depth") or vision["num_hidden_layers"])
     writer.add_vision_head_count(vision.get("num_heads") or vision["num_attention_heads"])
     writer.add_vision_attention_layernorm_eps(vision.get("layer_norm_eps", 1e-6))
-    writer.add_vision_image_mean(processor["image_mean"])
-    writer.add_vision_image_std(processor["image_std"])
+    writer.add_vision_image_mean(processor.get("image_mean", [0.0] * 3))
+    writer.add_vision_image_std(processor.get("image_std", [1.0] * 3))
     add(writer, config, processor)
     if skip:
         del writer.kv_data[0][skip]

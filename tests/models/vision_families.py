@@ -139,6 +139,7 @@ GEMMA4 = VisionFamily(
         "patch_size": 16,
         "pooling_kernel_size": 3,
         "default_output_length": 70,
+        "standardize": True,
     },
     text={
         "use_bidirectional_attention": "vision",
@@ -208,7 +209,15 @@ FAMILIES: dict[str, VisionFamily] = {
     ),
     "gemma4": GEMMA4,
     "gemma4_small": replace(
-        GEMMA4, model_type="gemma4", text={"use_bidirectional_attention": None}
+        GEMMA4,
+        model_type="gemma4",
+        vision=GEMMA4.vision | {"use_clipped_linears": True},
+        text={
+            "use_bidirectional_attention": None,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 300,
+            "num_kv_shared_layers": 0,
+        },
     ),
     "mistral3": VisionFamily(
         begins=True,

@@ -104,6 +104,11 @@ def save_vision_model(folder: Path, name: str, seed: int = 0) -> Path:
         for path, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(0.0, 0.3 if "embed" in path else 0.25)
+        for path, buffer in model.named_buffers():
+            if path.endswith(("_min", "_max")):
+                buffer.fill_(-0.7 if path.endswith("_min") else 0.7)
+            elif path.endswith(("std_bias", "std_scale")):
+                buffer.uniform_(0.5, 1.5)
         # The model's own code takes a placeholder that it generated for a further image.
         tokens = [ALL_FAMILIES[name].token, *CONFIG_TOKENS["video_token_id"]]
         placeholders = set(vision_tokenizer(ALL_FAMILIES[name]).convert_tokens_to_ids(tokens))

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def composite_config(text: Config, gguf: GgufFile, mmproj: GgufFile) -> Config:
     whole, projector = whole_of(mmproj, gguf), projector_of(mmproj)
     own = {key: value for key, value in text.items() if key != "architectures"}
     own["model_type"] = whole.text_type or text["model_type"]
+    own |= projector.text(gguf)
     if gguf.architecture in MROPE:
         own["rope_parameters"] = _with_axes(gguf, text["rope_parameters"])
     ids = {token: i for i, token in enumerate(gguf.strings("tokenizer.ggml.tokens"))}
@@ -132,10 +134,11 @@ def _check_tower(mmproj: GgufFile, folder: Path) -> None:
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     config.get_text_config().num_hidden_layers = 0
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a text without layers has parameters without elements
         module = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
     text = module.get_decoder()
-    expected = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    expected = {name: tuple(p.shape) for name, p in module.state_dict().items()}
     for name, _ in [*module.named_modules()]:
         if module.get_submodule(name) in (text, module.get_output_embeddings()):
             expected = {k: s for k, s in expected.items() if not k.startswith(f"{name}.")}

@@ -11,13 +11,8 @@ import numpy as np
 
 from stonechat_models.checkpoint.gguf.config import SEEING
 from stonechat_models.checkpoint.gguf.metadata import integer
-from stonechat_models.checkpoint.gguf.projectors import (
-    PROJECTORS,
-    Projector,
-    Whole,
-    deep_layers,
-    width_of,
-)
+from stonechat_models.checkpoint.gguf.projector_configs import deep_layers, width_of
+from stonechat_models.checkpoint.gguf.projectors import PROJECTORS, Projector, Whole
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor, read_gguf
 from stonechat_models.checkpoint.gguf.weights import dequantize
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -29,6 +24,8 @@ NO_TOWER = (
 )
 TYPES = ("BF16", "F16", "F32")
 """The types of files in the order in which one is chosen; other types are behind them."""
+AUDIO = ("a.", "mm.a.")
+"""How the names of tensors of an audio part begin, which may lie in the same file."""
 _LAYER = re.compile(r"^(v\.(?:blk|deepstack))\.(\d{1,4})\.")
 _KERNEL_DIMENSIONS = 4
 
@@ -46,7 +43,7 @@ class TowerWeight:
     def shape(self) -> tuple[int, ...]:
         first, count = self.parts[0].shape, len(self.parts)
         if count == 1:
-            return first
+            return self.layout(np.broadcast_to(np.float32(0), first)).shape
         if len(first) == _KERNEL_DIMENSIONS:
             return (*first[:2], count, *first[2:])
         return (sum(part.shape[0] for part in self.parts), *first[1:])
@@ -115,7 +112,7 @@ def tower_weights(mmproj: GgufFile) -> Iterator[TowerWeight]:
     groups: dict[str, list[tuple[int, GgufTensor]]] = {}
     for tensor in mmproj.tensors.values():
         name = _swapped(tensor.name) if is_swapped else tensor.name
-        if name not in projector.unused:
+        if name not in projector.unused and not name.startswith(AUDIO):
             key, target = _place(mmproj, projector, name)
             groups.setdefault(target, []).append((order.index(key), tensor))
     for target, found in groups.items():

@@ -10,21 +10,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stonechat_models.checkpoint.gguf.layouts import split_rope_pairs
-from stonechat_models.checkpoint.gguf.metadata import (
-    Config,
-    flag,
-    integer,
-    numbers,
-    positive,
-    refusal,
-)
+from stonechat_models.checkpoint.gguf import projector_configs as configs
+from stonechat_models.checkpoint.gguf import projector_names as names
+from stonechat_models.checkpoint.gguf.metadata import Config, integer
 from stonechat_models.checkpoint.gguf.reader import GgufFile
-from stonechat_models.checkpoint.hf_config import MAX_LAYERS
 
 QWEN2_PIXELS, QWEN3_PIXELS = (3136, 12845056), (65536, 16777216)
-QWEN_FRAMES = 2
-"""Kernels of the patch embedding, one for each of two frames of a video."""
+GEMMA4_TOKENS = 280
+"""The most that an image becomes."""
 SOFT_TOKEN = "<image_soft_token>"
 
 
@@ -46,6 +39,8 @@ class Projector:
     """By the architecture of the language model's file."""
     vision: Callable[[GgufFile], Config]
     """Returns `vision_config`."""
+    text: Callable[[GgufFile], Config] = lambda gguf: {}
+    """Returns what the config of the text says beside a vision part, by the text's file."""
     whole: Callable[[GgufFile], Config] = lambda mmproj: {}
     """Returns what config.json says beside its two parts."""
     tokens: Mapping[str, str]
@@ -73,237 +68,11 @@ class Projector:
     """A tensor, and which of its dimensions is the size of the language model's states."""
 
 
-def _depth(mmproj: GgufFile) -> int:
-    return integer(mmproj, "vision.block_count", limit=MAX_LAYERS)
-
-
-def _siglip(mmproj: GgufFile, model_type: str, **fixed: object) -> Config:
-    return {
-        "model_type": model_type,
-        "hidden_size": integer(mmproj, "vision.embedding_length"),
-        "intermediate_size": integer(mmproj, "vision.feed_forward_length"),
-        "num_hidden_layers": _depth(mmproj),
-        "num_attention_heads": integer(mmproj, "vision.attention.head_count"),
-        "image_size": integer(mmproj, "vision.image_size"),
-        "patch_size": integer(mmproj, "vision.patch_size"),
-        "layer_norm_eps": positive(mmproj, "vision.attention.layer_norm_epsilon"),
-        "hidden_act": _activation(mmproj),
-        **fixed,
-    }
-
-
-def _activation(mmproj: GgufFile) -> str:
-    if flag(mmproj, "use_gelu", False):
-        return "gelu_pytorch_tanh"
-    return "silu" if flag(mmproj, "use_silu", False) else "quick_gelu"
-
-
-def _pixtral(mmproj: GgufFile) -> Config:
-    config = _siglip(mmproj, "pixtral")
-    activation = config["hidden_act"]  # the file does not say that the GELU is the exact one
-    return config | {"hidden_act": "gelu" if activation == "gelu_pytorch_tanh" else activation}
-
-
-def _split_pairs(mmproj: GgufFile, rows: np.ndarray) -> np.ndarray:
-    return split_rope_pairs(rows, integer(mmproj, "vision.attention.head_count"))
-
-
-def _normalisation(mmproj: GgufFile) -> Config:
-    return {name: numbers(mmproj, f"clip.vision.{name}", 3) for name in ("image_mean", "image_std")}
-
-
-def _patches(mmproj: GgufFile) -> int:
-    """Return how many patches each side of an image has."""
-    return integer(mmproj, "vision.image_size") // integer(mmproj, "vision.patch_size")
-
-
-def _tokens(mmproj: GgufFile, scale: int) -> int:
-    """Return how many tokens an image becomes if `scale` patches of each side make one."""
-    if _patches(mmproj) % scale:
-        raise refusal(mmproj, f"{_patches(mmproj)} patches are not a multiple of {scale}")
-    return (_patches(mmproj) // scale) ** 2
-
-
-def _gemma3_tokens(mmproj: GgufFile) -> int:
-    return _tokens(mmproj, integer(mmproj, "vision.projector.scale_factor", 4))
-
-
-def _gemma3_images(mmproj: GgufFile) -> Config:
-    size = integer(mmproj, "vision.image_size")
-    return {
-        "image_processor_type": "Gemma3ImageProcessor",
-        "size": {"height": size, "width": size},
-        **_normalisation(mmproj),
-    }
-
-
-def _idefics3_scale(mmproj: GgufFile) -> int:
-    return integer(mmproj, "vision.projector.scale_factor")
-
-
-def _idefics3_images(mmproj: GgufFile) -> Config:
-    size = integer(mmproj, "vision.image_size")
-    longest = integer(mmproj, "vision.preproc_image_size", 4 * size)
-    return {
-        "image_processor_type": "Idefics3ImageProcessor",
-        "size": {"longest_edge": longest},
-        "max_image_size": {"longest_edge": size},
-        "do_image_splitting": True,
-        **_normalisation(mmproj),
-    }
-
-
-def _qwen(mmproj: GgufFile) -> Config:
-    return {
-        "depth": _depth(mmproj),
-        "num_heads": integer(mmproj, "vision.attention.head_count"),
-        "patch_size": integer(mmproj, "vision.patch_size"),
-        "spatial_merge_size": integer(mmproj, "vision.spatial_merge_size", 2),
-        "temporal_patch_size": QWEN_FRAMES,
-        "hidden_act": _activation(mmproj),
-    }
-
-
-def _qwen_widths(mmproj: GgufFile) -> Config:
-    return {
-        "hidden_size": integer(mmproj, "vision.embedding_length"),
-        "intermediate_size": integer(mmproj, "vision.feed_forward_length"),
-        "out_hidden_size": width_of(mmproj, "mm.2.weight", 0),
-    }
-
-
-def _qwen2(mmproj: GgufFile) -> Config:
-    """The size of the feed-forward blocks is that of tensors: the file names another one."""
-    width, name = integer(mmproj, "vision.embedding_length"), "v.blk.0.ffn_up.weight"
-    inner = max(width_of(mmproj, name, 0), width_of(mmproj, name, 1))  # the two may be swapped
-    return {
-        **_qwen(mmproj),
-        "embed_dim": width,
-        "hidden_size": width_of(mmproj, "mm.2.weight", 0),
-        "mlp_ratio": inner // width,
-    }
-
-
-def _qwen25(mmproj: GgufFile) -> Config:
-    config, period = _qwen(mmproj), integer(mmproj, "vision.n_wa_pattern")
-    return {
-        **config,
-        **_qwen_widths(mmproj),
-        "fullatt_block_indexes": list(range(period - 1, config["depth"], period)),
-        "window_size": integer(mmproj, "vision.window_size", 112),
-    }
-
-
-def deep_layers(mmproj: GgufFile) -> list[int]:
-    """Return the layers whose states go to the first layers of the language model (DeepStack)."""
-    flags = mmproj.value("vision.is_deepstack_layers")
-    return [i for i, is_deep in enumerate(flags) if is_deep] if isinstance(flags, list) else []
-
-
-def _qwen3(mmproj: GgufFile) -> Config:
-    return {
-        **_qwen(mmproj),
-        **_qwen_widths(mmproj),
-        "num_position_embeddings": width_of(mmproj, "v.position_embd.weight", 0),
-        "deepstack_visual_indexes": deep_layers(mmproj),
-    }
-
-
-def _qwen_images(mmproj: GgufFile, pixels: tuple[int, int]) -> Config:
-    least, most = (
-        integer(mmproj, f"vision.image_{name}_pixels", default)
-        for name, default in zip(("min", "max"), pixels, strict=True)
-    )
-    return {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "size": {"shortest_edge": least, "longest_edge": most},
-        "patch_size": integer(mmproj, "vision.patch_size"),
-        "temporal_patch_size": QWEN_FRAMES,
-        "merge_size": integer(mmproj, "vision.spatial_merge_size", 2),
-        **_normalisation(mmproj),
-    }
-
-
-def width_of(mmproj: GgufFile, name: str, axis: int) -> int:
-    """Return a dimension of a tensor. Raises `UnsupportedModelError` if there is none."""
-    tensor = mmproj.tensors.get(name)
-    if tensor is None or len(tensor.shape) < 2:
-        raise refusal(mmproj, f"{name} is missing or not a matrix")
-    return tensor.shape[axis]
-
-
 def _in(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
     return {name: prefix + target for name, target in names.items()}
 
 
-_SIGLIP = {
-    "v.patch_embd": "embeddings.patch_embedding",
-    "v.position_embd": "embeddings.position_embedding",
-    "v.blk.*.ln1": "encoder.layers.*.layer_norm1",
-    "v.blk.*.attn_q": "encoder.layers.*.self_attn.q_proj",
-    "v.blk.*.attn_k": "encoder.layers.*.self_attn.k_proj",
-    "v.blk.*.attn_v": "encoder.layers.*.self_attn.v_proj",
-    "v.blk.*.attn_out": "encoder.layers.*.self_attn.out_proj",
-    "v.blk.*.ln2": "encoder.layers.*.layer_norm2",
-    "v.blk.*.ffn_up": "encoder.layers.*.mlp.fc1",
-    "v.blk.*.ffn_down": "encoder.layers.*.mlp.fc2",
-    "v.post_ln": "post_layernorm",
-}
-_QWEN = {
-    "v.patch_embd.weight": "patch_embed.proj.weight",
-    "v.patch_embd.weight.1": "patch_embed.proj.weight",
-    "v.blk.*.ln1": "blocks.*.norm1",
-    "v.blk.*.attn_qkv": "blocks.*.attn.qkv",
-    "v.blk.*.attn_q": "blocks.*.attn.qkv",
-    "v.blk.*.attn_k": "blocks.*.attn.qkv",
-    "v.blk.*.attn_v": "blocks.*.attn.qkv",
-    "v.blk.*.attn_out": "blocks.*.attn.proj",
-    "v.blk.*.ln2": "blocks.*.norm2",
-}
-_QWEN2_MERGER = {"v.post_ln": "merger.ln_q", "mm.0": "merger.mlp.0", "mm.2": "merger.mlp.2"}
-_QWEN2 = {
-    **_QWEN,
-    **_QWEN2_MERGER,
-    "v.blk.*.ffn_up": "blocks.*.mlp.fc1",
-    "v.blk.*.ffn_down": "blocks.*.mlp.fc2",
-}
-_QWEN25 = {
-    **_QWEN,
-    **_QWEN2_MERGER,
-    "v.blk.*.ffn_gate": "blocks.*.mlp.gate_proj",
-    "v.blk.*.ffn_up": "blocks.*.mlp.up_proj",
-    "v.blk.*.ffn_down": "blocks.*.mlp.down_proj",
-}
-_QWEN3 = {
-    **_QWEN,
-    "v.patch_embd.bias": "patch_embed.proj.bias",
-    "v.position_embd": "pos_embed",
-    "v.blk.*.ffn_up": "blocks.*.mlp.linear_fc1",
-    "v.blk.*.ffn_down": "blocks.*.mlp.linear_fc2",
-    "v.post_ln": "merger.norm",
-    "mm.0": "merger.linear_fc1",
-    "mm.2": "merger.linear_fc2",
-    "v.deepstack.*.norm": "deepstack_merger_list.*.norm",
-    "v.deepstack.*.fc1": "deepstack_merger_list.*.linear_fc1",
-    "v.deepstack.*.fc2": "deepstack_merger_list.*.linear_fc2",
-}
-_PIXTRAL = {
-    "v.patch_embd": "vision_tower.patch_conv",
-    "v.pre_ln": "vision_tower.ln_pre",
-    "v.blk.*.ln1": "vision_tower.transformer.layers.*.attention_norm",
-    "v.blk.*.attn_q": "vision_tower.transformer.layers.*.attention.q_proj",
-    "v.blk.*.attn_k": "vision_tower.transformer.layers.*.attention.k_proj",
-    "v.blk.*.attn_v": "vision_tower.transformer.layers.*.attention.v_proj",
-    "v.blk.*.attn_out": "vision_tower.transformer.layers.*.attention.o_proj",
-    "v.blk.*.ln2": "vision_tower.transformer.layers.*.ffn_norm",
-    "v.blk.*.ffn_gate": "vision_tower.transformer.layers.*.feed_forward.gate_proj",
-    "v.blk.*.ffn_up": "vision_tower.transformer.layers.*.feed_forward.up_proj",
-    "v.blk.*.ffn_down": "vision_tower.transformer.layers.*.feed_forward.down_proj",
-    "mm.input_norm": "multi_modal_projector.norm",
-    "mm.patch_merger": "multi_modal_projector.patch_merger.merging_layer",
-    "mm.1": "multi_modal_projector.linear_1",
-    "mm.2": "multi_modal_projector.linear_2",
-}
+_INTERNVL_WHOLE = Whole("internvl", "InternVLForConditionalGeneration")
 _MISTRAL3 = Whole("mistral3", "Mistral3ForConditionalGeneration")
 _QWEN_TOKENS = {
     "image_token_id": "<|image_pad|>",
@@ -315,8 +84,8 @@ _QWEN_TOKENS = {
 PROJECTORS: dict[str, Projector] = {
     "gemma3": Projector(
         models={"gemma3": Whole("gemma3", "Gemma3ForConditionalGeneration")},
-        vision=lambda m: _siglip(m, "siglip_vision_model", vision_use_head=False),
-        whole=lambda m: {"mm_tokens_per_image": _gemma3_tokens(m)},
+        vision=lambda m: configs.siglip(m, "siglip_vision_model", vision_use_head=False),
+        whole=lambda m: {"mm_tokens_per_image": configs.gemma3_tokens(m)},
         tokens={
             "image_token_index": SOFT_TOKEN,
             "boi_token_index": "<start_of_image>",
@@ -329,10 +98,10 @@ PROJECTORS: dict[str, Projector] = {
             "eoi_token": "<end_of_image>",
         },
         processor_class="Gemma3Processor",
-        image_processor=_gemma3_images,
-        processor=lambda m: {"image_seq_length": _gemma3_tokens(m)},
+        image_processor=configs.gemma3_images,
+        processor=lambda m: {"image_seq_length": configs.gemma3_tokens(m)},
         names={
-            **_in("model.vision_tower.", _SIGLIP),
+            **_in("model.vision_tower.", names.SIGLIP),
             "mm.input_projection.weight": "model.multi_modal_projector.mm_input_projection_weight",
             "mm.soft_emb_norm": "model.multi_modal_projector.mm_soft_emb_norm",
         },
@@ -341,22 +110,22 @@ PROJECTORS: dict[str, Projector] = {
     ),
     "qwen2vl_merger": Projector(
         models={"qwen2vl": Whole("qwen2_vl", "Qwen2VLForConditionalGeneration", "qwen2_vl_text")},
-        vision=_qwen2,
+        vision=configs.qwen2,
         tokens=_QWEN_TOKENS,
         processor_class="Qwen2VLProcessor",
-        image_processor=lambda m: _qwen_images(m, QWEN2_PIXELS),
-        names=_in("model.visual.", _QWEN2),
+        image_processor=lambda m: configs.qwen_images(m, QWEN2_PIXELS),
+        names=_in("model.visual.", names.QWEN2),
         output=("mm.2.weight", 0),
     ),
     "qwen2.5vl_merger": Projector(
         models={
             "qwen2vl": Whole("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl_text")
         },
-        vision=_qwen25,
+        vision=configs.qwen25,
         tokens=_QWEN_TOKENS,
         processor_class="Qwen2_5_VLProcessor",
-        image_processor=lambda m: _qwen_images(m, QWEN2_PIXELS),
-        names=_in("model.visual.", _QWEN25),
+        image_processor=lambda m: configs.qwen_images(m, QWEN2_PIXELS),
+        names=_in("model.visual.", names.QWEN25),
         output=("mm.2.weight", 0),
     ),
     "qwen3vl_merger": Projector(
@@ -365,16 +134,16 @@ PROJECTORS: dict[str, Projector] = {
             "qwen35": Whole("qwen3_5", "Qwen3_5ForConditionalGeneration"),
             "qwen35moe": Whole("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
         },
-        vision=_qwen3,
+        vision=configs.qwen3,
         tokens=_QWEN_TOKENS,
         processor_class="Qwen3VLProcessor",
-        image_processor=lambda m: _qwen_images(m, QWEN3_PIXELS),
-        names=_in("model.visual.", _QWEN3),
+        image_processor=lambda m: configs.qwen_images(m, QWEN3_PIXELS),
+        names=_in("model.visual.", names.QWEN3),
         output=("mm.2.weight", 0),
     ),
     "pixtral": Projector(
         models={"mistral3": _MISTRAL3, "llama": _MISTRAL3},
-        vision=_pixtral,
+        vision=configs.pixtral,
         whole=lambda m: {
             "spatial_merge_size": integer(m, "vision.spatial_merge_size"),
             "multimodal_projector_bias": "mm.1.bias" in m.tensors,
@@ -387,30 +156,98 @@ PROJECTORS: dict[str, Projector] = {
             "image_processor_type": "PixtralImageProcessor",
             "patch_size": integer(m, "vision.patch_size"),
             "size": {"longest_edge": integer(m, "vision.image_size")},
-            **_normalisation(m),
+            **configs.normalisation(m),
         },
         processor=lambda m: {
             "patch_size": integer(m, "vision.patch_size"),
             "spatial_merge_size": integer(m, "vision.spatial_merge_size"),
         },
-        names=_in("model.", _PIXTRAL),
-        layouts={f"v.blk.*.attn_{part}.weight": _split_pairs for part in "qk"},
+        names=_in("model.", names.PIXTRAL),
+        layouts={f"v.blk.*.attn_{part}.weight": configs.split_pairs for part in "qk"},
         unused=frozenset({"v.token_embd.img_break"}),
         output=("mm.2.weight", 0),
     ),
     "idefics3": Projector(
         models={"llama": Whole("idefics3", "Idefics3ForConditionalGeneration")},
-        vision=lambda m: _siglip(m, "idefics3_vision"),
-        whole=lambda m: {"scale_factor": _idefics3_scale(m)},
+        vision=lambda m: configs.siglip(m, "idefics3_vision"),
+        whole=lambda m: {"scale_factor": configs.idefics3_scale(m)},
         tokens={"image_token_id": "<image>"},
         processor_class="Idefics3Processor",
-        image_processor=_idefics3_images,
-        processor=lambda m: {"image_seq_len": _tokens(m, _idefics3_scale(m))},
+        image_processor=configs.idefics3_images,
+        processor=lambda m: {"image_seq_len": configs.tokens(m, configs.idefics3_scale(m))},
         names={
-            **_in("model.vision_model.", _SIGLIP),
+            **_in("model.vision_model.", names.SIGLIP),
             "mm.model.fc": "model.connector.modality_projection.proj",
         },
         output=("mm.model.fc.weight", 0),
+    ),
+    "gemma4v": Projector(
+        models={"gemma4": Whole("gemma4", "Gemma4ForConditionalGeneration")},
+        text=configs.gemma4_text,
+        vision=configs.gemma4,
+        tokens={
+            "image_token_id": "<|image|>",
+            "boi_token_id": "<|image>",
+            "eoi_token_id": "<image|>",
+            "video_token_id": "<|video|>",
+        },
+        named_tokens={
+            "image_token": "<|image|>",
+            "boi_token": "<|image>",
+            "eoi_token": "<image|>",
+            "audio_token": "<|audio|>",
+            "boa_token": "<|audio>",
+            "eoa_token": "<audio|>",
+        },
+        processor_class="Gemma4Processor",
+        image_processor=lambda m: {
+            "image_processor_type": "Gemma4ImageProcessor",
+            "patch_size": integer(m, "vision.patch_size"),
+            "pooling_kernel_size": configs.gemma4_kernel(m),
+            "max_soft_tokens": GEMMA4_TOKENS,
+        },
+        processor=lambda m: {"image_seq_length": GEMMA4_TOKENS},
+        names={
+            **_in("model.vision_tower.", names.GEMMA4),
+            "mm.input_projection": "model.embed_vision.embedding_projection",
+        },
+        layouts={
+            "v.patch_embd.weight": configs.patches_first,
+            **{
+                f"{own}.{bound}": lambda m, values: values.reshape(())
+                for own in names.GEMMA4_LINEARS
+                for bound in names.BOUNDS
+            },
+        },
+        output=("mm.input_projection.weight", 0),
+    ),
+    "internvl": Projector(
+        models=dict.fromkeys(("qwen2", "qwen3", "qwen3moe", "llama"), _INTERNVL_WHOLE),
+        vision=configs.internvl,
+        whole=lambda m: {
+            "downsample_ratio": 1 / integer(m, "vision.projector.scale_factor"),
+            "image_seq_length": configs.internvl_tokens(m),
+        },
+        tokens={
+            "image_token_id": "<IMG_CONTEXT>",
+            "start_image_token_id": "<img>",
+            "end_image_token_id": "</img>",
+        },
+        named_tokens={
+            "context_image_token": "<IMG_CONTEXT>",
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "video_token": "<video>",
+        },
+        processor_class="InternVLProcessor",
+        image_processor=configs.internvl_images,
+        processor=lambda m: {"image_seq_length": configs.internvl_tokens(m)},
+        names=_in("model.", names.INTERNVL),
+        layouts={
+            "v.class_embd": lambda m, values: values.reshape(1, 1, -1),
+            "v.position_embd.weight": lambda m, values: values.reshape(1, -1, values.shape[-1]),
+        },
+        output=("mm.model.mlp.3.weight", 0),
     ),
 }
 """The entries by `clip.projector_type`."""
