@@ -8,7 +8,7 @@ from stonechat_server.chat_api.writer import ChunkOptions, ChunkWriter
 from stonechat_server.media.references import MediaReference, find_media
 from stonechat_server.request.field_checks import ignored_params
 from stonechat_server.request.legacy_functions import with_tools
-from stonechat_server.request.other_names import with_own_names
+from stonechat_server.request.other_names import given_names, with_own_names
 from stonechat_server.schema.fields import FIELDS, OTHER_NAMES, FieldNote
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
@@ -36,11 +36,13 @@ class ChatEndpoint(Endpoint):
         if any(isinstance(message.content, list | dict) for message in wire.messages):
             media = find_media(wire.messages)
         ignored = ignored_params(request, self.fields)
+        names: Sequence[tuple[str, str]] = ()
         if not OTHER_NAMES.isdisjoint(request.model_fields_set):
+            names = given_names(request)
             request = with_own_names(request)
         if request.functions is not None or request.function_call is not None:
             request = with_tools(request)
-        return Call(request=request, wire=request, ignored=ignored, media=media)
+        return Call(request=request, wire=request, ignored=ignored, names=names, media=media)
 
     def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> ChunkWriter:
         request = cast(ChatCompletionRequest, call.request)

@@ -12,7 +12,7 @@ from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.completions_api.writer import CompletionWriter, WriterOptions
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.request.field_checks import check_supported, ignored_params
-from stonechat_server.request.other_names import with_own_names
+from stonechat_server.request.other_names import given_names, with_own_names
 from stonechat_server.request.prepare import PreparedRequest, prediction_token_ids
 from stonechat_server.request.sampling_params import (
     check_prompt_logprobs,
@@ -57,15 +57,15 @@ class CompletionsEndpoint(Endpoint):
     prompt_fields = frozenset({"prompt", "suffix"})
 
     def read(self, wire: CompletionRequest, services: "Services", identity: "Identity") -> Call:
-        request = wire
+        request, names = wire, list(NAMES)
         ignored = ignored_params(request, COMPLETION_FIELDS)
         if not OTHER_NAMES.isdisjoint(request.model_fields_set):
+            names = given_names(request) + names
             request = with_own_names(request)
         check_supported(request, COMPLETION_FIELDS)
         _check_choices(request)
         if request.suffix and request.echo:
             raise invalid("echo", "echo and suffix cannot both be given.")
-        names = list(NAMES)
         if request.prompt_logprobs is None:
             names.append(PROMPT_NAME)
         if request.num_samples > request.num_choices:

@@ -44,6 +44,15 @@ def with_own_names(request: R) -> R:
     return request.model_copy(update=values)
 
 
+def given_names(request: SamplingFields) -> list[tuple[str, str]]:
+    """Pairs of a field and the path that the client set it by, for errors that name the field."""
+    return [
+        (field, path)
+        for path, field, value in _settings(request)
+        if value is not None and getattr(request, field) is None
+    ]
+
+
 def _settings(request: SamplingFields) -> Iterator[Setting]:
     for name in sorted(OTHER_NAMES & request.model_fields_set):
         if field := FIELDS[name].alias_of:

@@ -44,8 +44,7 @@ def read_tool_options(request: ChatCompletionRequest) -> ToolOptions | None:
 
     Raises `APIError` 400 for invalid tools, and for a choice that does not fit the tools.
     """
-    tools = request.tools or []
-    _check_tools(request)
+    tools = _distinct_tools(request)
     choice = request.tool_choice
     if not tools:
         if choice not in (None, "none", "auto"):
@@ -53,7 +52,7 @@ def read_tool_options(request: ChatCompletionRequest) -> ToolOptions | None:
         return None
     if choice == "none":
         return None
-    offered = callable_ = tuple(tools)
+    offered = callable_ = tools
     is_required = choice == "required"
     is_parallel = request.parallel_tool_calls is not False
     if isinstance(choice, FunctionChoice | CustomChoice):
@@ -104,16 +103,17 @@ def choice_path(request: ChatCompletionRequest, choice: FunctionChoice | CustomC
     return "function_call" if request.functions is not None else f"tool_choice.{choice.type}"
 
 
-def _check_tools(request: ChatCompletionRequest) -> None:
+def _distinct_tools(request: ChatCompletionRequest) -> tuple[Tool, ...]:
+    """The tools of a request. One that is there twice, with nothing different, is one tool."""
     tools = request.tools or ()
     if len(tools) > MAX_TOOLS:
         raise invalid("tools", f"At most {MAX_TOOLS} tools are allowed.")
-    names: set[str] = set()
+    found: dict[str, Tool] = {}
     for i, tool in enumerate(tools):
         name = tool_name(tool)
-        if name in names:
-            raise invalid(f"{tool_path(request, i)}.name", f"There are two tools named '{name}'.")
-        names.add(name)
+        if found.setdefault(name, tool) != tool:
+            message = f"There are two tools named '{name}', and they differ."
+            raise invalid(f"{tool_path(request, i)}.name", message)
         if not isinstance(tool, FunctionTool) or tool.function.strict is not True:
             continue
         if not allows_objects(parameters(tool)):
@@ -121,6 +121,7 @@ def _check_tools(request: ChatCompletionRequest) -> None:
                 f"{tool_path(request, i)}.parameters",
                 "The parameters of a function must be a JSON schema of type object.",
             )
+    return tuple(found.values())
 
 
 def _find(tools: Sequence[Tool], reference: FunctionChoice | CustomChoice, where: str) -> Tool:

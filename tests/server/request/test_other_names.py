@@ -119,3 +119,25 @@ def test_the_table_names_every_other_name() -> None:
 def test_a_plain_request_stays_as_it_is(client: TestClient) -> None:
     assert ask(client)["choices"]
     assert OTHER_NAMES.isdisjoint(ChatCompletionRequest.model_validate(body()).model_fields_set)
+
+
+@pytest.mark.parametrize(
+    ("url", "fields", "path"),
+    [
+        ("chat/completions", {"thinking_token_budget": 5}, "thinking_token_budget"),
+        ("chat/completions", {"reasoning": {"max_tokens": 5}}, "reasoning.max_tokens"),
+        ("chat/completions", {"thinking": {"budget_tokens": 5}}, "thinking.budget_tokens"),
+        ("chat/completions", {"max_new_tokens": 5, "min_tokens": 6}, "min_tokens"),
+        ("chat/completions", {"max_tokens": 5, "min_new_tokens": 6}, "min_new_tokens"),
+        ("completions", {"n_predict": 5, "min_new_tokens": 6}, "min_new_tokens"),
+        ("completions", {"n_predict": 5000}, "n_predict"),
+    ],
+)
+def test_errors_name_what_the_client_sent(
+    client: TestClient, url: str, fields: dict[str, Any], path: str
+) -> None:
+    given = {"prompt": "Hi"} if url == "completions" else {"messages": body()["messages"]}
+    response = client.post(f"/v1/{url}", json={"model": "tiny-test", **given, **fields})
+    error = error_of(response)
+    assert error["param"] == path
+    assert path in error["message"]

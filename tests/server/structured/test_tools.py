@@ -19,7 +19,13 @@ WEATHER: dict[str, Any] = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     },
 }
-NOW: dict[str, Any] = {"type": "function", "function": {"name": "now"}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+NOW = named("now")
 SQL: dict[str, Any] = {
     "type": "custom",
     "custom": {
@@ -48,12 +54,24 @@ def grammar_of(engine: FakeEngine) -> str:
     return spec.source
 
 
+@pytest.mark.parametrize("tools", [[WEATHER, NOW, WEATHER], [SQL, SQL], [WEATHER, WEATHER]])
+def test_a_tool_that_is_given_twice_is_one_tool(
+    new_client: ClientFactory, engine: FakeEngine, tools: list[Any]
+) -> None:
+    engine.tokenizer = ByteTokenizer(TOOL_TEMPLATE)
+    client = new_client()
+    ask(client, tools=tools)
+    prompt, grammar = engine.prompt, grammar_of(engine)
+    ask(client, tools=[tool for i, tool in enumerate(tools) if tool not in tools[:i]])
+    assert (engine.prompt, grammar_of(engine)) == (prompt, grammar)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
-        ({"tools": [WEATHER, WEATHER]}, "tools[1].function.name"),
-        ({"tools": [SQL, SQL]}, "tools[1].custom.name"),
+        ({"tools": [WEATHER, named("get_weather")]}, "tools[1].function.name"),
+        ({"tools": [SQL, WEATHER, named("sql")]}, "tools[2].function.name"),
         ({"tool_choice": "required"}, "tool_choice"),
         (
             {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}},
