@@ -160,6 +160,8 @@ class ModelInfo:
     """The LoRA adapter that is merged into the weights."""
     adapters: tuple[AdapterInfo, ...] = ()
     """The LoRA adapters that are computed beside the model, each for the requests that name it."""
+    file_format: str = ""
+    """That of the files with the weights: safetensors, gguf or pickle."""
     notes: tuple[str, ...] = ()
     """What the user should know of the model's files."""
     generates: bool = True

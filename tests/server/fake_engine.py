@@ -54,6 +54,7 @@ def model_info(**changes: object) -> ModelInfo:
         "max_batch_tokens": 512,
         "max_num_seqs": 32,
         "threads": 1,
+        "file_format": "gguf",
     }
     return ModelInfo(**(values | changes))  # type: ignore[arg-type]
 

@@ -58,6 +58,7 @@ def survey_model(config: EngineConfig, progress: Progress) -> ModelSurvey:
         audio_refusal=planner.audio_refusal,
         graphs_refusal=planner.graphs_refusal,
         num_ranks=planner.num_ranks,
+        file_format=headers.weight_format,
     )
 
 

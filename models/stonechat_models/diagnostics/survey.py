@@ -62,3 +62,5 @@ class ModelSurvey:
     """Why steps on a CUDA device run without CUDA graphs. None: they have them."""
     num_ranks: int = 1
     """How many devices share the model. `free_memory` and the sizes of forms are those of one."""
+    file_format: str = ""
+    """That of the files with the weights: safetensors, gguf or pickle."""

@@ -1,7 +1,8 @@
 """Tells whether the options of `oneOf` exclude each other: then `anyOf` means the same.
 
 They do if all list their values, each another one, or if their types differ, and the objects among
-them have a required key, such as `kind`, with other strings in each.
+them have a required key, such as `kind`, with other strings in each. Options that only require keys
+are made to exclude each other: each forbids what another requires.
 """
 
 from collections import Counter
@@ -12,6 +13,7 @@ from stonechat_models.grammar.schema_tree import Schema
 
 _LOCAL = "#/$defs/"
 _MAX_HOPS = 8
+_MAX_OPTIONS = 16
 
 
 def exclude_each_other(options: list[Any], definitions: Mapping[str, Any]) -> bool:
@@ -27,6 +29,26 @@ def exclude_each_other(options: list[Any], definitions: Mapping[str, Any]) -> bo
     if {"integer", "number"} <= types.keys():
         return False
     return num_objects < 2 or _differ([o for o in resolved if _type(o) == "object"])
+
+
+def exclusive_keys(required: list[frozenset[str]]) -> list[Schema] | None:
+    """Objects that have all keys of exactly one set; None if that takes too many options.
+
+    The options are for `anyOf`. None also stands for sets that leave no object.
+    """
+    found: list[Schema] = []
+    for i, keys in enumerate(required):
+        ways: set[frozenset[str]] = {frozenset()}  # keys that are absent
+        for j, others in enumerate(required):
+            if i != j:
+                ways = {way | {key} for way in ways for key in others - keys}
+            if len(ways) > _MAX_OPTIONS:
+                return None
+        found += [
+            {"required": sorted(keys), "properties": dict.fromkeys(absent, False)}
+            for absent in sorted(map(sorted, ways))
+        ]
+    return found if 0 < len(found) <= _MAX_OPTIONS else None
 
 
 def _resolve(option: Any, definitions: Mapping[str, Any]) -> Schema:

@@ -9,7 +9,7 @@ In the plain form:
 - Counts, such as `maxItems`, are integers.
 - A list of one part in `allOf`, `anyOf` or `oneOf` is that part.
 - Parts of `allOf` that only require keys stand beside it: `required`, or `anyOf` of `required`.
-- `oneOf` is `anyOf` where its options exclude each other.
+- `oneOf` is `anyOf` where its options exclude each other, or only require keys.
 - The root is not a mere reference.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from stonechat_models.grammar.annotations import without_annotations
-from stonechat_models.grammar.exclusive import exclude_each_other
+from stonechat_models.grammar.exclusive import exclude_each_other, exclusive_keys
 from stonechat_models.grammar.schema_tree import (
     COUNT_KEYS,
     Path,
@@ -224,9 +224,20 @@ def _without_reference(root: Schema) -> Schema:
 
 def _with_any_of(node: Schema, definitions: dict[str, Any]) -> Schema:
     options = node.get("oneOf") if "anyOf" not in node else None
-    if isinstance(options, list) and exclude_each_other(options, definitions):
-        node = {("anyOf" if key == "oneOf" else key): value for key, value in node.items()}
+    if isinstance(options, list):
+        if not exclude_each_other(options, definitions):
+            options = _required_apart(node, options)
+        if options is not None:
+            node = {("anyOf" if k == "oneOf" else k): v for k, v in node.items()}
+            node["anyOf"] = options
     return change_children(node, lambda child, _: _with_any_of(child, definitions))
+
+
+def _required_apart(node: Schema, options: list[Any]) -> list[Any] | None:
+    """Options that exclude each other, in place of some that only require keys of an object."""
+    if node.get("type") != "object" or not all(_only_requires(o, node) for o in options):
+        return None
+    return exclusive_keys([frozenset(option.get("required", ())) for option in options])
 
 
 def _definitions(schema: Schema) -> dict[str, Any]:

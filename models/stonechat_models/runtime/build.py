@@ -146,7 +146,8 @@ def _with_files(model: CausalModel, files: ModelFiles, config: EngineConfig) -> 
         generates = files.reranker.head is None
         info = replace(info, generates=generates, ranking=_ranking(files.reranker, model, config))
     adapter = files.adapter.description if files.adapter is not None else ""
-    return replace(info, adapter=adapter, notes=(*files.notes, *ignored))
+    notes = (*files.notes, *ignored)
+    return replace(info, adapter=adapter, file_format=files.weight_format, notes=notes)
 
 
 def _ranking(reranker: RerankerFiles, model: CausalModel, config: EngineConfig) -> RankingInfo:
@@ -216,6 +217,7 @@ def _build_embedding_engine(
         model.info,
         max_batch_tokens=config.max_batch_tokens or EMBEDDER_BATCH_TOKENS[device.type],
         max_num_seqs=config.max_num_seqs or DEFAULT_NUM_SEQS[device.type],
+        file_format=files.weight_format,
         notes=(*files.notes, *model.info.notes),
     )
     return EmbeddingEngine(model), tokenizer

@@ -55,6 +55,7 @@ class OllamaEndpoint(Endpoint):
 
     def read(self, wire: TextRequest, services: "Services", identity: "Identity") -> OllamaCall:
         refuse_rejected(wire, FIELDS)
+        reading.check_number_of_images(wire, services.settings)
         messages = reading.MessageReader(self.image_path)
         request: SamplingFields = ChatCompletionRequest.model_construct(messages=[])
         if not wire.is_empty:

@@ -27,7 +27,7 @@ class OllamaDetails(msgspec.Struct, kw_only=True):
     """The kind of a model."""
 
     parent_model: str
-    format: str = ""
+    format: str
     family: str
     families: list[str]
     parameter_size: str
@@ -175,6 +175,7 @@ def _details(name: str, entry: "Entry") -> OllamaDetails:
         level = model.dtype if model.quantization == "none" else model.quantization
     return OllamaDetails(
         parent_model="" if view is None else view.parent or "",
+        format="" if info is None else info.file_format,
         family=family,
         families=[family] if family else [],
         parameter_size="" if info is None else _count_text(info.num_parameters),

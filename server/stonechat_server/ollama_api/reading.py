@@ -3,11 +3,12 @@
 import binascii
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from stonechat_models import ModelInfo
 from stonechat_server.errors import invalid
 from stonechat_server.media.data_urls import is_data_url
+from stonechat_server.media.errors import too_many
 from stonechat_server.media.file_types import audio_format
 from stonechat_server.media.references import shortened_data
 from stonechat_server.messages_api.marks import to_arguments
@@ -26,6 +27,9 @@ from stonechat_server.schema.fields import FieldStatus
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.sampling_fields import SamplingFields
 
+if TYPE_CHECKING:
+    from stonechat_server.settings import Settings
+
 R = TypeVar("R", bound=SamplingFields)
 
 SAME_NAMES = (
@@ -42,6 +46,17 @@ NAMES = [
 NO_LIMIT = -1
 HEAD = 16
 """Characters of base64 that show what a file is."""
+
+
+def check_number_of_images(wire: TextRequest, settings: "Settings") -> None:
+    """Raise `APIError` 400 for more images than may be images or audio, before they are read."""
+    messages = (wire.messages or ()) if isinstance(wire, OllamaChat) else ()
+    lists = [message.images for message in messages]
+    if isinstance(wire, OllamaGenerate):
+        lists.append(wire.images)
+    number, limit = sum(len(images or ()) for images in lists), settings.max_images
+    if number > limit + settings.max_audio_clips:
+        raise too_many(number, limit, "image")
 
 
 def ignored(wire: OllamaRequest) -> list[str]:

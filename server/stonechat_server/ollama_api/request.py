@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.requests import Effort
@@ -18,8 +18,8 @@ from stonechat_server.schema.sampling_fields import (
 )
 from stonechat_server.schema.tools import FunctionTool
 
-ZERO = re.compile(r"0+(\.0+)?([a-zµ]+)?")
-"""A duration of nothing, such as 0 or 0s."""
+ZERO = re.compile(r"[+-]?(0+(\.0*)?|(0+(\.0*)?(h|ms?|s|ns|[uµμ]s))+)")
+"""A duration of nothing, such as 0, 0s or 0h0m0s."""
 
 
 class Options(WireModel):
@@ -80,7 +80,10 @@ class Call(WireModel):
 class Message(WireModel):
     """A message of any role. Images are base64."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+    role: Annotated[
+        Literal["system", "user", "assistant", "tool"],
+        BeforeValidator(lambda role: role.lower() if isinstance(role, str) else role),
+    ]
     content: str | None = None
     thinking: str | None = None
     images: ListOf[str] | None = None

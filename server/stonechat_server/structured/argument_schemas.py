@@ -106,6 +106,11 @@ class ArgumentSchemas:
         form = _arguments_form(schema)
         if ".oneOf" in left_out:
             form = _without_alternatives(form)
+        elif "oneOf" in schema and "anyOf" not in schema and not _writes_json(format):
+            loose = {("anyOf" if key == "oneOf" else key): v for key, v in schema.items()}
+            if not _is_record(form) and _is_record(loose := _arguments_form(loose)):
+                form = loose
+                left_out.append(".oneOf")
         return ArgumentSchema(form, tuple(left_out))
 
     def _is_enforceable(self, schema: dict[str, Any], format: ToolFormat | None) -> bool:
@@ -124,7 +129,7 @@ class ArgumentSchemas:
 
     def _reason_in(self, format: ToolFormat | None, schema: dict[str, Any]) -> str | None:
         """Why arguments, or one argument, of this schema cannot be enforced in the format."""
-        if format is None or isinstance(format.layout, JsonLayout | HarmonyLayout):
+        if format is None or _writes_json(format):
             return None
         if schema.get("type") != "object":
             schema = {"type": "object", "properties": {"value": schema}, "required": ["value"]}
@@ -174,8 +179,16 @@ def _without_alternatives(schema: dict[str, Any]) -> dict[str, Any]:
     Its properties are worth more than the alternatives: they are written as the format has them.
     """
     rest = {key: value for key, value in schema.items() if key != "anyOf"}
-    is_record = read_record(rest, lambda key: True) is not None
-    return rest if is_record and read_record(schema, lambda key: True) is None else schema
+    return rest if _is_record(rest) and not _is_record(schema) else schema
+
+
+def _is_record(schema: dict[str, Any]) -> bool:
+    return read_record(schema, lambda key: True) is not None
+
+
+def _writes_json(format: ToolFormat | None) -> bool:
+    """Whether arguments are one JSON object."""
+    return format is not None and isinstance(format.layout, JsonLayout | HarmonyLayout)
 
 
 def _step(name: str | int) -> str:

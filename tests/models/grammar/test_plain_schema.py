@@ -1,13 +1,19 @@
 """The plain form allows the same documents, and has its references in one place."""
 
+import json
+from itertools import combinations
 from typing import Any
 
+import jsonschema
 import pytest
 
 from stonechat_models.errors import GrammarError
+from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.grammar.plain_schema import find, plain_schema
 from stonechat_models.grammar.source import check_grammar
-from tests.models.grammar.test_compiler import schema_spec
+from tests.models.byte_vocabulary import ByteVocabulary
+from tests.models.grammar.test_compiler import accepts, schema_spec
+from tests.models.walks import PADDED_VOCAB
 
 TEXT = {"type": "string"}
 
@@ -140,6 +146,44 @@ def test_options_that_exclude_each_other_are_accepted(
     else:
         with pytest.raises(GrammarError, match="oneOf"):
             check_grammar(schema)
+
+
+ONE_KEY = {
+    "type": "object",
+    "properties": {name: {"type": "integer"} for name in "abc"},
+    "additionalProperties": True,
+}
+
+
+@pytest.mark.parametrize(
+    "required",
+    [
+        [["a"], ["b"]],
+        [["a"], ["b"], ["c"]],
+        [["a", "b"], ["b", "c"]],
+        [["a"], ["b", "c"]],
+        [["a"], ["a", "b"]],
+        [["a"], ["x"]],
+        [["a"], []],
+    ],
+    ids=str,
+)
+def test_exactly_one_set_of_keys(required: list[list[str]]) -> None:
+    vocabulary = ByteVocabulary()
+    schema = {**ONE_KEY, "oneOf": [{"required": names} for names in required]}
+    compiled = GrammarCompiler(vocabulary, PADDED_VOCAB).compile(schema_spec(schema))
+    is_valid = jsonschema.Draft202012Validator(schema).is_valid
+    for names in (n for size in range(4) for n in combinations("abcx", size)):
+        document = dict.fromkeys(names, 1)
+        is_allowed = accepts(compiled.new_constraint(), vocabulary, json.dumps(document))
+        assert is_allowed is is_valid(document), document
+
+
+@pytest.mark.parametrize("node", [{}, {"type": ["object", "null"]}])
+def test_what_is_no_object_has_no_keys(node: dict[str, Any]) -> None:
+    """A text has neither key, so both options allow it."""
+    with pytest.raises(GrammarError, match="oneOf"):
+        check_grammar(schema_spec({**node, "oneOf": [{"required": ["a"]}, {"required": ["b"]}]}))
 
 
 @pytest.mark.parametrize("pattern", [r"^\x01$", r"^[\x00-\x07]$", "^\x7f+$", r"a\u0003"])

@@ -226,7 +226,8 @@ def test_an_adapter_makes_gguf_weights_float(tmp_path: Path) -> None:
     plain, _ = build(path, "transformers")
     write_adapter(tmp_path / "mine", plain.model.module, projections())  # type: ignore[attr-defined]
     engine, _ = build(path, "auto", adapter=str(tmp_path / "mine"))
-    assert engine.model.info.backend == "transformers"
+    info = engine.model.info
+    assert (info.backend, info.file_format) == ("transformers", "gguf")
     with pytest.raises(ModelLoadError, match="not into quantised weights"):
         build(path, "native", adapter=str(tmp_path / "mine"))
     beside, _ = build(path, "auto", lora=(f"mine={tmp_path / 'mine'}",))

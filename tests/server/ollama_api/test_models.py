@@ -23,7 +23,7 @@ def test_the_list(client: TestClient) -> None:
     created = datetime.fromisoformat(model.pop("modified_at"))
     assert abs((datetime.now(UTC) - created).total_seconds()) < 600
     details = {
-        **{"parent_model": "", "format": "", "family": "llama", "families": ["llama"]},
+        **{"parent_model": "", "format": "gguf", "family": "llama", "families": ["llama"]},
         **{"parameter_size": "1M", "quantization_level": "float32"},
     }
     assert model == {
@@ -131,12 +131,12 @@ def test_models_are_loaded_and_unloaded(tmp_path: Path) -> None:
         assert loaded(client) == ["a:latest", "b:latest"]
         them.loader.started.clear()
         for _ in range(2):
-            for zero in (0, "0", "0s", 0.0):
+            for zero in (0, "0", "0s", 0.0, "0h0m0s", "-0.0ms"):
                 done = ask(client, "/api/generate", model="a", keep_alive=zero)["done_reason"]
                 assert done == "unload"
                 assert loaded(client) == ["b:latest"]
         assert them.loader.started == []
-        assert ask(client, model="b", messages=[], keep_alive="10m")["done_reason"] == "load"
+        assert ask(client, model="b", messages=[], keep_alive="0h10m0s")["done_reason"] == "load"
         assert ask(client, "/api/embed", model="b", keep_alive=0)["embeddings"] == []
         assert loaded(client) == []
 

@@ -291,6 +291,23 @@ def test_images_are_read(client: TestClient) -> None:
         assert "'images[0]'" in error(client, "/api/generate", prompt="x", images=["AAAA"])
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_too_many_images_are_refused_before_they_are_read(client: TestClient, path: str) -> None:
+    images = ["!"] * 41
+    fields: Any = {"prompt": "x", "images": images}
+    if path == "/api/chat":
+        fields = {"messages": [{**USER, "images": images[:20]}, {**USER, "images": images[20:]}]}
+    assert "41 images, and at most 32" in error(client, path, **fields)
+
+
+def test_roles_may_have_capitals(client: TestClient, engine: FakeEngine) -> None:
+    roles = [{"role": role, "content": role} for role in ("System", "USER", "Assistant", "User")]
+    ask(client, messages=roles)
+    prompt = engine.prompt
+    ask(client, messages=[{**message, "role": message["role"].lower()} for message in roles])
+    assert engine.prompt == prompt
+
+
 def test_audio_stands_among_the_images() -> None:
     engine = FakeEngine(
         model=model_info(images=IMAGES, audio=AUDIO),

@@ -181,6 +181,19 @@ def test_tags_are_kept(schema: Any, may_be_empty: bool) -> None:
     assert is_allowed(tool, "gemma4", "<|tool_call>call:f{}<tool_call|>") is may_be_empty
 
 
+def test_one_of_two_keys_is_kept_in_tags_and_enforced_in_json() -> None:
+    schema = {**AB, "oneOf": EITHER}
+    tool, left_out = enforced(schema, format=FORMATS["qwen_coder"])
+    assert left_out == [".oneOf"]
+    assert is_allowed(tool, "qwen_coder", tag_call(a="x"))
+    assert not is_allowed(tool, "qwen_coder", tag_call())
+    tool, left_out = enforced(schema, format=FORMATS["hermes"])
+    assert left_out == []
+    both = '<tool_call>\n{"name": "f", "arguments": {"a": "x", "b": "y"}}\n</tool_call>'
+    assert not is_allowed(tool, "hermes", both)
+    assert is_allowed(tool, "hermes", both.replace(', "b": "y"', ""))
+
+
 def test_a_key_that_no_tag_can_have_is_written_as_json() -> None:
     tool, _ = enforced(record(a=TEXT, **{"<c>": TEXT}))
     text = '<tool_call>\n<function=f>\n{"<c>": "x"}\n</function>\n</tool_call>'
