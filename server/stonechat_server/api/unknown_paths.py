@@ -29,6 +29,10 @@ MANAGEMENT = ("/api/create", "/api/copy", "/api/push", "/api/delete", "/api/blob
 NO_MEDIA = "No audio, images or video are made here: the models write text."
 NO_STORAGE = "No threads, conversations or chat completions are stored here."
 NO_BACKGROUND = "An answer comes in its request: nothing runs in the background."
+NO_COMPACTION = (
+    "Conversations are not compacted here; with 'truncation' set to 'auto', the oldest items are "
+    "left out where they leave too little room."
+)
 ONE_PIECE = "A file is uploaded in one piece, with POST /v1/files."
 NO_CLASSES = "Classes are not served, nor hidden states; POST /v1/rerank and /v1/score give scores."
 CHAT_INSTEAD = "That is another server's own API; here, use POST /v1/chat/completions."
@@ -61,6 +65,7 @@ NOTES = {
     "/vector_stores": NO_STORAGE,
     "/chat/completions": NO_STORAGE,
     "/responses": NO_BACKGROUND,
+    "/responses/compact": NO_COMPACTION,
     "/messages/batches": NO_STORAGE,
     "/fine_tuning": "Models are not trained here.",
     "/moderations": "There is no moderation model here.",
@@ -115,9 +120,11 @@ class ServedPaths:
         if "GET" in methods and "HEAD" not in methods:  # it is answered wherever GET is
             methods = [*methods, "HEAD"]
         allowed = ", ".join(methods)
+        tidy = _tidy(path).removeprefix("/v1")
+        note = f" {NOTES[tidy]}" if tidy == "/responses/compact" else ""
         return APIError(
             405,
-            f"{_shown(method, path)} is not allowed; allowed: {allowed}.",
+            f"{_shown(method, path)} is not allowed; allowed: {allowed}.{note}",
             code="method_not_allowed",
             headers={"Allow": allowed},
         )

@@ -60,7 +60,7 @@ def _with_ids(response: StoredResponse) -> Iterator[tuple[str, msgspec.Raw]]:
             known = msgspec.json.decode(item, type=_Item)
             id = known.id
             if not id or id in seen:
-                id = item_id(PREFIXES[known.type], turn.id, number, "in")
+                id = item_id(PREFIXES.get(known.type, "item"), turn.id, number, "in")
             seen.add(id)
             yield id, item
 

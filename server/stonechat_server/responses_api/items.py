@@ -155,8 +155,30 @@ class AdditionalTools(WireModel):
     id: str | None = None
 
 
+class ShellCall(WireModel):
+    """A call of a tool of another service that ran on the client's machine: that of a function."""
+
+    type: Literal["local_shell_call", "shell_call", "apply_patch_call"]
+    action: Any = None
+    operation: Any = None
+    call_id: str | None = None
+    id: str | None = None
+    status: str | None = None
+
+
+class ShellOutput(WireModel):
+    """The result of such a call, as text or as any JSON."""
+
+    type: Literal["local_shell_call_output", "shell_call_output", "apply_patch_call_output"]
+    output: Any = None
+    call_id: str | None = None
+    id: str | None = None
+    status: str | None = None
+    max_output_length: Any = None
+
+
 class HostedItem(WireModel):
-    """A call of a hosted tool, its result, or what manages stored context: refused."""
+    """A call that another service ran itself, or its result: left out."""
 
     type: Literal[
         "file_search_call",
@@ -172,17 +194,14 @@ class HostedItem(WireModel):
         "tool_search_call",
         "tool_search_output",
         "configuration_update",
-        "compaction",
-        "compaction_trigger",
-        "local_shell_call",
-        "local_shell_call_output",
-        "shell_call",
-        "shell_call_output",
-        "apply_patch_call",
-        "apply_patch_call_output",
-        "program",
-        "program_output",
     ]
+    id: str | None = None
+
+
+class OpaqueItem(WireModel):
+    """A part of the conversation that only another service can read: refused."""
+
+    type: Literal["compaction", "compaction_trigger", "program", "program_output"]
 
 
 def _with_type(item: object) -> object:
@@ -201,7 +220,10 @@ Item = Annotated[
     | Reasoning
     | ItemReference
     | AdditionalTools
-    | HostedItem,
+    | ShellCall
+    | ShellOutput
+    | HostedItem
+    | OpaqueItem,
     Field(discriminator="type"),
     BeforeValidator(_with_type),
 ]

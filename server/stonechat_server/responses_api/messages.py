@@ -4,6 +4,7 @@ What the model wrote between two inputs is several items here and one message th
 its text and its calls.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ class Conversation:
     messages: list[chat.Message] = field(default_factory=list)
     names: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
-    """Paths of reasoning that cannot be read."""
+    """Paths of reasoning that cannot be read, and of calls that another service ran."""
 
     def add(self, message: chat.Message, path: str) -> None:
         """Append a message that comes from `path`."""
@@ -69,6 +70,10 @@ def _add_items(conversation: Conversation, paths: Sequence[str], given: Sequence
     for path, item in zip(paths, given, strict=True):
         if isinstance(item, items.AdditionalTools):
             continue
+        if isinstance(item, items.HostedItem):
+            if path != PREVIOUS:
+                conversation.ignored.append(path)
+            continue
         if _is_from_model(item):
             if answer is None or not answer.takes(item):
                 _add_answer(conversation, answer)
@@ -88,7 +93,8 @@ def _add_items(conversation: Conversation, paths: Sequence[str], given: Sequence
 def _is_from_model(item: Item) -> bool:
     if isinstance(item, items.Message):
         return item.role == "assistant"
-    return isinstance(item, items.Reasoning | items.FunctionCall | items.CustomToolCall)
+    calls = items.FunctionCall | items.CustomToolCall | items.ShellCall
+    return isinstance(item, items.Reasoning | calls)
 
 
 def _add_answer(conversation: Conversation, answer: "_Answer | None") -> None:
@@ -136,6 +142,14 @@ class _Answer:
                 self.calls.append(
                     chat.CustomToolCall(id=item.call_id, type="custom", custom=custom)
                 )
+            case items.ShellCall():
+                function = chat.FunctionCall(
+                    name=item.type.removesuffix("_call"),
+                    arguments=json.dumps(item.action or item.operation or {}),
+                )
+                self.calls.append(
+                    chat.FunctionToolCall(id=call_id(item), type="function", function=function)
+                )
 
     def message(self) -> chat.AssistantMessage:
         text, reasoning = "".join(self.texts), "".join(self.reasoning)
@@ -146,6 +160,11 @@ class _Answer:
             tool_calls=self.calls or None,
             **extra,
         )
+
+
+def call_id(item: items.ShellCall | items.ShellOutput) -> str:
+    """The id of a call, which older services give as that of the item."""
+    return item.call_id or item.id or ""
 
 
 def reasoning_text(item: items.Reasoning) -> str:
@@ -178,6 +197,9 @@ def _to_message(item: Item, path: str) -> chat.Message:
             if item.name:
                 message.name = joined_name(item.namespace, item.name)
             return message
+        case items.ShellOutput():
+            output = item.output if isinstance(item.output, str) else json.dumps(item.output)
+            return chat.ToolMessage(role="tool", content=output, tool_call_id=call_id(item))
         case items.Message(role="system"):
             return chat.SystemMessage(role="system", content=_text(item.content, f"{path}.content"))
         case items.Message(role="developer"):

@@ -69,7 +69,7 @@ def read(
     tools = read_tools(wire.tools or (), wire.tool_choice, _tool_items(given, history))
     conversation = to_messages(wire.instructions, history, given)
     chat = with_own_names(_to_chat(wire, conversation, tools))
-    left_out = tuple(f"{path}." for path in tools.ignored)
+    left_out = tuple(f"{path}." for path in tools.ignored + conversation.ignored)
     unknown = [path for path in ignored_params(wire, FIELDS) if not path.startswith(left_out)]
     ignored = unknown + conversation.ignored + tools.ignored
     return Reading(

@@ -126,7 +126,11 @@ def test_a_plain_request_stays_as_it_is(client: TestClient) -> None:
     [
         ("chat/completions", {"thinking_token_budget": 5}, "thinking_token_budget"),
         ("chat/completions", {"reasoning": {"max_tokens": 5}}, "reasoning.max_tokens"),
-        ("chat/completions", {"thinking": {"budget_tokens": 5}}, "thinking.budget_tokens"),
+        (
+            "chat/completions",
+            {"thinking": {"type": "enabled", "budget_tokens": 5}},
+            "thinking.budget_tokens",
+        ),
         ("chat/completions", {"max_new_tokens": 5, "min_tokens": 6}, "min_tokens"),
         ("chat/completions", {"max_tokens": 5, "min_new_tokens": 6}, "min_new_tokens"),
         ("completions", {"n_predict": 5, "min_new_tokens": 6}, "min_new_tokens"),

@@ -1,5 +1,6 @@
 """Requests to `/v1/responses`: what reaches the prompt and the engine, and what is refused."""
 
+import json
 import re
 from typing import Any
 
@@ -418,3 +419,47 @@ def test_hosted_tools_in_items_are_refused(client: TestClient) -> None:
     many = [{**WEATHER, "name": f"f{i}"} for i in range(129)]
     error = error_of(post(client, input=[{**item, "tools": many}, USER]))
     assert "128 tools" in error["message"]
+
+
+@pytest.mark.parametrize("key", ["call_id", "id"])
+@pytest.mark.parametrize(
+    ("kind", "given", "output"),
+    [
+        ("local_shell", {"action": {"command": ["ls"]}}, "a.txt"),
+        ("shell", {"action": {"commands": ["ls"]}}, [{"stdout": "a"}]),
+        ("apply_patch", {"operation": {"type": "delete_file"}}, None),
+    ],
+)
+def test_a_call_of_another_service_is_shown_as_that_of_a_function(
+    client: TestClient, engine: FakeEngine, kind: str, given: Any, output: Any, key: str
+) -> None:
+    theirs = {"type": f"{kind}_call", key: "c1", "status": "completed", **given}
+    result = {"type": f"{kind}_call_output", key: "c1", "output": output}
+    response = post(client, input=[USER, theirs, result])
+    assert "x-ignored-params" not in response.headers
+    seen, (arguments,) = engine.prompt, given.values()
+    same: list[dict[str, Any]] = [
+        {"type": "function_call", "name": kind, "arguments": json.dumps(arguments)},
+        {"type": "function_call_output"},
+    ]
+    same[1]["output"] = output if isinstance(output, str) else json.dumps(output)
+    assert seen == prompt(
+        client, engine, input=[USER, *({**item, "call_id": "c1"} for item in same)]
+    )
+
+
+def test_what_another_service_ran_is_left_out_and_named(
+    client: TestClient, engine: FakeEngine
+) -> None:
+    searches = [
+        {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {"query": "x"}},
+        {"type": "tool_search_call", "call_id": "c", "execution": "client", "arguments": {}},
+        {"type": "mcp_list_tools", "server_label": "x", "tools": [{"name": "y"}]},
+    ]
+    plain = prompt(client, engine, input=[USER, USER])
+    response = post(client, input=[USER, *searches, USER])
+    assert response.headers["x-ignored-params"] == "input[1], input[2], input[3]"
+    assert engine.prompt == plain
+    items = client.get(f"/v1/responses/{response.json()['id']}/input_items").json()["data"]
+    assert [item["type"] for item in reversed(items)][1:4] == [item["type"] for item in searches]
+    ask(client, input=[USER], previous_response_id=response.json()["id"])

@@ -52,7 +52,6 @@ USER = {"role": "user", "content": "hi"}
             },
             "tool_choice.tools[0]",
         ),
-        ({"input": [USER, {"type": "web_search_call", "id": "ws_1"}]}, "input[1]"),
         ({"input": [USER, {"type": "compaction", "encrypted_content": "x"}]}, "input[1]"),
         (
             {"input": [USER, {"role": "user", "content": [{"type": "input_file"}]}]},

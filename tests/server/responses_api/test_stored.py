@@ -145,7 +145,7 @@ def test_what_fails_is_not_stored(client: TestClient, engine: FakeEngine, stream
     for previous in (None, first["id"]):
         post(client, input="hi", stream=streams, previous_response_id=previous)
     post(client, input="x" * 9000, previous_response_id=first["id"])  # too long for the model
-    post(client, input=[{"type": "web_search_call"}], previous_response_id=first["id"])
+    post(client, input=[{"type": "compaction"}], previous_response_id=first["id"])
     assert (store.num_responses, store.num_bytes) == before
 
 
