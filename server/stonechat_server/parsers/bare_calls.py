@@ -1,7 +1,7 @@
 """Reads an answer that begins with calls as plain JSON, without the marks of the tool format.
 
 Small models answer so. The JSON is an object with `name` and `arguments` (or `parameters`), several
-such objects, or a list of them; a code fence may surround it.
+such objects, or a list of them; a code fence, or a tag such as `<tools>`, may surround it.
 """
 
 from dataclasses import replace
@@ -44,6 +44,7 @@ class BareCallParser(WrappingParser):
             names.schemas,
             closing_mark(format),
             needs_fence=_needs_fence(format),
+            trigger=format.trigger,
         )
         self._num_calls = 0
 

@@ -3,14 +3,21 @@
 import re
 from collections.abc import Collection
 
-from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
+from stonechat_server.tool_formats.layout import DictLayout, JsonLayout, TagLayout, ToolFormat
 from stonechat_server.tool_formats.openings import closing_mark, inner_opening
 
 
 def inner_triggers(format: ToolFormat, functions: Collection[str]) -> tuple[str, ...]:
     """The texts that open a call of one of `functions` without the section around it."""
-    opening = inner_opening(format)
-    return tuple(opening + name for name in functions) if opening else ()
+    opening, layout = inner_opening(format), format.layout
+    if opening or not format.trigger:
+        return tuple(opening + name for name in functions) if opening else ()
+    match layout:
+        case DictLayout(before_name=before):
+            return tuple(f"{before}{name}{{" for name in functions)
+        case TagLayout(before_name="", before_key=key):
+            return tuple(name + gap + key.strip() for name in functions for gap in ("", "\n"))
+    return ()
 
 
 def object_openings(format: ToolFormat, functions: Collection[str]) -> tuple[str, ...]:

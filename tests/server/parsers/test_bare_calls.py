@@ -49,6 +49,9 @@ CALLS: dict[str, tuple[str, str, list[tuple[str, Any]]]] = {
     "in a fence": (f"```json\n{PARIS}\n```", "", [PARIS_CALL]),
     "in a plain fence": (f"``` \n{PARIS}```\n", "", [PARIS_CALL]),
     "in a fence that is not closed": (f"```json\n{PARIS}\n``", "", [PARIS_CALL]),
+    "in a tag": (f"<tools>\n{PARIS}\n</tools>", "", [PARIS_CALL]),
+    "in a tag that is not closed": (f"<function_call>{PARIS}", "", [PARIS_CALL]),
+    "a list in a tag": (f"<json>[{PARIS}, {GET}]</json> Ok", "Ok", [PARIS_CALL, GET_CALL]),
     "a list": (f"[{PARIS}, {GET}]", "", [PARIS_CALL, GET_CALL]),
     "a list in a fence": (f"```json\n[\n{PARIS},\n{GET}\n]\n```", "", [PARIS_CALL, GET_CALL]),
     "several": (f"{PARIS}\n{GET}", "", [PARIS_CALL, GET_CALL]),
@@ -87,6 +90,11 @@ TEXTS = [
     "```python\nprint(1)\n```",
     "```json\n[1]\n```",
     "````",
+    f"<div>{PARIS}</div>",
+    f"<tools>\n{PARIS[:-1]}",
+    "<tools>\n</tools>",
+    "<json> {}",
+    "<to",
     "`get`",
 ]
 
@@ -138,6 +146,8 @@ def test_other_text_stays_text(text: str) -> None:
         ("[1", "[1"),
         ("[{", ""),
         ("```py", "```py"),
+        ("<t", ""),
+        ("<th", "<th"),
         ("```json\n", ""),
         ('{"name": "get_wea', ""),
         ('{"name": "get_weather", "arguments": {"city": 3}', "all"),
@@ -170,7 +180,7 @@ def test_other_formats() -> None:
     assert read([f"[{PARIS}]</TOOLCALL>"], NEMOTRON) == ("", [PARIS_CALL])
 
 
-LLAMA_JSON, XLAM = FORMATS["llama_json"], FORMATS["xlam"]
+LLAMA_JSON, XLAM, GRANITE = FORMATS["llama_json"], FORMATS["xlam"], FORMATS["granite"]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +193,8 @@ LLAMA_JSON, XLAM = FORMATS["llama_json"], FORMATS["xlam"]
         (LLAMA_JSON, f'{{"type":"function",{GET[1:]}', "", [GET_CALL]),
         (LLAMA_JSON, '```json\n{"a": 1}\n```', '```json\n{"a": 1}\n```', []),
         (LLAMA_JSON, "Hello ```", "Hello ```", []),
+        (LLAMA_JSON, f"<tool_call>{GET}</tool_call>", "", [GET_CALL]),
+        (GRANITE, f"<tool_call>[{PARIS}]", "", [PARIS_CALL]),
         (XLAM, f"```json\n[{PARIS}, {GET}]\n```", "", [PARIS_CALL, GET_CALL]),
         (XLAM, f"[{PARIS}]", "", [PARIS_CALL]),
     ],

@@ -36,5 +36,8 @@ def test_a_tag_with_a_known_name_opens_a_call() -> None:
     assert of("qwen_coder") == ("<function=now", "<function=add")
     assert of("minimax") == ('<invoke name="now', '<invoke name="add')
     assert of("kimi") == ("<|tool_call_begin|>functions.now", "<|tool_call_begin|>functions.add")
-    for name in ("hermes", "llama_json", "pythonic", "glm", "nemotron", "mistral", "harmony"):
+    glm = ("now<arg_key>", "now\n<arg_key>", "add<arg_key>", "add\n<arg_key>")
+    assert of("glm") == glm
+    assert of("gemma4") == of("function_gemma") == ("call:now{", "call:add{")
+    for name in ("hermes", "llama_json", "pythonic", "nemotron", "mistral", "harmony"):
         assert of(name) == ()

@@ -181,6 +181,17 @@ def test_a_call_after_text_and_after_reasoning(name: str) -> None:
     check(family, f"<think>Hm.</think>\n\n{text}", calls, reasoning="Hm.")
 
 
+@pytest.mark.parametrize("name", ["glm", "gemma4", "function_gemma", "qwen_coder", "seed"])
+def test_a_call_without_the_mark_that_opens_it(name: str) -> None:
+    family = FAMILIES[name]
+    text, calls = written(family, 1)
+    text = text.removeprefix(FORMATS[name].trigger).lstrip()
+    for end in (text, text.removesuffix(FORMATS[name].layout.after_arguments)):  # type: ignore[union-attr]
+        found = read(specify(family, family.template), [f"I look.\n{end}"])
+        assert found == ("I look.", "", calls)
+        assert read(specify(family, family.template), [*f"I look.\n{end}", ""]) == found
+
+
 @pytest.mark.parametrize("name", families())
 def test_an_answer_without_a_call(name: str) -> None:
     check(

@@ -12,6 +12,8 @@ from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallS
 
 _FENCE = "```"
 _OPENING_FENCES = (_FENCE, _FENCE + "json")
+_OPENING_TAGS = ("<tools>", "<tool_call>", "<tool_calls>", "<function_call>", "<json>")
+"""Tags that models put around such calls, beside the marks of their own format."""
 _ARGUMENT_KEYS = ("arguments", "parameters")
 _TEXT_KEYS = ("name", "type", "id")
 
@@ -34,7 +36,9 @@ class BareCallReader:
         closing_mark: str = "",
         *,
         needs_fence: bool = False,
+        trigger: str = "",
     ) -> None:
+        """`trigger` opens the calls of the format itself, which are not read here."""
         self.held = ""
         """The text since the beginning, or since the last call."""
         self.is_over = False
@@ -45,6 +49,7 @@ class BareCallReader:
         self._functions = functions
         self._schemas = schemas
         self._needs_fence = needs_fence
+        self._tags = [tag for tag in _OPENING_TAGS if tag != trigger]
         self._closings = [closing_mark] if closing_mark else []
         self._closing: LiteralMatcher | None = None
         self._is_list = False
@@ -75,6 +80,9 @@ class BareCallReader:
         if char == "`":
             self._word, self._state = "", self._in_fence
             self._in_fence(char)
+        elif char == "<":
+            self._word, self._state = "", self._in_tag
+            self._in_tag(char)
         elif not self._needs_fence:
             self._before_list(char)
         elif not char.isspace():
@@ -88,6 +96,14 @@ class BareCallReader:
             return
         self._word += char.lower()
         if not any(fence.startswith(self._word) for fence in _OPENING_FENCES):
+            self._fail()
+
+    def _in_tag(self, char: str) -> None:
+        self._word += char
+        if self._word in self._tags:
+            self._closings.append(self._word.replace("<", "</"))
+            self._state = self._before_list
+        elif not any(tag.startswith(self._word) for tag in self._tags):
             self._fail()
 
     def _before_list(self, char: str) -> None:
