@@ -174,6 +174,8 @@ class ChatTemplate:
         trials = self._trials
         if trials.arguments == "text":
             messages = call_repairs.with_text_arguments(messages)
+        elif call_repairs.has_broken_arguments(messages) and not trials.shows_text_arguments:
+            messages = call_repairs.with_object_arguments(messages)
         if trials.text_beside_calls == "apart":
             messages = call_repairs.with_text_apart(messages)
         elif trials.text_beside_earlier_calls == "apart":

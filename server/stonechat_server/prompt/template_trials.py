@@ -88,6 +88,12 @@ class TemplateTrials:
         return "unknown" if as_text is None else "text"
 
     @cached_property
+    def shows_text_arguments(self) -> bool:
+        """Whether arguments that are JSON text are in the prompt."""
+        prompt = self._try(_calls(TEXT, content=self.call_content), [TOOL])
+        return MARK in (prompt or "")
+
+    @cached_property
     def shows_several_calls(self) -> bool:
         """Whether a message may have more than one call, and all of them are in the prompt."""
         one = self._try(self._call_turn(), [TOOL])

@@ -61,6 +61,16 @@ def test_broken_arguments_go_under_one_key_where_keys_are_needed() -> None:
     assert '<parameter=arguments>\n{"path": "/tm\n</parameter>' in prompt
 
 
+def test_broken_arguments_are_shown_where_a_template_leaves_them_out() -> None:
+    """Like GLM 4.6."""
+    guarded = "(call.function.arguments if call.function.arguments is mapping else {}) | items"
+    source = TAGGED_ARGUMENTS.replace("call.function.arguments | items", guarded)
+    assert guarded in source
+    for text in ('{"path": "/tm', '["/tm"]', "/tm"):
+        prompt = render(source, USER, answer(tool_calls=[call(text)]), result())
+        assert f"<parameter=arguments>\n{text}\n</parameter>" in prompt
+
+
 def count_renders(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     plain_render = Template.render
