@@ -22,6 +22,7 @@ from stonechat_server.tool_formats.layout import CDATA_END, CDATA_START, TagLayo
 
 _NO_CDATA = r"/(([^<]|<[^!])(?s:.*)|<)?/"
 """Text that does not begin like `CDATA_START`."""
+_PYTHON_WORDS = {"boolean": ["True", "False"], "null": ["None"]}
 _KEY = re.compile(r"[^<>\"\s][^<>\"\n]*")
 
 
@@ -81,7 +82,10 @@ class TagArguments:
         openings = self.layout.after_json_keys or (self.layout.after_key,)
         spaced = self.writer.spaced
         opening = choice(map(spaced, openings)) if len(openings) > 1 else spaced(openings[0])
-        return sequence(opening, json_value(value), spaced(self.layout.after_value))
+        written = [json_value(value)]
+        if not self.layout.after_json_keys:
+            written += map(quoted, _python_words(value))
+        return sequence(opening, choice(written), spaced(self.layout.after_value))
 
     def _text(self, value: Mapping[str, Any], rule: str) -> str:
         literals = value.get("enum", [value["const"]] if "const" in value else None)
@@ -160,3 +164,15 @@ class TagArguments:
         """The closing tag, and the text that the layout has after it."""
         tag = self.layout.after_value.strip()
         return tag, self.layout.after_value.partition(tag)[2]
+
+
+def _python_words(value: Mapping[str, Any] | bool) -> list[str]:
+    """Python's words for truth values and null, if they are values of the schema.
+
+    Templates that write values with Jinja's `string` show them so.
+    """
+    options = value.get("anyOf", [value]) if isinstance(value, Mapping) else []
+    plain = [o for o in options if isinstance(o, Mapping) and o.keys() <= {"type", "$defs"}]
+    types = [option.get("type") for option in plain]
+    kinds = [kind for type in types for kind in (type if isinstance(type, list) else [type])]
+    return [word for kind in kinds for word in _PYTHON_WORDS.get(str(kind), [])]

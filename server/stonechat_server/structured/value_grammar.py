@@ -174,7 +174,8 @@ class ValueGrammar:
     def _constant(self, value: Any) -> str:
         """An expression for one value."""
         if isinstance(value, bool) or value is None:
-            texts = [json.dumps(value), *([] if self.quote else [str(value)])]
+            has_word = value is None or not self.quote  # Gemma's template writes None
+            texts = [json.dumps(value), *([str(value)] if has_word else [])]
             return choice(map(quoted, texts))
         if not isinstance(value, str):
             return json_value({"const": value})

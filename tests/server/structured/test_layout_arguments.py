@@ -181,6 +181,29 @@ def test_tags_are_kept(schema: Any, may_be_empty: bool) -> None:
     assert is_allowed(tool, "gemma4", "<|tool_call>call:f{}<tool_call|>") is may_be_empty
 
 
+BOOLEAN, NULL = {"type": "boolean"}, {"type": "null"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "word", "value"),
+    [
+        (BOOLEAN, "True", True),
+        (BOOLEAN, "false", False),
+        ({"anyOf": [BOOLEAN, NULL], "default": None}, "False", False),
+        ({"type": ["boolean", "null"]}, "None", None),
+        ({"anyOf": [{"type": "integer"}, NULL]}, "None", None),
+        ({"type": "integer"}, "True", ...),
+        (TEXT, "True", "True"),
+    ],
+)
+def test_words_of_python_between_tags(schema: Any, word: str, value: object) -> None:
+    """Templates of Qwen3-Coder and others write such values so, and models do as well."""
+    tool, _ = enforced({**record(a=schema), "required": ["a"]})
+    assert is_allowed(tool, "qwen_coder", tag_call(a=word)) is (value is not ...)
+    if value is not ...:
+        assert arguments(tool, "qwen_coder", tag_call(a=word)) == {"a": value}
+
+
 def test_one_of_two_keys_is_kept_in_tags_and_enforced_in_json() -> None:
     schema = {**AB, "oneOf": EITHER}
     tool, left_out = enforced(schema, format=FORMATS["qwen_coder"])
