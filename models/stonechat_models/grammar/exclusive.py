@@ -45,7 +45,11 @@ def exclusive_keys(required: list[frozenset[str]]) -> list[Schema] | None:
             if len(ways) > _MAX_OPTIONS:
                 return None
         found += [
-            {"required": sorted(keys), "properties": dict.fromkeys(absent, False)}
+            {
+                "required": sorted(keys),
+                "properties": dict.fromkeys(absent, False),
+                "additionalProperties": True,
+            }
             for absent in sorted(map(sorted, ways))
         ]
     return found if 0 < len(found) <= _MAX_OPTIONS else None

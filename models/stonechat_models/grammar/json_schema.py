@@ -35,6 +35,7 @@ COMPILE_OPTIONS = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nr
 """Without `\\u` a key has one spelling: no declared property can be spelled in another way."""
 
 _CONJUNCTIONS = frozenset(("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"))
+_REQUIREMENTS = frozenset(("required", "type", "properties", "additionalProperties"))
 _OBJECT_KEYS = frozenset(("properties", "required", "additionalProperties", "patternProperties"))
 _OTHER_PROPERTIES = frozenset(
     ("additionalProperties", "patternProperties", "unevaluatedProperties")
@@ -113,15 +114,23 @@ def _joins_objects(node: dict[str, Any]) -> bool:
 
 
 def _only_requires(node: Schema, key: str) -> bool:
-    """Return whether all parts of the keyword `key` only require properties that `node` has."""
+    """Return whether all parts of the keyword `key` only require properties that `node` has, or
+    forbid some of them (see `exclusive_keys`)."""
     parts, properties = node[key], node.get("properties")
     if not isinstance(parts, list) or not isinstance(properties, dict):
         return False
     for part in parts:
-        if not isinstance(part, dict) or part.keys() - {"required", "type"}:
+        if not isinstance(part, dict) or part.keys() - _REQUIREMENTS:
+            return False
+        forbidden = part.get("properties", {})
+        if forbidden and not (isinstance(forbidden, dict) and not any(forbidden.values())):
+            return False
+        if part.get("additionalProperties", True) is not True:
             return False
         required = part.get("required", [])
         if not isinstance(required, list) or set(map(str, required)) - properties.keys():
+            return False
+        if forbidden.keys() - properties.keys():
             return False
     return True
 

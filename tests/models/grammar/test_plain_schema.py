@@ -179,6 +179,21 @@ def test_exactly_one_set_of_keys(required: list[list[str]]) -> None:
         assert is_allowed is is_valid(document), document
 
 
+@pytest.mark.parametrize("required", [[["a"], ["b"]], [["a"], []]], ids=str)
+def test_such_an_object_takes_no_other_keys(required: list[list[str]]) -> None:
+    """Like any object that does not mention `additionalProperties`."""
+    vocabulary, options = ByteVocabulary(), [{"required": names} for names in required]
+    closed = {**ONE_KEY, "oneOf": options, "additionalProperties": False}
+    is_valid = jsonschema.Draft202012Validator(closed).is_valid
+    given = {key: value for key, value in closed.items() if key != "additionalProperties"}
+    schema = {"type": "object", "properties": {"x": given}}
+    compiled = GrammarCompiler(vocabulary, PADDED_VOCAB).compile(schema_spec(schema))
+    for names in ("", "a", "c", "ac", "ab", "ax", "x"):
+        document = dict.fromkeys(names, 1)
+        is_allowed = accepts(compiled.new_constraint(), vocabulary, json.dumps({"x": document}))
+        assert is_allowed is is_valid(document), names
+
+
 @pytest.mark.parametrize("node", [{}, {"type": ["object", "null"]}])
 def test_what_is_no_object_has_no_keys(node: dict[str, Any]) -> None:
     """A text has neither key, so both options allow it."""
