@@ -134,7 +134,6 @@ def test_a_plain_request_stays_as_it_is(client: TestClient) -> None:
         ("chat/completions", {"max_new_tokens": 5, "min_tokens": 6}, "min_tokens"),
         ("chat/completions", {"max_tokens": 5, "min_new_tokens": 6}, "min_new_tokens"),
         ("completions", {"n_predict": 5, "min_new_tokens": 6}, "min_new_tokens"),
-        ("completions", {"n_predict": 5000}, "n_predict"),
     ],
 )
 def test_errors_name_what_the_client_sent(
