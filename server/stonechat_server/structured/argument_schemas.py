@@ -187,8 +187,8 @@ def _is_record(schema: dict[str, Any]) -> bool:
 
 
 def _writes_json(format: ToolFormat | None) -> bool:
-    """Whether arguments are one JSON object."""
-    return format is not None and isinstance(format.layout, JsonLayout | HarmonyLayout)
+    """Whether arguments are one JSON object. So they are if the format is not known."""
+    return format is None or isinstance(format.layout, JsonLayout | HarmonyLayout)
 
 
 def _step(name: str | int) -> str:

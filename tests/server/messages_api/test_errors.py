@@ -49,7 +49,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"stop_sequences": ["a", ""]}, "stop_sequences[1]"),
     ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
     ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
-    ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
+    ({"tools": [WEATHER, {**WEATHER, "description": "x"}]}, "tools[1].name"),
     ({"tools": [WEATHER, {"type": "web_search_20250305", "name": "w"}]}, "tools[1].type"),
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0].type"),
     (

@@ -97,7 +97,7 @@ def test_what_is_not_supported_is_refused_by_name(
         ({"input": [{"type": "sundry"}]}, "input[0].type"),
         ({"instructions": 1}, "instructions"),
         ({"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name"),
-        ({"tools": [WEATHER, WEATHER]}, "tools[1].name"),
+        ({"tools": [WEATHER, {**WEATHER, "description": "x"}]}, "tools[1].name"),
         ({"tools": [{"type": "function"}]}, "tools[0].name"),
         (
             {
