@@ -150,7 +150,7 @@ def test_a_process_that_was_killed_is_started_again(checker: GrammarChecker) -> 
     assert error_of(checker, GrammarSpec("regex", "ab")) is None
     checker._quick._process.end()
     assert error_of(checker, GrammarSpec("regex", "abc")) is None
-    process = checker._quick._process._process._process
+    process = checker._quick._process._process
     assert process is not None
     process.kill()
     process.wait()
