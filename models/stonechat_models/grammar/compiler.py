@@ -42,7 +42,7 @@ class GrammarConstraint:
     def __init__(self, matcher: LLMatcher, numbers: LLMatcher | None = None) -> None:
         self._matcher = matcher
         self._numbers = numbers
-        self._is_finished = False
+        self.is_finished = False
 
     def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
         """See `TokenConstraint`. Raises `GrammarError` at a limit, or if no token may follow."""
@@ -59,10 +59,10 @@ class GrammarConstraint:
 
     def accept(self, token_id: int) -> None:
         """Advance past a token. If the grammar forbids it, the next `fill_bitmask` raises."""
-        if not self._is_finished:
-            self._is_finished = _consume(self._matcher, token_id)
+        if not self.is_finished:
+            self.is_finished = _consume(self._matcher, token_id)
             if self._numbers is not None and _consume(self._numbers, token_id):
-                self._is_finished = True  # it stops only behind a number, which may end anywhere
+                self.is_finished = True  # it stops only behind a number, which may end anywhere
 
     def allows(self, token_id: int) -> bool:
         """Return whether this token may come next."""
@@ -73,12 +73,8 @@ class GrammarConstraint:
     def fork(self) -> "GrammarConstraint":
         """See `TokenConstraint`."""
         forked = GrammarConstraint(self._matcher.deep_copy(), _copy(self._numbers))
-        forked._is_finished = self._is_finished
+        forked.is_finished = self.is_finished
         return forked
-
-    @property
-    def is_finished(self) -> bool:
-        return self._is_finished
 
 
 def _consume(matcher: LLMatcher, token_id: int) -> bool:

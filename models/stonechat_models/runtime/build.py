@@ -1,11 +1,11 @@
 """Builds an engine from its config: finds the model, chooses how to run it, sizes the KV cache."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models.backends.base import CausalModel
 from stonechat_models.checkpoint import default_model
+from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.generation_config import read_sampling_defaults
 from stonechat_models.checkpoint.headers import ModelHeaders
 from stonechat_models.checkpoint.hf_config import HFConfig
@@ -56,9 +56,6 @@ if TYPE_CHECKING:
     from stonechat_models.backends.native import NativeModel
     from stonechat_models.runtime.ranks.followers import GiveUp
     from stonechat_models.runtime.ranks.parallel_model import ParallelModel
-
-
-Progress = Callable[[str], None]
 
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "mps": 2048, "cpu": 512}
 EMBEDDER_BATCH_TOKENS = {"cuda": 65_536, "mps": 8192, "cpu": 4096}

@@ -51,7 +51,7 @@ class EngineProcess:
         self._restarts = restarts
         self._num_restarts = 0
         self._deliver: Deliver = lambda _: None
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self._is_serving = False
         self._stopping = threading.Event()
         self._stats = EngineStats(num_blocks=ready.model.num_blocks)
@@ -97,10 +97,6 @@ class EngineProcess:
     def is_alive(self) -> bool:
         return self._is_serving and self._child.is_running
 
-    @property
-    def failure(self) -> BaseException | None:
-        return self._failure
-
     def start(self, deliver: Deliver) -> None:
         self._deliver = deliver
         self._is_serving = True
@@ -135,7 +131,7 @@ class EngineProcess:
             logger.error("%s", reason)
             self._stats = EngineStats()
             if self._restarts.max_restarts == 0:
-                self._failure = EngineDeadError(reason)
+                self.failure = EngineDeadError(reason)
                 self._deliver(Died(reason))
                 return
             self._deliver(Died(reason))
@@ -179,8 +175,8 @@ class EngineProcess:
             self._is_serving = not self._stopping.is_set()
             return True
         if not self._stopping.is_set():
-            self._failure = EngineDeadError(
+            self.failure = EngineDeadError(
                 f"the engine has stopped, and {self._num_restarts} restarts did not help"
             )
-            logger.critical("%s", self._failure)
+            logger.critical("%s", self.failure)
         return False

@@ -46,7 +46,7 @@ class EngineThread:
         self.engine = engine
         self.model: ModelInfo = engine.model.info
         self.tokenizer = tokenizer
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
         self._deliver: Deliver = lambda _: None
         self._inbox: queue.SimpleQueue[Message | _CompiledRequest] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._main, name="stonechat-engine", daemon=True)
@@ -55,11 +55,7 @@ class EngineThread:
 
     @property
     def is_alive(self) -> bool:
-        return self._thread.is_alive() and self._failure is None
-
-    @property
-    def failure(self) -> BaseException | None:
-        return self._failure
+        return self._thread.is_alive() and self.failure is None
 
     def start(self, deliver: Deliver) -> None:
         self._deliver = deliver
@@ -82,7 +78,7 @@ class EngineThread:
                     raise EngineDeadError("every request failed in several steps in a row")
         except BaseException as error:
             logger.critical("the engine has stopped", exc_info=error)
-            self._failure = error
+            self.failure = error
             self._deliver(Died(f"the engine has stopped: {error}"))
         finally:
             self._grammars.stop()

@@ -54,7 +54,8 @@ class WorkerProcess:
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **(environment or {}), "PYTHONPATH": search_path},
             )
-        self._pipe = FramePipe(ours)
+        self.pipe = FramePipe(ours)
+        """Once `load` has returned, frames may be sent from any thread, without `send`."""
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         threading.Thread(target=self._write, name="stonechat-outbox", daemon=True).start()
         self.send(Start(config, logging.getLogger().getEffectiveLevel()))
@@ -72,18 +73,7 @@ class WorkerProcess:
 
         Raises `TypeError` if a value cannot be encoded.
         """
-        self._outbox.put(self._pipe.encode(frame))
-
-    def encode(self, frame: Frame) -> bytes:
-        """Return the bytes of a frame for `send_at_once`, here or in another process."""
-        return self._pipe.encode(frame)
-
-    def send_at_once(self, data: bytes) -> None:
-        """Send the bytes of a frame from this thread. `load` has returned.
-
-        Raises `OSError` if the process has ended.
-        """
-        self._pipe.send_encoded(data)
+        self._outbox.put(self.pipe.encode(frame))
 
     def load(
         self, progress: Callable[[str], None], is_wanted: Callable[[], bool] = lambda: True
@@ -94,7 +84,7 @@ class WorkerProcess:
         """
         try:
             while True:
-                while not self._pipe.wait(SECONDS_TO_ASK):
+                while not self.pipe.wait(SECONDS_TO_ASK):
                     if not is_wanted():
                         raise ModelLoadError("the model is not wanted any more")
                 frame = self.receive()
@@ -119,7 +109,7 @@ class WorkerProcess:
         """Return the next frame, or None if the process has ended. Log records are logged here."""
         while True:
             try:
-                frame = self._pipe.receive()
+                frame = self.pipe.receive()
             except (EOFError, OSError):
                 return None
             if not isinstance(frame, Log):
@@ -139,7 +129,7 @@ class WorkerProcess:
     def _write(self) -> None:
         while (data := self._outbox.get()) is not None:
             try:
-                self._pipe.send_encoded(data)
+                self.pipe.send_encoded(data)
             except OSError:
                 logger.debug("a message was discarded: %s has ended", self._name)
 

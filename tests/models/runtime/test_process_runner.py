@@ -255,5 +255,5 @@ def test_a_failed_load_gives_the_reason(config):
 def test_it_ends_with_the_server_even_while_loading(config):
     child = WorkerProcess(config)
     time.sleep(0.5)
-    child._pipe.close()  # as the operating system does when a process ends
+    child.pipe.close()  # as the operating system does when a process ends
     assert child._process.wait(60) == 0

@@ -74,10 +74,10 @@ class Followers:
 
     def send(self, message: CountFree | Allocate | CopyBlocks | RunStep) -> None:
         """Send a message to all ranks. Gives up if one has ended."""
-        data = self._children[0].encode(message)
+        data = self._children[0].pipe.encode(message)
         try:
             for child in self._children:
-                child.send_at_once(data)
+                child.pipe.send_encoded(data)
         except OSError:
             time.sleep(SECONDS_TO_NOTICE)
             self._give_up(EngineDeadError("a rank has ended"))

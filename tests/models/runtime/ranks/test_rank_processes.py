@@ -157,7 +157,7 @@ def test_a_server_that_is_killed_takes_all_ranks_with_it(config):
     process = EngineProcess.load(config, lambda _: None)
     first = psutil.Process(process.process_id)
     processes = [first, *first.children()]
-    process._child._pipe.close()  # as the operating system does when a process ends
+    process._child.pipe.close()  # as the operating system does when a process ends
     assert_end(processes)
     with contextlib.suppress(OSError):
         process.join(0.0)
