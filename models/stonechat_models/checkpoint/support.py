@@ -53,7 +53,8 @@ def context_length(config: HFConfig, requested: int | None) -> int:
         return min(limit, _limit(config, "longrope"))
     if requested > limit:
         raise UnsupportedModelError(
-            f"a context length of {requested} tokens exceeds this model's limit of {limit}"
+            f"a context length of {requested} tokens exceeds this model's limit of {limit}: "
+            "lower --max-model-len"
         )
     return requested
 

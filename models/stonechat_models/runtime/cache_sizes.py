@@ -79,7 +79,7 @@ def size_kv_cache(
     if budget > free:
         raise ModelLoadError(
             f"the KV cache needs {size_text(budget)}, but only {size_text(free)} are free on "
-            f"{device}"
+            f"{device}: lower --kv-cache-size"
         )
     budget -= state_bytes
     max_num_seqs = config.max_num_seqs or DEFAULT_NUM_SEQS[device.type]
@@ -89,7 +89,9 @@ def size_kv_cache(
     if num_blocks < 1:
         raise ModelLoadError(
             f"{size_text(budget)} cannot hold a KV cache block of {config.block_size} tokens "
-            f"at {bytes_per_token} bytes per token; {size_text(free)} are free on {device}"
+            f"at {bytes_per_token} bytes per token; {size_text(free)} are free on {device}: give "
+            "the cache more (--kv-cache-size), quantise the weights (--quantize), or name a "
+            "smaller model"
         )
     capacity = num_blocks * config.block_size
     if capacity < max_model_len and config.max_model_len is not None:
