@@ -238,9 +238,9 @@ class EngineStats:
     image_encode_seconds: float = 0.0
     """Seconds of the vision tower."""
     num_encoded_audio: int = 0
-    """Audio clips that the audio tower has encoded."""
+    """Pieces of audio clips that the audio tower has encoded."""
     num_audio_cache_hits: int = 0
-    """Audio clips of requests that were encoded already."""
+    """Pieces of audio clips of requests that were encoded already."""
     audio_encode_seconds: float = 0.0
     """Seconds of the audio tower."""
     last_step_seconds: float = 0.0
