@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.models.tiny_rerankers import save_reranker
+from tests.nightly import nightly
 
 from .conftest import LiveServer, live_server
 from .recipes import PAGES, RECIPES, run
@@ -53,7 +54,11 @@ PRINTS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - AGENTS.keys() - {"cohere"}))
+DAILY = ("anthropic-python", "curl", "curl-stream", "openai-node", "openai-python")
+OTHERS = sorted(RECIPES.keys() - AGENTS.keys() - {"cohere", *DAILY})
+
+
+@pytest.mark.parametrize("name", [*DAILY, *nightly(*OTHERS)])
 def test_the_recipe_works(name: str, server: LiveServer, tmp_path: Path) -> None:
     printed = run(name, NEEDS[name], server.url, tmp_path)
     if name in ("curl", "litellm-proxy", "open-webui"):

@@ -47,9 +47,9 @@ ENCODERS = [t for t, way in DOCUMENTED.items() if way == EMBEDDINGS_ONLY]
 REFUSED = {t: way for t, way in DOCUMENTED.items() if way.startswith("refused")}
 SERVED = [t for t in TYPES if t not in (*ENCODERS, *REFUSED, *UNTRIED)]
 SERVED_DAILY = [
-    *("qwen3_5", "qwen3_vl", "gemma3", "gemma4", "gemma3n_text", "llama4"),
+    *("qwen3_5", "qwen3_vl", "gemma4", "gemma3n_text"),
     *("nemotron_h", "deepseek_v3", "deepseek_v32"),
-    *("cohere2", "kimi_linear", "phimoe", "gpt2", "minimax_m3_vl_text"),
+    *("kimi_linear", "phimoe", "gpt2", "minimax_m3_vl_text"),
 ]
 """Types that differ in how they compute attention, experts or positions."""
 RARE = [t for t in SERVED if t not in USUAL]

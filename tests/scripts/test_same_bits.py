@@ -14,6 +14,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts" / "bench"
 
 
 @pytest.mark.slow
+@pytest.mark.nightly  # `test_same_answer_over_http` compares the same without the script
 def test_answers_over_http(tmp_path: Path, default_model_files: ModelFiles) -> None:
     command = [sys.executable, str(SCRIPTS / "same_bits.py"), "--model"]
     command += [str(default_model_files.weights[0]), "--prompts", "6", "--tokens", "12"]

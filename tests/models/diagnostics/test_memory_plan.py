@@ -42,7 +42,7 @@ from tests.nightly import nightly
 
 CPU = torch.device("cpu")
 QUANTIZED = ("int8", "int4")
-DAILY = ("lfm2", "qwen3_moe")
+DAILY = ("gemma2", "lfm2", "llama", "qwen3_moe")
 PYTORCH_DAILY = ("gemma3", "gpt_oss", "qwen3_moe")
 PACKED_DAILY = ("awq", "w8a8-asym", "fp8-block", "nvfp4", "mlx-5")
 
@@ -102,10 +102,9 @@ def with_compiler() -> None:
 @pytest.mark.parametrize(
     ("family", "precisions"),
     [
-        *((family, ("auto",)) for family in sorted(native_helpers.FAMILIES)),
-        *((family, QUANTIZED) for family in DAILY),
+        *((family, ("auto", *QUANTIZED)) for family in DAILY),
         *(
-            pytest.param(family, QUANTIZED, marks=pytest.mark.nightly)
+            pytest.param(family, ("auto", *QUANTIZED), marks=pytest.mark.nightly)
             for family in sorted(native_helpers.FAMILIES.keys() - DAILY)
         ),
     ],

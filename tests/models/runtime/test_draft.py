@@ -23,6 +23,7 @@ from tests.models.engines import generate_all
 from tests.models.runtime.test_build import SIZES, backend, save
 from tests.models.tiny_models import tiny_model
 from tests.models.tiny_tokenizers import byte_level_backend
+from tests.nightly import nightly
 
 __all__ = ["backend"]
 PROMPTS = [[5, 9, 40], list(range(3, 25))]
@@ -63,7 +64,7 @@ def build(folder: Path, draft: Path | None, backend: str = "native", **changes: 
     return engine
 
 
-@pytest.mark.parametrize("is_itself", [True, False], ids=["itself", "smaller"])
+@pytest.mark.parametrize("is_itself", [True, *nightly(False)], ids=["itself", "smaller"])
 def test_answers_are_the_same_with_a_draft_model(
     tmp_path: Path, backend: str, is_itself: bool
 ) -> None:

@@ -101,7 +101,7 @@ def test_the_flags_of_the_processor(
     assert native_compile.target_flags(architecture, machine, instruction_sets) == flags
 
 
-DAILY_ARM = ("sve256", "neon-i8mm")
+DAILY_ARM = ("sve256",)
 
 
 @pytest.mark.slow

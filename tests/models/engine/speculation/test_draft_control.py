@@ -90,7 +90,7 @@ def test_a_text_that_repeats_is_not_drafted_where_rows_are_dear(module):
 
 
 @pytest.mark.parametrize("cost", [cheap, dear], ids=["cheap", "dear"])
-@pytest.mark.parametrize("num_requests", [1, 4])
+@pytest.mark.parametrize("num_requests", [4, *nightly(1)])
 def test_a_text_that_does_not_repeat_takes_no_longer(module, cost, num_requests):
     plain, expected = generate(*timed_engine(module, cost, "off"), num_requests, **RANDOM)
     tokens, seconds = generate(*timed_engine(module, cost), num_requests, **RANDOM)

@@ -194,7 +194,7 @@ def test_half_precision(dtype):
             "mistral3", {"FusedDecoderLayer": 2, "RotaryTable": 1}, marks=pytest.mark.nightly
         ),
         pytest.param("gemma3", {"FusedAttention": 3, "RotaryTable": 1}, marks=pytest.mark.nightly),
-        ("qwen2_5_vl", {"MergedMLP": 2, "RotaryTable": 0}),
+        pytest.param("qwen2_5_vl", {"MergedMLP": 2, "RotaryTable": 0}, marks=pytest.mark.nightly),
     ],
 )
 def test_steps_with_images(family, expected):
