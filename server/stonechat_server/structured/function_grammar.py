@@ -58,10 +58,16 @@ class FunctionCalls:
         has_trigger = isinstance(layout, CallLayout) and layout.separator.startswith(trigger)
         return "(SPACE)?" if trigger and has_trigger else ""
 
+    def _first_space(self, next_text: str) -> str:
+        """What may stand between the trigger and `next_text`: space, if the trigger is a mark."""
+        is_mark = self.format.trigger.endswith((">", "]"))
+        return "(SPACE)?" if is_mark and not next_text[:1].isspace() else ""
+
     def _add_functions(self, layout: CallLayout) -> None:
         is_json = isinstance(layout, JsonLayout) and "{" in layout.before_name
         spaced = partial(self.writer.spaced, is_json=is_json)
         self.rules["functions_body"] = sequence(
+            self._first_space(layout.opening + layout.before_name),
             spaced(layout.opening),
             self.repeat("function_call", spaced(layout.separator)),
             spaced(layout.closing),
@@ -124,7 +130,12 @@ class FunctionCalls:
         spaced = self.writer.spaced
         calls = self.repeat("function_call", spaced(layout.separator))
         self.rules["functions_body"] = sequence(
-            spaced(layout.opening), "(SPACE)?", calls, "(SPACE)?", spaced(layout.closing)
+            self._first_space(layout.opening),
+            spaced(layout.opening),
+            "(SPACE)?",
+            calls,
+            "(SPACE)?",
+            spaced(layout.closing),
         )
         options = []
         for i, tool in enumerate(self.options.functions):

@@ -170,6 +170,15 @@ def test_calls_with_more_line_breaks(name: str) -> None:
     check(family, spaced, calls)
 
 
+@pytest.mark.parametrize("name", ["mistral", "kimi", "granite", "lfm2", "glm", "gemma4", "cohere"])
+def test_space_behind_the_mark_of_a_section(name: str) -> None:
+    family, trigger = FAMILIES[name], FORMATS[name].trigger
+    text, calls = written(family, 1)
+    for gap in (" ", "\n"):
+        check(family, text.replace(trigger, trigger + gap, 1), calls)
+        check(family, text.replace(trigger, trigger + gap, 1), calls, tool_choice="required")
+
+
 @pytest.mark.parametrize("name", families())
 def test_a_call_after_text_and_after_reasoning(name: str) -> None:
     family = FAMILIES[name]
