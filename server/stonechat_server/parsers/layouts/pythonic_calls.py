@@ -3,7 +3,7 @@
 import ast
 import json
 from collections.abc import Collection
-from typing import Any
+from typing import Any, ClassVar
 
 from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.layouts.layout_reader import SectionReader
@@ -109,9 +109,22 @@ def _begins_name(char: str) -> bool:
     return char.isalpha() or char == "_"
 
 
+class _JsonWords(ast.NodeTransformer):
+    """Makes JSON's words constants, also beside Python's own: `{'a': null, "b": True}`."""
+
+    WORDS: ClassVar = {"true": True, "false": False, "null": None}
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:  # the name that ast demands
+        return ast.Constant(self.WORDS[node.id]) if node.id in self.WORDS else node
+
+
+def _read_python(text: str) -> Any:
+    return ast.literal_eval(_JsonWords().visit(ast.parse(text, mode="eval")))
+
+
 def read_literal(text: str) -> Any:
     """Read a JSON value or a Python literal that JSON can express. Return other text, stripped."""
-    for read in (json.loads, ast.literal_eval):
+    for read in (json.loads, _read_python):
         try:
             value = read(text.strip())
             json.dumps(value, allow_nan=False)

@@ -97,6 +97,20 @@ def test_json_is_read_as_json(text: str) -> None:
     assert read_literal(text) == json.loads(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("{'a': null, \"b\":\n-6\r}", {"a": None, "b": -6}),
+        ("['true', true, False, {'null': [null]}]", ["true", True, False, {"null": [None]}]),
+        ("{'a': none}", "{'a': none}"),
+        ("true.x", "true.x"),
+    ],
+)
+def test_words_of_json_may_stand_beside_those_of_python(text: str, value: object) -> None:
+    """The grammar allows either, value by value."""
+    assert read_literal(text) == value
+
+
 @pytest.mark.parametrize("text", ["'a\"b'", "{'a': [True, None]}", "(1, 2)", "0x10", "None"])
 def test_python_is_read_as_python(text: str) -> None:
     assert read_literal(text) == ast.literal_eval(text)
