@@ -17,6 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def _wait_for_first_token(
         try:
             return _first_token(url, deadline)
         except urllib.error.HTTPError as error:
-            if error.code < 500:
+            if error.code != HTTPStatus.SERVICE_UNAVAILABLE:  # it is while the engine starts
                 raise RuntimeError(f"{error.code}: {error.read()[:500]!r}") from error
             time.sleep(0.05)
         except OSError:  # not listening yet

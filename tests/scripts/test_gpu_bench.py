@@ -3,8 +3,10 @@
 import json
 import logging
 import subprocess
+import threading
 import time
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -288,6 +290,28 @@ def test_states_that_are_off_are_named_and_the_model_is_timed(bench):
     assert named(refuses, lines.append)("model", "module") is True
     assert lines == ["OFF: off by 0.3 standard deviations"]
     assert named(lambda is_exact: is_exact, lines.append)(False) is False
+
+
+def test_a_server_whose_model_fails_is_not_asked_again(bench, tmp_path):
+    from http_load import _wait_for_first_token
+
+    statuses = [503, 500]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_error(statuses.pop(0))
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        process = SimpleNamespace(poll=lambda: None)
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+        with pytest.raises(RuntimeError, match="500"):
+            _wait_for_first_token(url, process, tmp_path / "log", time.monotonic() + 60)
+        server.shutdown()
+    assert statuses == []
 
 
 def test_a_message_of_the_engine_is_shown_once(bench):
