@@ -99,6 +99,17 @@ def test_a_long_head_takes_no_memory() -> None:
     assert peak < 2_500_000
 
 
+@pytest.mark.parametrize("unit", ["%2B", "ab ", "abcd\n", "-_\t", "%41"])
+def test_no_spelling_takes_much_memory(unit: str) -> None:
+    given = unit * 100_000
+    tracemalloc.start()
+    with pytest.raises(MediaError):
+        read_inline(given, 100)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * len(given)
+
+
 def test_the_largest_file() -> None:
     assert len(read_inline(url(PNG + b"x" * 92), 100)) == 100
 
