@@ -194,7 +194,7 @@ def formats() -> list[Any]:
 @pytest.mark.parametrize("name", formats())
 @pytest.mark.parametrize("is_parallel", [True, False])
 @pytest.mark.parametrize(
-    "tools", [TOOLS + CUSTOM, *nightly(TOOLS, CUSTOM)], ids=["all", "functions", "custom"]
+    "tools", [TOOLS + CUSTOM, CUSTOM, *nightly(TOOLS)], ids=["all", "custom", "functions"]
 )
 def test_required_calls(name: str, is_parallel: bool, tools: list[dict[str, Any]]) -> None:
     format = FORMATS[name]
