@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 MAX_SHOWN = 60
 TOOL_IMAGES = frozenset({"image_url", "input_image"})
 """The types of images in a tool's result: of chat completions, and of Responses."""
-TOOL_AUDIO: dict[str, type[SourcePart]] = {"input_audio": AudioPart, "audio_url": AudioUrlPart}
+TOOL_PARTS: dict[str, type[SourcePart]] = {
+    "input_audio": AudioPart,
+    "audio_url": AudioUrlPart,
+    "file": FilePart,
+}
+"""The other types of media there."""
 
 
 @dataclass(slots=True)
@@ -143,7 +148,7 @@ def _modality(part: SourcePart) -> "Modality | None":
 
 
 def _is_media(part: object) -> bool:
-    return isinstance(part, dict) and (part["type"] in TOOL_IMAGES or part["type"] in TOOL_AUDIO)
+    return isinstance(part, dict) and (part["type"] in TOOL_IMAGES or part["type"] in TOOL_PARTS)
 
 
 def _typed(part: Any, path: str) -> Any:
@@ -151,8 +156,8 @@ def _typed(part: Any, path: str) -> Any:
     if not _is_media(part):
         return part
     try:
-        if part["type"] in TOOL_AUDIO:
-            return TOOL_AUDIO[part["type"]].model_validate(part)
+        if part["type"] in TOOL_PARTS:
+            return TOOL_PARTS[part["type"]].model_validate(part)
         if part.get("file_id") is not None:
             file = {"file_id": part["file_id"], "detail": part.get("detail")}
             return ImageFilePart.model_validate({"type": "file", "file": file})
@@ -171,5 +176,7 @@ def _malformed(error: ValidationError, path: str) -> APIError:
         reason = "It must be an object with a url, or a URL."
         if detail["loc"] == ("input_audio",):
             reason = "It must be an object with data and a format."
+        elif detail["loc"] == ("file",):
+            reason = "It must be an object with a file_id or file_data."
         return invalid(where, f"Invalid '{where}': {reason}")
     return invalid(where, f"Invalid '{where}': {detail['msg']}.")

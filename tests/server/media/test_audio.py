@@ -124,7 +124,10 @@ def test_other_ways_to_send_audio(
     assert [one.modality for one in engine.requests[0].media] == ["audio"]
 
 
-@pytest.mark.parametrize("form", [audio(wav()), audio_url(wav())])
+AUDIO_FILE = {"type": "file", "file": {"file_data": data_url(wav(), "audio/wav")}}
+
+
+@pytest.mark.parametrize("form", [audio(wav()), audio_url(wav()), AUDIO_FILE])
 def test_audio_of_tools(client: TestClient, engine: FakeEngine, form: dict[str, Any]) -> None:
     result = {"role": "tool", "tool_call_id": "c1", "content": [text("heard: "), form]}
     ask(client, messages=[*CALLED, result])

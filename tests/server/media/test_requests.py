@@ -185,6 +185,7 @@ def test_images_of_tools_stay_in_the_result(client: TestClient, engine: FakeEngi
     forms = [
         image(png()),
         {"type": "input_image", "image_url": data_url(png()), "detail": "low"},
+        file(data_url(png())),
     ]
     for form in forms:
         result = {"role": "tool", "tool_call_id": "c1", "content": [text("seen: "), form]}
@@ -193,13 +194,24 @@ def test_images_of_tools_stay_in_the_result(client: TestClient, engine: FakeEngi
         assert len(engine.requests[-1].media) == 1
 
 
-def test_errors_of_images_of_tools_name_no_classes(client: TestClient) -> None:
-    result = {"role": "tool", "tool_call_id": "c1", "content": [image(png()) | {"image_url": 5}]}
+@pytest.mark.parametrize(
+    ("part", "field", "says"),
+    [
+        (
+            image(png()) | {"image_url": 5},
+            "image_url",
+            "It must be an object with a url, or a URL.",
+        ),
+        (file("") | {"file": 5}, "file", "It must be an object with a file_id or file_data."),
+    ],
+)
+def test_errors_of_images_of_tools_name_no_classes(
+    client: TestClient, part: dict[str, Any], field: str, says: str
+) -> None:
+    result = {"role": "tool", "tool_call_id": "c1", "content": [part]}
     error = error_of(post(client, messages=[*CALLED, result]))
-    assert error["param"] == "messages[2].content[0].image_url"
-    assert error["message"] == (
-        "Invalid 'messages[2].content[0].image_url': It must be an object with a url, or a URL."
-    )
+    where = f"messages[2].content[0].{field}"
+    assert (error["param"], error["message"]) == (where, f"Invalid '{where}': {says}")
 
 
 TEXT_RESULTS = """\
