@@ -18,7 +18,7 @@ class PatternError(ValueError):
     """A pattern has a form that is not read."""
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)  # one may take several MB
 def compiled(pattern: str) -> Callable[[str], bool]:
     """Return whether a text begins with a match of the pattern, as `re.match` says.
 
@@ -48,7 +48,7 @@ def _linear(pattern: str) -> Callable[[str], bool]:
     try:
         re.compile(pattern)  # only what means the same to Python
         return SchemaValidator(core_schema.str_schema(pattern=f"^(?:{pattern})")).isinstance_python
-    except (SchemaError, re.error, RecursionError) as error:
+    except (SchemaError, re.error, RecursionError, OverflowError) as error:
         raise PatternError(f"the pattern {pattern[:60]!r} is not read") from error
 
 

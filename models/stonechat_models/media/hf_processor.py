@@ -151,10 +151,12 @@ class HFProcessor:
             num_frames = size.length if size.axis else extractor.nb_max_frames
             seconds = num_frames * extractor.hop_length / self.sampling_rate
             _, self._piece_tokens, _ = self._prepare(noise_clip(self, seconds))
-        starts = range(0, num_tokens, self._piece_tokens)
+        most_left = self._piece_tokens * size.chunk // size.length
+        starts = range(0, max(1, num_tokens - most_left), self._piece_tokens)
+        ends = [*starts[1:], num_tokens]
         return [
-            (min(self._piece_tokens, num_tokens - start), size.piece(arrays, number))
-            for number, start in enumerate(starts)
+            (end - start, size.piece(arrays, number, is_last=end == num_tokens))
+            for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
 
     def _prepare(self, medium: Any) -> tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]:

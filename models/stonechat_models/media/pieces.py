@@ -22,16 +22,20 @@ class PieceSize:
 
     axis: int
     length: int
+    chunk: int = 0
+    """Frames that go through the convolutions at a time. What is left behind the last piece is part
+    of it if it is no longer: alone it would not be padded to the length of the other chunks."""
 
     def is_exceeded(self, arrays: "Mapping[str, np.ndarray[Any, Any]]") -> bool:
         """Whether a clip has more than one piece."""
         return any(array.shape[self.axis] > self.length for array in arrays.values())
 
     def piece(
-        self, arrays: "Mapping[str, np.ndarray[Any, Any]]", number: int
+        self, arrays: "Mapping[str, np.ndarray[Any, Any]]", number: int, *, is_last: bool
     ) -> "dict[str, np.ndarray[Any, Any]]":
         """Return the tensors of a piece."""
-        part = slice(number * self.length, (number + 1) * self.length)
+        end = (number + 1) * self.length + (self.chunk if is_last else 0)
+        part = slice(number * self.length, end)
         index = part if self.axis == 0 else (..., part)
         return {name: array[index] for name, array in arrays.items()}
 
@@ -48,5 +52,6 @@ def piece_size(folder: Path) -> PieceSize | None:
     audio: Any = getattr(getattr(config, "thinker_config", config), "audio_config", None)
     if not hasattr(audio, "n_window"):
         return None
-    window = getattr(audio, "n_window_infer", None) or 2 * audio.n_window
-    return PieceSize(-1, max(1, PIECE_FRAMES // window) * window)
+    chunk = 2 * audio.n_window
+    window = getattr(audio, "n_window_infer", None) or chunk
+    return PieceSize(-1, max(1, (PIECE_FRAMES - chunk) // window) * window, chunk)

@@ -54,6 +54,7 @@ def test_patterns_with_very_many_ways_to_match_end() -> None:
             r"(a)\1",
             "a" * 5000,
             "(a{100}){1000}{1000}",
+            "a{99999999999}",
         ),
         *("(?<=a)b", "a(?!b)", "(?!(?!a))", "(?!a)b|c", "(?!a"),
     ],

@@ -15,7 +15,7 @@ from tests.models.media.audio_prompts import AudioModel, sound
 
 NUM_PIECES = {
     "qwen2_5_omni_thinker": 3,
-    "qwen3_omni_moe_thinker": 3,
+    "qwen3_omni_moe_thinker": 2,
     "qwen3_asr": 3,
     "voxtral": 9,
     "glmasr": 6,
@@ -24,7 +24,13 @@ NUM_PIECES = {
     "qwen2_audio": 1,
     "gemma4": 1,
 }
-SECONDS = {"glmasr": 11.3, "audioflamingo3": 11.3, "musicflamingo": 11.3, "qwen2_audio": 1.9}
+SECONDS = {
+    "qwen3_omni_moe_thinker": 16.2,  # behind the last window, less than a chunk of 1 s is left
+    "glmasr": 11.3,
+    "audioflamingo3": 11.3,
+    "musicflamingo": 11.3,
+    "qwen2_audio": 1.9,
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
