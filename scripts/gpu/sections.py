@@ -20,7 +20,6 @@ import torch
 from rates import bandwidth, matmul_rate, read_bandwidth
 from shapes import SHAPES
 
-from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS
 from stonechat_models.backends.transformers.attention.choose import choose_attention
 from stonechat_models.hardware.device import choose_device
 
@@ -117,14 +116,8 @@ def measure_device(section: Section) -> None:
     if not arguments.check_kernels:
         return
     backend = choose_attention(arguments.attention, device, progress=say)
-    names = ("flashinfer", "triton") if backend.name in TRITON_BACKENDS else (backend.name,)
-    errors = {}
-    for name in names:
-        attention = section.attempt(partial(choose_attention, name, device))
-        errors[name] = attention
-        if not isinstance(attention, dict):
-            errors[name] = section.attempt(partial(kernel_errors, attention, device, section.dtype))
-        section.keep(attention=backend.name, kernel_errors=errors)
+    errors = section.attempt(partial(kernel_errors, backend, device, section.dtype))
+    section.keep(attention=backend.name, kernel_errors={backend.name: errors})
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -116,12 +116,9 @@ class ModelSettings(BaseSettings):
         "code that computes the model (native: compiled CPU kernels, also where there is a GPU; "
         "transformers: the model's PyTorch code)",
     )
-    attention_backend: Literal["auto", "flashinfer", "triton", "batched", "sdpa"] = (
-        computing_option(
-            "auto",
-            "attention kernel of a model that PyTorch computes; compiled CPU kernels have their "
-            "own",
-        )
+    attention_backend: Literal["auto", "triton", "batched", "sdpa"] = computing_option(
+        "auto",
+        "attention kernel of a model that PyTorch computes; compiled CPU kernels have their own",
     )
     device_map: str | None = computing_option(
         None, "set to auto to spread a model over several devices"

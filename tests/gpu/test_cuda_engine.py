@@ -8,11 +8,9 @@ import torch
 
 from stonechat_models.backends.quantization.device_support import (
     FP8_KV_CAPABILITY,
-    TRITON_BACKENDS,
 )
 from stonechat_models.backends.transformers.attention.choose import (
     choose_attention,
-    why_no_flashinfer,
 )
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
@@ -133,9 +131,9 @@ def test_out_of_memory_ends_only_the_request_that_needs_it(eager, device):
 
 def attention_cases():
     """Backends and dtypes. Triton compiles large kernels for all but bfloat16."""
-    for name in ("flashinfer", "triton", "batched", "sdpa"):
+    for name in ("triton", "batched", "sdpa"):
         for dtype in ("bfloat16", "float16", "float32"):
-            is_slow = name in TRITON_BACKENDS and dtype != "bfloat16"
+            is_slow = name == "triton" and dtype != "bfloat16"
             marks = [pytest.mark.slow_compile] if is_slow else []
             yield pytest.param(name, getattr(torch, dtype), id=f"{name}-{dtype}", marks=marks)
 
@@ -143,8 +141,6 @@ def attention_cases():
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss", "qwen3_moe"])
 @pytest.mark.parametrize(("name", "dtype"), list(attention_cases()))
 def test_attention_backends_pass_their_parity_check(name, family, dtype, device):
-    if name == "flashinfer" and (reason := why_no_flashinfer(device)) is not None:
-        pytest.skip(reason)
     module = tiny_model(family, head_dim=64).to(device)
     info = model_info(device=str(device))
     model = TransformersModel(module, info, choose_attention("sdpa", device))
@@ -176,4 +172,4 @@ def test_a_kv_cache_in_fp8(device):
         assert_near(reference, generate_all(engine, prompts(), greedy(12)), tolerance)
     wide, narrow = infos
     assert narrow.kv_bytes_per_token * 2 == wide.kv_bytes_per_token
-    assert narrow.attention_backend in TRITON_BACKENDS
+    assert narrow.attention_backend == "triton"

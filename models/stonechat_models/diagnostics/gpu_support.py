@@ -17,10 +17,7 @@ from stonechat_models.backends.quantization.device_support import (
     refuse_kv_format,
     refuse_weight_format,
 )
-from stonechat_models.backends.transformers.attention.choose import (
-    why_no_flashinfer,
-    why_no_triton,
-)
+from stonechat_models.backends.transformers.attention.choose import why_no_triton
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.hardware.device import choose_dtype
@@ -48,9 +45,7 @@ class GpuSupport:
 def gpu_support(device: torch.device) -> GpuSupport:
     """Return what `device` supports."""
     refusal = why_no_triton(device) or why_no_launcher()
-    attention = "batched"
-    if refusal is None:
-        attention = "triton" if why_no_flashinfer(device) else "flashinfer"
+    attention = "triton" if refusal is None else "batched"
     refusals = {
         name: _refusal(refuse_weight_format, EngineConfig(model="", quantize=name), device)
         for name in get_args(Precision)

@@ -13,7 +13,6 @@ import torch
 
 from stonechat_models.backends import native
 from stonechat_models.backends.quantization.device_support import (
-    TRITON_BACKENDS,
     precision_of,
     refuse_weight_format,
 )
@@ -142,7 +141,7 @@ class FormPlanner:
             settings = load_settings(self.headers.config, self.config, self.device)
             self.packing.refuse_own_names()
             self.attention = settings.attention.name
-            if self.attention in TRITON_BACKENDS and why_no_launcher() is not None:
+            if self.attention == "triton" and why_no_launcher() is not None:
                 self.attention = "batched"
             self._empty_model = EmptyModel.build(self.headers.config)
             if self._empty_model is not None:

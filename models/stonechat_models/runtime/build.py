@@ -382,8 +382,6 @@ def _why_no_triton(device: "torch.device") -> str | None:
 
 def why_no_graphs(config: EngineConfig, attention: str, *, runs_plainly: bool) -> str | None:
     """Why steps run without CUDA graphs, or None. `attention`: the name of the backend."""
-    from stonechat_models.backends.quantization.device_support import TRITON_BACKENDS
-
     if config.eager:
         return "the settings say so"
     if runs_plainly:
@@ -392,7 +390,7 @@ def why_no_graphs(config: EngineConfig, attention: str, *, runs_plainly: bool) -
         return "a device map spreads the model"
     if config.tensor_parallel > 1:
         return "several devices share the model"
-    return None if attention in TRITON_BACKENDS else f"{attention} attention cannot be captured"
+    return None if attention == "triton" else f"{attention} attention cannot be captured"
 
 
 def native_refusal(

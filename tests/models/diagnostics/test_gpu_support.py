@@ -19,7 +19,7 @@ class Host:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.patch = patch
-        self.packages = {"triton", "torchao", "flashinfer"}
+        self.packages = {"triton", "torchao"}
         self.commands = {"gcc"}
         self.headers = folder / "include"
         self.headers.mkdir()
@@ -47,9 +47,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
 
 def test_a_new_gpu_supports_all(host: Host) -> None:
     precisions = dict.fromkeys(("int8", "int4", "fp8", KV_FP8))
-    assert host.support == GpuSupport("bfloat16", "flashinfer", None, None, precisions)
-    host.packages.remove("flashinfer")
-    assert host.support.attention == "triton"
+    assert host.support == GpuSupport("bfloat16", "triton", None, None, precisions)
 
 
 def test_a_gpu_before_float8(host: Host) -> None:

@@ -15,9 +15,7 @@ LEAST_CAPABILITY: dict[Precision, tuple[int, int]] = {"int8": (0, 0), "int4": (8
 """Lowest CUDA compute capability for each precision."""
 FP8_KV_CAPABILITY = (8, 9)
 """Lowest CUDA compute capability for which Triton converts float8."""
-FP8_KV_BACKENDS = frozenset({"sdpa", "batched", "row", "triton", "flashinfer"})
-TRITON_BACKENDS = frozenset({"triton", "flashinfer"})
-"""Backends that read float8 through Triton. FlashInfer leaves float8 to the Triton kernels."""
+FP8_KV_BACKENDS = frozenset({"sdpa", "batched", "row", "triton"})
 
 
 def precision_of(config: EngineConfig) -> Precision | None:
@@ -78,7 +76,7 @@ def refuse_kv_format(requested: KvCacheDtype, backend: str, device: torch.device
         return
     if backend not in FP8_KV_BACKENDS:
         raise UnsupportedModelError(f"the {backend} attention backend cannot read an fp8 KV cache")
-    if backend in TRITON_BACKENDS and device.type == "cuda":
+    if backend == "triton" and device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < FP8_KV_CAPABILITY:
             raise UnsupportedModelError(

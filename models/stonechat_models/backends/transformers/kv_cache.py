@@ -35,14 +35,6 @@ class LayerKV:
         """Keys [*slots, Hkv, Dk] and values [*slots, Hkv, Dv] at `slots`, in `dtype`."""
         return _read(self.keys, slots, dtype), _read(self.values, slots, dtype)
 
-    def pages(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Views of keys and values by block, [num_blocks, block_size, Hkv, D]."""
-        shape = (-1, self.block_size)
-        return (
-            self.keys.view(*shape, *self.keys.shape[1:]),
-            self.values.view(*shape, *self.values.shape[1:]),
-        )
-
 
 class KVCache:
     """`keys[layer]` is [num_blocks * block_size, num_kv_heads, key_size]; `values` likewise."""

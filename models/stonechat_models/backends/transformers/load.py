@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from stonechat_models.backends.quantization.device_support import (
-    TRITON_BACKENDS,
     kv_dtype,
     precision_of,
     refuse_kv_format,
@@ -216,7 +215,7 @@ def _checked_model(
 def _may_fuse(settings: LoadSettings, config: EngineConfig) -> bool:
     """Whether fused parts may take the place of the model's own. They need whole weights."""
     is_whole = config.device_map is None and config.tensor_parallel == 1
-    return is_whole and settings.attention.name in TRITON_BACKENDS
+    return is_whole and settings.attention.name == "triton"
 
 
 def _fuse(module: torch.nn.Module, device: torch.device, progress: Progress) -> ProbeContext:

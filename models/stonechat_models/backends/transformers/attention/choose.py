@@ -14,7 +14,7 @@ from stonechat_models.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 
-NAMES = ("auto", "flashinfer", "triton", "batched", "sdpa")
+NAMES = ("auto", "triton", "batched", "sdpa")
 LEAST_CAPABILITY = (8, 0)
 
 
@@ -26,8 +26,8 @@ def choose_attention(
 ) -> AttentionBackend:
     """The backend called `name`, or with `auto` the first that works.
 
-    On CUDA, `auto` tries FlashInfer, Triton and PyTorch's own operators in this order. The first
-    backend that can run and passes the parity check is used. On other devices it is `batched`.
+    On CUDA, `auto` tries Triton and PyTorch's own operators in this order. The first backend that
+    can run and passes the parity check is used. On other devices it is `batched`.
     For each backend that fails, `progress` receives a line with the reason. Without a
     `parity_check` the results are not checked. Raises `ModelLoadError` for an unknown name, and for
     a named backend that cannot run or gives wrong results.
@@ -68,27 +68,11 @@ def _build(name: str, device: torch.device) -> AttentionBackend:
         return BatchedBackend()
     from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 
-    triton = TritonBackend.for_device(device)
-    if name == "triton":
-        return triton
-    from stonechat_models.backends.transformers.attention.flashinfer_backend import (
-        FlashInferBackend,
-    )
-
-    return FlashInferBackend.for_device(device, triton)
+    return TritonBackend.for_device(device)
 
 
 def _why_not(name: str, device: torch.device) -> str | None:
-    if name == "flashinfer":
-        return why_no_flashinfer(device)
     return why_no_triton(device) if name == "triton" else None
-
-
-def why_no_flashinfer(device: torch.device) -> str | None:
-    """Why FlashInfer cannot run on `device`, or None. It needs the Triton kernels too."""
-    if find_spec("flashinfer") is None:
-        return "FlashInfer is not installed"
-    return why_no_triton(device)
 
 
 def why_no_triton(device: torch.device) -> str | None:

@@ -7,7 +7,6 @@ import torch
 
 from stonechat_models.backends.base import ForwardBatch
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend, AttentionSpec
-from stonechat_models.backends.transformers.attention.flashinfer_backend import FlashInferBackend
 from stonechat_models.backends.transformers.attention.parity_check import LayerKind, ParityCheck
 from stonechat_models.backends.transformers.attention.tile_sizes import TileSizes
 from stonechat_models.backends.transformers.attention.triton_backend import (
@@ -68,8 +67,6 @@ def choose_decode_tiles(
     `check`: the parity check that the backend has passed. The tiles of the table stay in float32,
     and after any error. All kernels that the chosen tiles can need are compiled then.
     """
-    if isinstance(backend, FlashInferBackend):
-        backend = backend.fallback
     is_half = check.dtype.itemsize == 2
     if not isinstance(backend, TritonBackend) or not is_half or check.device.type != "cuda":
         return []

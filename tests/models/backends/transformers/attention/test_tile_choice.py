@@ -10,7 +10,6 @@ pytest.importorskip("triton")
 from stonechat_models.backends.transformers.attention import tile_choice
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
-from stonechat_models.backends.transformers.attention.flashinfer_backend import FlashInferBackend
 from stonechat_models.backends.transformers.attention.parity_check import (
     CASES,
     LayerKind,
@@ -176,9 +175,8 @@ def test_after_an_error_the_table_stays():
     backend = TritonBackend()
     backend.decode_tiles[SHAPE] = (USUAL, USUAL)
     lines = []
-    flashinfer = FlashInferBackend(None, backend, torch.device("cpu"))
     on_cuda = replace(CHECK, device=torch.device("cuda"))
-    assert choose_decode_tiles(flashinfer, on_cuda, lines.append) == []
+    assert choose_decode_tiles(backend, on_cuda, lines.append) == []
     assert backend.decode_tiles == {}
     assert "keeps its usual tiles" in lines[0]
 

@@ -55,28 +55,8 @@ def test_attention_without_cuda():
     assert choose_attention("auto", CPU).name == "batched"
     with pytest.raises(ModelLoadError, match="needs a CUDA device"):
         choose_attention("triton", CPU)
-    with pytest.raises(ModelLoadError, match="try auto, flashinfer, triton"):
+    with pytest.raises(ModelLoadError, match="try auto, triton"):
         choose_attention("flash", CPU)
-
-
-def test_flashinfer_is_used_where_it_is_installed(capability, monkeypatch):
-    capability(9, 0)
-    with pytest.raises(ModelLoadError, match="FlashInfer is not installed"):
-        choose_attention("flashinfer", CUDA)
-    monkeypatch.setattr(
-        "stonechat_models.backends.transformers.attention.choose.find_spec", lambda _: True
-    )
-    names = []
-    monkeypatch.setattr(
-        "stonechat_models.backends.transformers.attention.choose._build",
-        lambda name, _: names.append(name),
-    )
-    choose_attention("auto", CUDA)
-    choose_attention("flashinfer", CUDA)
-    assert names == ["flashinfer", "flashinfer"]
-    capability(7, 5)
-    choose_attention("auto", CUDA)
-    assert names[-1] == "batched"
 
 
 def test_attention_without_triton(capability, monkeypatch):

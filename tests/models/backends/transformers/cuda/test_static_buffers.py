@@ -52,7 +52,7 @@ def test_shapes_of_mixed_steps():
 
 def test_shapes_by_attention_backend():
     decode = [StepShape(n, n, n, is_decode=True) for n in (1, 2, 4)]
-    assert captured_shapes("flashinfer", 4, 100) == decode
+    assert captured_shapes("batched", 4, 100) == decode
     assert captured_shapes("triton", 4, 100) == decode + mixed_shapes(4, 100)
     assert captured_shapes("triton", 4, 100, keeps_state=True) == decode
 
