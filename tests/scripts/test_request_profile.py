@@ -19,7 +19,7 @@ UNUSED = (
     *("prompt/tool_prompt", "parsers/", "request/legacy_functions", "request/other_names"),
     *("admission/rate_limits",),
     *("engine/forking", "text/stop_strings", "text/stop_scope", "text/stop_filter"),
-    *("sampling/prompt_logprobs", "engine/prompt_rows"),
+    *("sampling/logprobs", "engine/prompt_rows"),
     *("text/logprob_entries", "grammar/", "media/", "images/"),
     *("engine/speculation/draft", "engine/speculation/step_costs", "sampling/edits"),
 )

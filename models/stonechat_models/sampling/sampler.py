@@ -13,7 +13,7 @@ import torch
 from stonechat_models.hardware.transfers import HostCopies, to_device
 from stonechat_models.sampling.edits import edit_rows
 from stonechat_models.sampling.inverse_cdf import draw, padded_width
-from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
+from stonechat_models.sampling.logprobs import Logprobs
 from stonechat_models.sampling.rows import LEAST_TEMPERATURE, Errors, flag_rows, group_index
 from stonechat_models.sampling.state import SampledTokens, SamplingState, uniform_variate
 from stonechat_models.sampling.truncation import Cuts, cut_weights
@@ -23,7 +23,7 @@ from stonechat_models.types import SamplingParams, TokenLogprobs
 class Sampler:
     """Chooses tokens in plain PyTorch on any device; results move to the host once, at the end."""
 
-    score = PromptLogprobs
+    score = Logprobs
 
     def __init__(self, vocab_size: int, device: torch.device | str) -> None:
         self._vocab_size = vocab_size
@@ -64,7 +64,7 @@ class Sampler:
         if rows:
             num_tops = [states[row].params.top_logprobs or 0 for row in rows]
             chosen = tokens[to_device(rows, logits.device)]
-            logprobs = PromptLogprobs(raw, rows, chosen, num_tops, has_ranks=False)
+            logprobs = Logprobs(raw, rows, chosen, num_tops, has_ranks=False)
         return Sampling(tokens, peaks, rows, logprobs, errors)
 
     def _choose(
@@ -133,7 +133,7 @@ class Sampling:
         tokens: torch.Tensor,
         peaks: torch.Tensor,
         rows: list[int],
-        logprobs: PromptLogprobs | None,
+        logprobs: Logprobs | None,
         errors: dict[int, str],
     ) -> None:
         """`logprobs` are those of `rows`, which want them."""

@@ -169,7 +169,7 @@ class SamplingLike(Protocol):
 
 
 class PromptScores(Protocol):
-    """The log-probabilities of a prompt's tokens; see `prompt_logprobs.PromptLogprobs`."""
+    """The log-probabilities of a prompt's tokens; see `logprobs.Logprobs`."""
 
     def read(self) -> list[TokenLogprobs]:
         """Wait for them. One is NaN if its row is not finite."""

@@ -15,7 +15,7 @@ import torch
 from stonechat_models.hardware.device import as_current_device
 from stonechat_models.hardware.transfers import HostCopies, to_device
 from stonechat_models.sampling.inverse_cdf import level_widths, padded_width
-from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
+from stonechat_models.sampling.logprobs import Logprobs
 from stonechat_models.sampling.rows import flag_rows, log_norm, token_logprobs
 from stonechat_models.sampling.state import SampledTokens, SamplingState
 from stonechat_models.sampling.triton import kernels, truncation
@@ -36,7 +36,7 @@ _CHOICE_WARPS = 2
 class TritonSampler:
     """Chooses tokens on a device that runs Triton kernels; see `Sampler` for the rules."""
 
-    score = PromptLogprobs
+    score = Logprobs
 
     def __init__(self, vocab_size: int, device: torch.device | str) -> None:
         """Raise `ValueError` for a vocabulary that is too large for the kernels."""

@@ -21,7 +21,7 @@ from stonechat_models.backends.transformers.cuda.static_buffers import (
 from stonechat_models.backends.transformers.verify import random_batch
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.model_info import ModelInfo, size_text
-from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
+from stonechat_models.sampling.logprobs import Logprobs
 from stonechat_models.sampling.state import SamplerLike, SamplingState
 from stonechat_models.types import MAX_TOP_LOGPROBS, MediaInput, SamplingParams
 
@@ -231,7 +231,7 @@ def _run_step(
     logits = model.forward(batch)
     num_rows = len(logits) - len(states)
     if num_rows:
-        PromptLogprobs(logits, range(num_rows), [0] * num_rows, [MAX_TOP_LOGPROBS] * num_rows)
+        Logprobs(logits, range(num_rows), [0] * num_rows, [MAX_TOP_LOGPROBS] * num_rows)
         logits = logits[num_rows:].clone()
     sampler(logits, states)
 

@@ -18,7 +18,7 @@ SLICE_BYTES = 64 << 20
 """Size of the logits whose copies are made at a time."""
 
 
-class PromptLogprobs:
+class Logprobs:
     """The log-probabilities of given tokens: computed on the device, on the host after `read`."""
 
     def __init__(

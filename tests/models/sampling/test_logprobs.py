@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from stonechat_models.sampling import prompt_logprobs
-from stonechat_models.sampling.prompt_logprobs import PromptLogprobs
+from stonechat_models.sampling import logprobs
+from stonechat_models.sampling.logprobs import Logprobs
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SamplingState
 from stonechat_models.types import SamplingParams
@@ -23,10 +23,10 @@ def random_logits() -> torch.Tensor:
 def test_each_row_is_that_of_log_softmax(
     rows_per_slice: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prompt_logprobs, "SLICE_BYTES", 4 * VOCAB_SIZE * rows_per_slice)
+    monkeypatch.setattr(logprobs, "SLICE_BYTES", 4 * VOCAB_SIZE * rows_per_slice)
     logits = random_logits()
     before = logits.clone()
-    entries = PromptLogprobs(logits, ROWS, TOKENS, NUM_TOPS).read()
+    entries = Logprobs(logits, ROWS, TOKENS, NUM_TOPS).read()
     assert torch.equal(logits, before)
     expected = torch.log_softmax(logits[ROWS].double(), dim=1)
     for entry, row, token, num_tops in zip(entries, expected, TOKENS, NUM_TOPS, strict=True):
@@ -42,7 +42,7 @@ def test_the_bits_are_those_of_the_sampler() -> None:
     params = SamplingParams(temperature=0.0, top_logprobs=5)
     states = [SamplingState(params, 0, 0, []) for _ in range(8)]
     chosen = Sampler(VOCAB_SIZE, "cpu")(logits.clone(), states)
-    entries = PromptLogprobs(logits, range(8), chosen.token_ids, [5] * 8).read()
+    entries = Logprobs(logits, range(8), chosen.token_ids, [5] * 8).read()
     for own, other in zip(entries, chosen.logprobs, strict=True):
         assert other is not None
         assert (own.logprob, own.top_ids, own.top_logprobs) == (
@@ -56,7 +56,7 @@ def test_the_bits_are_those_of_the_sampler() -> None:
 def test_rows_that_are_not_finite_and_tokens_that_cannot_occur() -> None:
     logits = random_logits()
     logits[0, 7], logits[1, 7], logits[2, 7] = float("nan"), float("inf"), float("-inf")
-    entries = PromptLogprobs(logits, [0, 1, 2], [7, 7, 7], [0, 0, 0]).read()
+    entries = Logprobs(logits, [0, 1, 2], [7, 7, 7], [0, 0, 0]).read()
     assert entries[0].logprob != entries[0].logprob
     assert entries[1].logprob != entries[1].logprob
     assert entries[2].logprob == float("-inf")
@@ -65,4 +65,4 @@ def test_rows_that_are_not_finite_and_tokens_that_cannot_occur() -> None:
 
 def test_nothing_waits_for_the_device() -> None:
     """An operation that needs a value on the host raises on the meta device."""
-    PromptLogprobs(torch.empty(8, 300, device="meta"), ROWS, [1] * 5, NUM_TOPS)
+    Logprobs(torch.empty(8, 300, device="meta"), ROWS, [1] * 5, NUM_TOPS)
