@@ -123,7 +123,7 @@ def _only_requires(node: Schema, key: str) -> bool:
         if not isinstance(part, dict) or part.keys() - _REQUIREMENTS:
             return False
         forbidden = part.get("properties", {})
-        if forbidden and not (isinstance(forbidden, dict) and not any(forbidden.values())):
+        if not isinstance(forbidden, dict) or any(v is not False for v in forbidden.values()):
             return False
         if part.get("additionalProperties", True) is not True:
             return False

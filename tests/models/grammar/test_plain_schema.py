@@ -194,6 +194,13 @@ def test_such_an_object_takes_no_other_keys(required: list[list[str]]) -> None:
         assert is_allowed is is_valid(document), names
 
 
+@pytest.mark.parametrize("properties", ["", 0, False])
+def test_properties_that_are_no_object_are_refused(properties: object) -> None:
+    option = {"required": ["a"], "properties": properties}
+    with pytest.raises(GrammarError):
+        check_grammar(schema_spec({**ONE_KEY, "anyOf": [option, {}]}))
+
+
 @pytest.mark.parametrize("node", [{}, {"type": ["object", "null"]}])
 def test_what_is_no_object_has_no_keys(node: dict[str, Any]) -> None:
     """A text has neither key, so both options allow it."""
