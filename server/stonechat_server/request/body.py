@@ -36,6 +36,7 @@ _DATA_START = re.compile(
     rb'(?=;base64,)|(?:data|url)"[ \t\r\n]*+:[ \t\r\n]*+"'
     rb'|"images"[ \t\r\n]*+:[ \t\r\n]*+\[[ \t\r\n]*+"'
 )
+_NEXT_ITEM = re.compile(rb'"[ \t\r\n]*+,[ \t\r\n]*+"')
 
 _OPEN, _CLOSE, _QUOTE, _BACKSLASH = frozenset(b"[{"), frozenset(b"]}"), ord('"'), ord("\\")
 _DIGITS = frozenset(b"0123456789")
@@ -157,21 +158,24 @@ def _without_data(body: bytes, mark: bytes) -> bytes:
 
     Where the mark does not begin it, or is outside a string, the body is no JSON: the parser stops.
     """
-    pieces, start, place = [], 0, 0
+    pieces, start, place, is_in_list = [], 0, 0, False
     for _ in range(MAX_CUTS):
-        place = body.find(mark, place)
-        if place < 0:
-            break
-        if not (found := _DATA_START.match(body, place)):
-            place += len(mark)
-            continue
+        found = _NEXT_ITEM.match(body, place) if is_in_list else None
+        if found is None:
+            place = body.find(mark, place)
+            if place < 0:
+                break
+            if not (found := _DATA_START.match(body, place)):
+                is_in_list, place = False, place + len(mark)
+                continue
         place, end = found.end(), body.find(b'"', found.end())
         if end < 0:
             break
-        if end - place > LONG_DATA and body[end - 1] != _BACKSLASH:  # the quote ends the string
+        is_whole = body[end - 1] != _BACKSLASH  # the quote ends the string
+        if end - place > LONG_DATA and is_whole:
             pieces.append(body[start:place])
             start = end
-        place = end
+        is_in_list, place = is_whole and mark == DATA_MARKS[-1], end
     return b"".join([*pieces, body[start:]])
 
 

@@ -95,7 +95,9 @@ def test_values_around_many_images_are_counted() -> None:
         ('{{"input_audio": {{"data": "{}", "format": "wav"}}}}', True),
         ('{{"data"\n: "{}"}}', True),
         ('{{"images" : [ "{}"]}}', True),
+        ('{{"images": ["x", "{0}" ,\n"{0}"]}}', True),
         ('{{"images": [1, "{}"]}}', False),
+        ('{{"images": ["x"], "text": "{}"}}', False),
         ('["x\\"data","{}"]', False),
         ('{{"text": "{}"}}', False),
         ('["{}"]', False),
@@ -111,6 +113,15 @@ def test_text_that_is_too_large_is_refused_before_it_is_parsed(text: str, is_all
     with pytest.raises(APIError) as error_info:
         check_json(text.format(data).encode(), limits)
     assert error_info.value.status == 413
+
+
+def test_what_stands_between_images_is_checked() -> None:
+    limits = Settings.model_construct(max_json_depth=4, max_json_values=10**6)
+    deep = "[" * 9000 + "]" * 9000
+    for text in ('{"images": ["x\\",", %s, "y"]}', '{"images": ["x", %s, "y"]}'):
+        json.loads(text % "[]")
+        with pytest.raises(APIError, match="deeper than 4"):
+            check_json((text % deep).encode(), limits)
 
 
 def test_endpoints_without_images_read_no_more_than_text() -> None:
