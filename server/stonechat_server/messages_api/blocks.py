@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stonechat_server.schema.base import ListOf, WireModel
+from stonechat_server.schema.messages import Url
 
 
 class Block(WireModel):
@@ -96,7 +97,7 @@ class UrlSource(WireModel):
     """An image that the server fetches, or a `data:` URL."""
 
     type: Literal["url"]
-    url: str
+    url: Url
 
 
 class FileSource(WireModel):

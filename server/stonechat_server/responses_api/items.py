@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from stonechat_server.responses_api.tools import ToolParam
 from stonechat_server.schema.base import ListOf, WireModel
-from stonechat_server.schema.messages import AudioData, Detail
+from stonechat_server.schema.messages import AudioData, Detail, Url
 
 
 class InputText(WireModel):
@@ -32,7 +32,7 @@ class InputImage(WireModel):
     """An image: a `data:` or `https:` URL, or a file of `/v1/files`."""
 
     type: Literal["input_image"]
-    image_url: str | None = None
+    image_url: Url | None = None
     file_id: str | None = None
     detail: Detail | None = None
 

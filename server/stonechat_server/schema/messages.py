@@ -41,9 +41,8 @@ class ReasoningPart(WireModel):
 
 
 Detail = Literal["auto", "low", "high", "original"]
-
-
 Url = Annotated[str, StringConstraints(strip_whitespace=True)]
+"""A URL. Space around it does not count."""
 
 
 class ImageUrl(WireModel):

@@ -14,6 +14,10 @@ from stonechat_server.access.keys_file import add_key
 from stonechat_server.app import create_app
 from stonechat_server.media.errors import FetchError
 from stonechat_server.media.loading import MediaLoader
+from stonechat_server.messages_api.blocks import UserMessage
+from stonechat_server.messages_api.conversation import to_chat_messages
+from stonechat_server.responses_api.items import Message
+from stonechat_server.responses_api.messages import to_messages
 from stonechat_server.settings import Settings
 from tests.openai_schema import validate
 from tests.server.batches_api.batch_files import create, line, results, wait_for
@@ -176,6 +180,17 @@ def test_errors_of_responses_have_its_names(
     error = error_of(server.post("/v1/responses", json={"input": given}))
     assert (error["param"], error["code"]) == (param, code)
     assert param in error["message"]
+
+
+def test_of_a_file_with_space_before_it_little_is_kept() -> None:
+    url = "\n " + data_url(png("a" * 3000))
+    part = {"type": "input_image", "image_url": url}
+    item = Message.model_validate({"type": "message", "role": "user", "content": [part]})
+    to_messages(None, [], [item])
+    source = {"type": "image", "source": {"type": "url", "url": url}}
+    message = UserMessage.model_validate({"role": "user", "content": [source]})
+    to_chat_messages(None, [message], {})
+    assert len(item.model_dump_json()) < 300 > len(message.model_dump_json())
 
 
 def test_images_of_messages_that_are_left_out_go_with_them(
