@@ -1,6 +1,6 @@
 """Triton kernels of the sampler: the largest logits, the draw, and log-probabilities.
 
-`triton_sampler` launches them in the order of this file. The kernels of `triton_truncation` come
+`sampler` launches them in the order of this file. The kernels of `truncation` come
 before the draw.
 """
 

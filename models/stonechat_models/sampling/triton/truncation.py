@@ -1,7 +1,7 @@
 """Triton kernels that find the least weight that top_k, min_p and top_p keep.
 
 Tallies narrow the range in which it lies, the weights in that range are gathered, and a search
-among them finds it exactly. `triton_sampler` launches the kernels in the order of this file.
+among them finds it exactly. `sampler` launches the kernels in the order of this file.
 """
 
 import triton
