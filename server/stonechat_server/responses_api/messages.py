@@ -61,7 +61,11 @@ def to_messages(
     if isinstance(given, str):
         conversation.add_text(chat.UserMessage(role="user", content=given), "input")
     if not conversation.messages:
-        raise invalid("input", "'input' holds only tools, or reasoning that cannot be read here.")
+        raise invalid(
+            "input",
+            "'input' has no message. Tools, reasoning that cannot be read here, and calls that "
+            "another service ran do not count.",
+        )
     return conversation
 
 

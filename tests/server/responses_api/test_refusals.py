@@ -86,6 +86,7 @@ def test_what_is_not_supported_is_refused_by_name(
     [
         ({"input": None}, "input"),
         ({"input": []}, "input"),
+        ({"input": [{"type": "web_search_call"}]}, "input"),
         ({"input": [{}]}, "input[0].type"),
         ({"input": [{"role": "nobody", "content": "hi"}]}, "input[0].role"),
         ({"input": [{"role": "user"}]}, "input[0].content"),
