@@ -22,7 +22,8 @@ services = app.state.server
 services.sole.structure.close = lambda: None  # for the same reason
 services.preparations.close = services.lifecycle.begin_drain = lambda: None
 schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-schema.config.phases.update(phases=["examples", "fuzzing"])  # the phase `coverage` takes minutes
+if settings.get_current_profile_name() != "full":  # the phase `coverage` takes minutes
+    schema.config.phases.update(phases=["examples", "fuzzing"])
 
 
 LARGE = (
