@@ -95,7 +95,7 @@ def test_function_call_without_functions_has_no_effect(
         ({"function_call": {"name": "get_weather"}}, "function_call"),
         ({"tools": [TOOL], "function_call": "auto"}, "function_call"),
         ({"functions": [{"name": "a b"}]}, "functions[0].name"),
-        ({"functions": [FUNCTION, FUNCTION]}, "functions[1].name"),
+        ({"functions": [FUNCTION, {"name": FUNCTION["name"]}]}, "functions[1].name"),
         (
             {"functions": [{"name": "f", "parameters": {"not": {}}, "strict": True}]},
             "functions[0].parameters",
