@@ -36,6 +36,7 @@ def execute(page: Page, operation_id: str) -> tuple[str, str]:
     return row.locator(".response-col_status").inner_text(), row.locator("pre").first.inner_text()
 
 
+@pytest.mark.nightly
 def test_every_operation_is_listed_and_opens(browser: Browser, open_server: LiveServer) -> None:
     with docs_of(browser, open_server) as page:
         listed = operations(open_server)
@@ -57,6 +58,7 @@ def test_operations_can_be_tried_as_proposed(browser: Browser, open_server: Live
         assert json.loads(body)["choices"][0]["message"]["role"] == "assistant"
 
 
+@pytest.mark.nightly
 def test_a_key_can_be_given(browser: Browser, locked_server: LiveServer) -> None:
     with docs_of(browser, locked_server) as page:
         page.locator(".scheme-container .authorize").click()
