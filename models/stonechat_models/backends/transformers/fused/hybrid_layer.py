@@ -52,7 +52,7 @@ class FusedHybridLayer(nn.Module):
         assert isinstance(recurrent, SlotMixer)
         for name in ("position_embeddings", "position_ids", "use_cache"):
             arguments.pop(name, None)
-        arguments[recurrent.cache_name] = arguments.pop(self.cache_name)
+        arguments[recurrent.cache_name] = arguments.pop(self.cache_name, None)
         mixed = recurrent(normed, **arguments)
         return mixed
 
