@@ -4,25 +4,13 @@ uvicorn has a timeout between requests. It has none for a request that never bec
 for the end of an answer that the client does not read.
 """
 
-import asyncio
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 SILENCE_SECONDS = 30.0
-
-
-class _Cycle(Protocol):
-    response_complete: bool
-
-
-class _Connection(Protocol):
-    """The attributes that uvicorn's HTTP protocols have in common."""
-
-    transport: asyncio.Transport
-    cycle: _Cycle | None
-    timeout_keep_alive_task: asyncio.TimerHandle | None
 
 
 @dataclass(slots=True)
@@ -38,15 +26,15 @@ class SilentConnections:
         self._seconds = seconds
         self._silent: dict[int, _Silence] = {}
 
-    def drop(self, connections: Collection[object], now: float) -> int:
+    def drop(self, connections: Collection[HttpToolsProtocol], now: float) -> int:
         """Close the connections that have been silent for too long, and return their number.
 
-        Call it every second. It leaves connections of another kind, such as WebSockets, alone.
+        Call it every second.
         """
         still_silent: dict[int, _Silence] = {}
         num_dropped = 0
         for connection in list(connections):
-            if not _is_http(connection) or not _is_silent(connection):
+            if not _is_silent(connection):
                 continue
             num_unsent = connection.transport.get_write_buffer_size()
             silence = self._silent.get(id(connection))
@@ -61,11 +49,7 @@ class SilentConnections:
         return num_dropped
 
 
-def _is_http(connection: object) -> TypeGuard[_Connection]:
-    return all(hasattr(connection, name) for name in _Connection.__annotations__)
-
-
-def _is_silent(connection: _Connection) -> bool:
+def _is_silent(connection: HttpToolsProtocol) -> bool:
     """Whether it is closing, or runs neither a request nor uvicorn's timer between requests."""
     if connection.transport.is_closing():
         return True

@@ -7,23 +7,14 @@ connection.
 
 import asyncio
 import socket
-from typing import Any, Protocol
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 BEGINNING = b"HTTP/1.1 "
 """Of each answer, whatever its status and the version of the request."""
 FIRST_DELAY, LAST_DELAY = 0.02, 1.0
 """Seconds between two looks at the connection: the first, and the most."""
-
-
-class Connection(Protocol):
-    """What is needed of uvicorn's protocols."""
-
-    transport: asyncio.Transport
-    loop: asyncio.AbstractEventLoop
-    cycle: Any
-
-    def is_answering_another(self) -> bool:
-        """Whether the answer to a request before `cycle` is not complete."""
 
 
 class BegunTransport:
@@ -42,31 +33,24 @@ class BegunTransport:
         return getattr(self._transport, name)
 
 
-def finish(connection: Connection) -> None:
+def finish(connection: HttpToolsProtocol) -> None:
     """See to it that the connection ends behind its last answer, or once the client has left."""
-    cycle = connection.cycle
-    if not cycle.response_started and not connection.is_answering_another():
+    cycle: Any = connection.cycle
+    if not cycle.response_started and not connection.pipeline:
         connection.transport.write(BEGINNING)
         cycle.transport = BegunTransport(connection.transport)
-    _close_behind(connection, cycle)
-    _watch(connection, FIRST_DELAY)
-
-
-def _close_behind(connection: Connection, cycle: Any) -> None:
-    """Close the connection behind the last answer: no other request can come."""
     on_response = cycle.on_response
 
     def complete() -> None:
+        """Close the connection behind the answer: no other request can come."""
         on_response()
-        if connection.cycle is cycle:
-            connection.transport.close()
-        else:  # h11 has read another request only now
-            _close_behind(connection, connection.cycle)
+        connection.transport.close()
 
     cycle.on_response = complete
+    _watch(connection, FIRST_DELAY)
 
 
-def _watch(connection: Connection, delay: float) -> None:
+def _watch(connection: HttpToolsProtocol, delay: float) -> None:
     """End the connection once the client has reset it: nothing is read that would show it."""
     transport = connection.transport
     if transport.is_closing():

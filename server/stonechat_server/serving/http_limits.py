@@ -1,15 +1,13 @@
 """Bounds on what a request has besides its body, and how a request that exceeds them is refused.
 
-uvicorn's protocols bound neither the number of header fields nor, with httptools, their size. They
-answer malformed HTTP with plain text, even in the middle of another answer.
+uvicorn's protocol bounds neither the number nor the size of header fields. It answers malformed
+HTTP with plain text, even in the middle of another answer.
 """
 
-import asyncio
 from collections.abc import Iterable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from stonechat_server.errors import APIError
 from stonechat_server.observability.access_log import new_request_id
@@ -67,21 +65,15 @@ def unknown_coding() -> APIError:
     return APIError(415, message, code="unsupported_encoding")
 
 
-class Refusing(asyncio.Protocol):
-    """The part that both protocols share: refuses a request, and reads no other after it."""
+class Refusing(HttpToolsProtocol):
+    """uvicorn's protocol. It can refuse a request, and then reads no other."""
 
     is_refused = False
     """Whether all further bytes of this connection are dropped."""
     is_half_closed = False
     """Whether the client has ended its own side of the connection."""
 
-    if TYPE_CHECKING:  # attributes of uvicorn's protocols
-        transport: asyncio.Transport
-        loop: asyncio.AbstractEventLoop
-        flow: FlowControl
-        cycle: Any
-
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether the connection stays open, because an answer is due."""
         cycle = self.cycle
         is_due = cycle is not None and not cycle.more_body and not cycle.response_complete
@@ -92,10 +84,6 @@ class Refusing(asyncio.Protocol):
             half_closed.finish(self)
         return True
 
-    def is_answering_another(self) -> bool:
-        """Whether the answer to a request before `cycle` is not complete."""
-        return False
-
     def refuse(self, error: APIError) -> None:
         """Answer with an error, unless it would get into another answer. Then end the connection.
 
@@ -104,7 +92,7 @@ class Refusing(asyncio.Protocol):
         """
         self.is_refused = True
         self.flow.resume_reading()
-        cycle, is_busy = self.cycle, self.is_answering_another()
+        cycle, is_busy = self.cycle, bool(self.pipeline)
         if cycle is not None and cycle.more_body:
             is_busy |= cycle.response_started
             cycle.disconnected = cycle.response_complete = True

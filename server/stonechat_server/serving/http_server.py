@@ -1,17 +1,18 @@
-"""Runs the application in uvicorn, with uvloop and httptools if they are installed."""
+"""Runs the application in uvicorn, with uvloop if it is installed."""
 
-import asyncio
 import logging
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from types import FrameType
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
 from stonechat_server.serving.connections import SilentConnections, allow_many
+from stonechat_server.serving.httptools_protocol import LimitedHttpTools
 from stonechat_server.serving.lifecycle import Lifecycle
 from stonechat_server.serving.services import Services
 
@@ -29,7 +30,7 @@ class DrainingServer(uvicorn.Server):
     """uvicorn with these signals and bounds on headers. It closes connections without a request."""
 
     def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
-        config.http, config.ws = _protocol_class(), "none"
+        config.http, config.ws = LimitedHttpTools, "none"
         super().__init__(config)
         self._lifecycle = lifecycle
         self._silent = SilentConnections()
@@ -51,7 +52,8 @@ class DrainingServer(uvicorn.Server):
         if self._lifecycle.is_drained():
             self.should_exit = True
         if not counter % 10:
-            self._silent.drop(self.server_state.connections, time.monotonic())
+            connections = cast("Collection[LimitedHttpTools]", self.server_state.connections)
+            self._silent.drop(connections, time.monotonic())
         return await super().on_tick(counter)
 
 
@@ -97,13 +99,3 @@ def serve(
     server = _Server(config, state.lifecycle, on_started)
     server.run(sockets=[listener])
     return 0 if server.started and not server.is_refused else 1
-
-
-def _protocol_class() -> type[asyncio.Protocol]:
-    try:
-        from stonechat_server.serving.httptools_protocol import LimitedHttpTools
-    except ImportError:
-        from stonechat_server.serving.h11_protocol import LimitedH11
-
-        return LimitedH11
-    return LimitedHttpTools

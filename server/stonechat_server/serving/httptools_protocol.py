@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from stonechat_server.errors import APIError
 from stonechat_server.serving.http_limits import (
@@ -21,7 +21,7 @@ from stonechat_server.serving.http_limits import (
 BODY_HEADERS = (b"content-length", b"transfer-encoding")
 
 
-class LimitedHttpTools(Refusing, HttpToolsProtocol):  # type: ignore[misc]
+class LimitedHttpTools(Refusing):
     """Counts fields as the parser finds them, and bytes as they come in."""
 
     _in_head = True
@@ -128,9 +128,6 @@ class LimitedHttpTools(Refusing, HttpToolsProtocol):  # type: ignore[misc]
         if self._num_fields > MAX_FIELDS or self._num_field_bytes > MAX_HEAD_BYTES:
             self._error = too_large()
             raise FramingError(self._error)
-
-    def is_answering_another(self) -> bool:
-        return bool(self.pipeline)
 
 
 def end_by_closing(cycle: RequestResponseCycle) -> None:

@@ -52,10 +52,8 @@ def test_half_a_request_is_dropped_in_time() -> None:
     [
         Connection(cycle=cycle(False)),
         Connection(cycle=cycle(True), timeout_keep_alive_task=object()),
-        object(),
-        SimpleNamespace(transport=Transport(), cycle=None),
     ],
-    ids=["running", "between requests", "another kind", "a WebSocket"],
+    ids=["running", "between requests"],
 )
 def test_others_are_left_alone(connection: object) -> None:
     assert dropped(connection, [0.0, 30.0, 1000.0]) == [0, 0, 0]

@@ -1,6 +1,5 @@
 import json
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -8,14 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
 from stonechat_models import FinishReason, GenerateRequest, RequestOutput
 from stonechat_server.observability.ledger import Ledger, open_database, usage
-from stonechat_server.serving import http_server
 from stonechat_server.serving.connections import SilentConnections
-from stonechat_server.serving.h11_protocol import LimitedH11
-from stonechat_server.serving.httptools_protocol import LimitedHttpTools
 from tests.server.bodies import URL, body
 from tests.server.fake_engine import FakeEngine, delta, endless, output
 from tests.server.live import Live, live_server, wait_until
@@ -170,9 +165,3 @@ def test_many_idle_connections_do_not_keep_others_out() -> None:
         for _ in range(300):
             stack.enter_context(socket.create_connection(("127.0.0.1", live.port)))
         assert httpx.post(live.url + URL, json=body(), timeout=60).status_code == 200
-
-
-def test_httptools_is_used_where_it_can_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert http_server._protocol_class() is LimitedHttpTools
-    monkeypatch.setitem(sys.modules, LimitedHttpTools.__module__, None)
-    assert http_server._protocol_class() is LimitedH11
