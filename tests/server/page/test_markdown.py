@@ -6,7 +6,7 @@ import pytest
 
 from tests.server.live_server import LiveServer
 
-from .driver import Browser, Page, open_tab
+from .driver import Browser, Page, expect, open_tab
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,10 @@ HOSTILE = {
     "a table's width": ["|" * 30_000 + "\n" + "|-" * 30_000 + "\n", "|\n", 30_000, ""],
     "code": ["`" * 300_000, "a", 300_000, ""],
     "many nodes": ["", "a\n", 150_000, ""],
+    "notes in a line": ["", "^[", 200_000, ""],
+    "notes in notes": ["x", "^[a", 200_000, "]" * 200_000],
+    "open formulas": ["", "\\[a\n", 30_000, ""],
+    "formulas before text": ["", "\\[a\n", 900, "\\] b\n" * 100],
 }
 """A start, a piece, how often the piece comes, and an end."""
 
@@ -100,7 +104,24 @@ def test_markdown_takes_time_linear_in_the_length(page: Page, name: str) -> None
     assert render(page, *HOSTILE[name]) > 0
 
 
+def test_code_that_cannot_be_coloured_holds_up_nothing(page: Page) -> None:
+    """The rules for C# need minutes for this text. The worker is ended, and colours other code."""
+    page.evaluate(
+        """async (hostile) => {
+          const { drawMarkdown } = await import('./page/markdown.js');
+          const box = document.createElement('div');
+          box.id = 'coloured';
+          document.body.append(box);
+          drawMarkdown(box, '```csharp\\n' + hostile + '\\n```\\n```python\\npass\\n```');
+        }""",
+        "a " * 24_000,
+    )
+    expect(page.locator("#coloured .hljs-keyword")).to_have_text(["pass"])
+    assert page.locator("#coloured pre").first.inner_text().startswith("a a a")
+    page.evaluate("document.getElementById('coloured').remove()")
+
+
 def test_markdown_renders_any_text(page: Page) -> None:
-    for piece in ("*", "_a", "[", "`", "> ", "- ", "**a ", "|-", "![](", "<", "  - "):
+    for piece in ("*", "_a", "[", "`", "> ", "- ", "**a ", "|-", "![](", "<", "  - ", "\\("):
         assert render(page, "", piece, 24_000, "") > 0
         assert render(page, "", piece + "\n", 4_800, "") > 0

@@ -1,16 +1,15 @@
 // Turns a model's Markdown into nodes: markdown-it parses it, DOMPurify lets only harmless elements
-// through, highlight.js colours code and KaTeX sets mathematics (as MathML, without styles or
-// fonts). Raw HTML stays text. Links lead to http, https and mailto only; images become links.
+// through, a worker colours code and KaTeX sets mathematics (as MathML, without styles or fonts). Raw
+// HTML stays text. Links lead to http, https and mailto only; images become links.
 
+import { colour } from "./colours.js";
 import { copyText, el } from "./dom.js";
 import { mathRules } from "./math.js";
-import hljs from "./vendor/highlight.js";
 import "./vendor/katex.js";
 import MarkdownIt from "./vendor/markdown-it.js";
 import "./vendor/markdown-it-footnote.js";
 import DOMPurify from "./vendor/purify.js";
 
-const MAX_COLOURED = 50_000; // characters of a code block
 const LINK = /^(https?:|mailto:)/i;
 const CLEAN = {
   RETURN_DOM_FRAGMENT: true,
@@ -26,6 +25,7 @@ const CLEAN = {
 const md = new MarkdownIt({ html: false, breaks: true, linkify: false });
 md.validateLink = (url) => LINK.test(url.trim());
 md.use(globalThis.markdownitFootnote);
+md.disable("footnote_inline"); // it reads the rest of a paragraph at each "^["
 md.use(mathRules);
 md.renderer.rules.image = (tokens, at) => {
   const { attrGet, content } = tokens[at];
@@ -133,17 +133,12 @@ function setMath(span) {
 export function codeBlock(text, language) {
   const copy = el("button", { class: "small" }, "Copy");
   copy.addEventListener("click", () => copyText(text, copy));
+  const code = el("code", {});
+  colour(code, text, language);
   return el(
     "div",
     { class: "code-block" },
     el("div", { class: "code-head" }, el("span", {}, language || "text"), copy),
-    el("pre", { tabindex: "0" }, el("code", {}, coloured(text, language))),
+    el("pre", { tabindex: "0" }, code),
   );
-}
-
-function coloured(text, language) {
-  if (!hljs.getLanguage(language) || text.length > MAX_COLOURED) return text;
-  const html = hljs.highlight(text, { language, ignoreIllegals: true }).value;
-  const clean = { RETURN_DOM_FRAGMENT: true, ALLOWED_TAGS: ["span"], ALLOWED_ATTR: ["class"] };
-  return DOMPurify.sanitize(html, clean);
 }

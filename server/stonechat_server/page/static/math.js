@@ -64,24 +64,22 @@ function blockRule(state, startLine, endLine, silent) {
   const open = state.src.slice(start, start + 2);
   const close = { $$: "$$", "\\[": "\\]" }[open];
   if (!close) return false;
+  const from = start + open.length;
+  const length = state.src.slice(from, from + MAX_SPAN).indexOf(close);
+  if (length < 0) return false;
+  const end = from + length;
+  let last = startLine;
+  while (state.eMarks[last] < end) last += 1;
+  // Text behind the mark, or outside the list or quotation: the inline rule takes it.
+  if (last >= endLine || state.src.slice(end + close.length, state.eMarks[last]).trim()) return false;
+  if (silent) return true;
   const lines = [];
-  let length = 0;
-  for (let line = startLine; line < endLine && length < MAX_SPAN; line += 1) {
-    const from = line === startLine ? start + 2 : state.bMarks[line] + state.tShift[line];
-    const text = state.src.slice(from, state.eMarks[line]).trimEnd();
-    length += text.length + 1;
-    const end = text.indexOf(close);
-    if (end < 0) {
-      lines.push(text);
-      continue;
-    }
-    if (text.slice(end + 2).trim()) return false; // text follows: the inline rule takes it
-    if (silent) return true;
-    lines.push(text.slice(0, end));
-    const made = token(state, lines.join("\n"), true);
-    made.map = [startLine, line + 1];
-    state.line = line + 1;
-    return true;
+  for (let line = startLine; line <= last; line += 1) {
+    const begin = line === startLine ? from : state.bMarks[line] + state.tShift[line];
+    lines.push(state.src.slice(begin, Math.min(end, state.eMarks[line])).trimEnd());
   }
-  return false;
+  const made = token(state, lines.join("\n"), true);
+  made.map = [startLine, last + 1];
+  state.line = last + 1;
+  return true;
 }
