@@ -10,7 +10,7 @@ from tests.models.vision_families import (
     sections,
 )
 
-NEED_TORCHVISION = ("lfm2_vl", "cohere2_vision", "kimi_k25")
+NEED_TORCHVISION = ("cohere2_vision", "kimi_k25")
 """Families whose processor has no form for Pillow alone."""
 
 MORE_FAMILIES: dict[str, VisionFamily] = {
@@ -114,19 +114,18 @@ MORE_FAMILIES: dict[str, VisionFamily] = {
         token="<image>",
         tokens=(
             *("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"),
-            *(f"<|img_row_{r}_col_{c}|>" for r in range(1, 4) for c in range(1, 4)),
+            *(f"<|img_row_{r}_col_{c}|>" for r in range(1, 5) for c in range(1, 5)),
         ),
         image_processor={
             "image_processor_type": "Lfm2VlImageProcessorFast",
             "encoder_patch_size": 16,
-            "tile_size": 128,  # published: 512
-            "min_image_tokens": 16,
-            "max_image_tokens": 64,
-            "max_tiles": 4,
-            "max_num_patches": 256,
+            "tile_size": 64,  # published: 512
+            "min_image_tokens": 2,  # published: 64
+            "max_image_tokens": 4,  # published: 256
+            "max_tiles": 4,  # published: 10
             **HALF,
         },
-        vision={"patch_size": 16, "num_patches": 256},
+        vision={"patch_size": 16, "num_patches": 256, "vision_use_head": False},
     ),
     "cohere2_vision": VisionFamily(
         image="<|IMG_PATCH|>",

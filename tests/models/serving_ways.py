@@ -8,7 +8,11 @@ from pathlib import Path
 
 import torch
 
-from stonechat_models.backends.native.plan.composites import OWN_TEXT_PARTS, TEXT_PARTS
+from stonechat_models.backends.native.plan.composites import (
+    ONLY_GGUF,
+    OWN_TEXT_PARTS,
+    TEXT_PARTS,
+)
 from stonechat_models.backends.native.plan.families import FAMILIES
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import auto_class, vocab_size
@@ -24,7 +28,7 @@ from tests.models.engines import CPU, model_info
 from tests.models.every_family import TYPES, hf_config, tiny_model
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
-COMPILED_TYPES = FAMILIES.keys() | OWN_TEXT_PARTS.keys() | TEXT_PARTS.keys()
+COMPILED_TYPES = (FAMILIES.keys() | OWN_TEXT_PARTS.keys() | TEXT_PARTS.keys()) - ONLY_GGUF
 """All types whose language model the native backend may run."""
 COMPILED = "compiled on a CPU, else "
 PAGED = "paged"

@@ -26,6 +26,8 @@ TEXTS = {
     "qwen2_vl": ("qwen2vl", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen2_5_vl": ("qwen2vl", "Qwen2ForCausalLM", "Qwen2Config"),
     "qwen3_vl": ("qwen3vl", "Qwen3ForCausalLM", "Qwen3Config"),
+    "lfm2_vl": ("lfm2", "Lfm2ForCausalLM", "Lfm2Config"),
+    "qwen3_vl_moe": ("qwen3vlmoe", "Qwen3MoeForCausalLM", "Qwen3MoeConfig"),
     "gemma4": ("gemma4", "Gemma4ForCausalLM", "Gemma4TextConfig"),
     "gemma4_small": ("gemma4", "Gemma4ForCausalLM", "Gemma4TextConfig"),
     "internvl": ("qwen2", "Qwen2ForCausalLM", "Qwen2Config"),
@@ -138,6 +140,14 @@ def gemma4(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
     )
 
 
+def lfm2(name: str, tensor: torch.Tensor, vision: dict[str, Any]) -> Tensors:
+    name = name.removeprefix("model.").replace("vision_tower.", "vision_tower.vision_model.")
+    if name.endswith("patch_embedding.weight"):
+        size = vision["patch_size"]
+        tensor = tensor.unflatten(1, (size, size, 3)).permute(0, 3, 1, 2)
+    yield name, tensor
+
+
 _MLP1 = {"layer_norm": "0", "linear_1": "1", "linear_2": "3"}
 INTERNVL = {
     **{f"multi_modal_projector.{own}": f"mlp1.{number}" for own, number in _MLP1.items()},
@@ -203,6 +213,11 @@ def add_idefics3(writer: Writer, config: dict[str, Any], processor: Mapping[str,
     writer.add_vision_use_gelu(True)
 
 
+def add_lfm2(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
+    writer.add_vision_projector_scale_factor(config["downsample_factor"])
+    writer.add_vision_use_gelu(True)
+
+
 def add_internvl(writer: Writer, config: dict[str, Any], processor: Mapping[str, Any]) -> None:
     writer.add_vision_projector_scale_factor(int(1 / config["downsample_ratio"]))
     writer.add_vision_preproc_min_tiles(processor["min_patches"])
@@ -217,6 +232,8 @@ PROJECTORS: dict[str, tuple[str, Change, Add]] = {
     "qwen2_vl": ("qwen2vl_merger", qwen2, lambda writer, config, processor: None),
     "qwen2_5_vl": ("qwen2.5vl_merger", qwen2, add_qwen25),
     "qwen3_vl": ("qwen3vl_merger", qwen3, add_qwen3),
+    "lfm2_vl": ("lfm2", lfm2, add_lfm2),
+    "qwen3_vl_moe": ("qwen3vl_merger", qwen3, add_qwen3),
     "gemma4": ("gemma4v", gemma4, lambda writer, config, processor: None),
     "gemma4_small": ("gemma4v", gemma4, lambda writer, config, processor: None),
     "internvl": ("internvl", internvl, add_internvl),

@@ -41,6 +41,10 @@ def load_processor(folder: Path, modality: Modality, token_id: int) -> Any:
 def _image_parts(folder: Path) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
+    if _image_processor_type(folder).startswith("Lfm2VlImageProcessor"):
+        from stonechat_models.media.lfm2_vl import Lfm2VlImageProcessor
+
+        return {"image_processor": Lfm2VlImageProcessor.from_pretrained(folder, **LOCAL)}
     try:
         part = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
     except (ImportError, ValueError) as error:
@@ -48,6 +52,14 @@ def _image_parts(folder: Path) -> dict[str, Any]:
             raise UnsupportedModelError(NEEDS_TORCHVISION) from None
         raise
     return {"image_processor": part}
+
+
+def _image_processor_type(folder: Path) -> str:
+    """Return the class that the folder's files name; an empty text if they name none."""
+    configs = [read_json(folder / name) or {} for name in CONFIGS]
+    parts = [part for config in configs for part in (config.get("image_processor"), config)]
+    names = (part.get("image_processor_type") for part in parts if isinstance(part, dict))
+    return next((str(name) for name in names if name), "")
 
 
 def _audio_parts(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,12 @@ TEXT_PARTS: dict[str, dict[str, Any]] = {
     "qwen2_vl": {**ONE_HEAD, **vision_families.sections(4, 6, 6)},
     "qwen2_5_vl": {**ONE_HEAD, **vision_families.sections(4, 6, 6)},
     "qwen3_vl": {**HEADS, **AXES},
+    "lfm2_vl": {
+        **{"layer_types": ["conv", "full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+        **{"num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1},
+        **{"hidden_size": 64},
+    },
+    "qwen3_vl_moe": {**HEADS, **AXES, "moe_intermediate_size": 32},
     "qwen3_5": {
         **HEADS,
         **vision_families.sections(6, 5, 5, partial_rotary_factor=1.0),
@@ -71,7 +77,7 @@ def check_text_alone(path: Path) -> None:
 
 
 def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> VisionModel:
-    family = vision_models.FAMILIES[name]
+    family = vision_models.ALL_FAMILIES[name]
     changed = replace(
         family,
         model_type=family.model_type or name,

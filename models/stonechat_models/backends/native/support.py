@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from stonechat_models.backends.native.bindings import KV_TILE, load_library
 from stonechat_models.backends.native.caches import KV_FORMATS, STATE_BYTES, kv_bytes_per_token
+from stonechat_models.backends.native.plan.composites import ONLY_GGUF
 from stonechat_models.backends.native.plan.spec import ModelSpec, read_spec
 from stonechat_models.backends.native.plan.weights import plan_weights
 from stonechat_models.backends.native.stores import HeaderStore, refuse_types
@@ -74,6 +75,8 @@ def _check_settings(model: ModelFiles | ModelHeaders, config: EngineConfig) -> N
         model.weight_format == "gguf" or read_packing(model).tensors
     ):
         raise UnsupportedModelError("an adapter is merged into floats, not into quantised weights")
+    if model.config.model_type in ONLY_GGUF and model.weight_format != "gguf":
+        raise UnsupportedModelError("its folders store the matrices of experts transposed")
     if model.weight_format == "pickle":
         raise UnsupportedModelError("its weights are not in safetensors files")
 

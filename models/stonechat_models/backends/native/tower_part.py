@@ -7,7 +7,6 @@ them.
 
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from stonechat_models.backends.native.plan.composites import (
@@ -30,7 +29,6 @@ from stonechat_models.media.hf_processor import (
     audio_packages_refusal,
     pillow_refusal,
 )
-from stonechat_models.media.processor_loading import NEEDS_TORCHVISION
 from stonechat_models.model_info import AudioInfo, ImageInfo
 
 if TYPE_CHECKING:
@@ -144,8 +142,6 @@ def _check_processor(model_type: str) -> None:
     """Refuse what is known of the processor of a type. All else is found with the first image."""
     if refusal := pillow_refusal():
         raise UnsupportedModelError(refusal)
-    if model_type == "lfm2_vl" and find_spec("torchvision") is None:
-        raise UnsupportedModelError(NEEDS_TORCHVISION)
     if model_type == "llava_onevision":
         raise UnsupportedModelError(NEEDS_LONE_IMAGES)
 

@@ -23,7 +23,11 @@ from stonechat_models.model_file import read_json, reading
 # Part of the cache key. Raise it whenever the result changes.
 COMPOSITE_VERSION = 1
 MROPE_AXES = 3
-MROPE: dict[str, Config] = {"qwen2vl": {}, "qwen3vl": {"mrope_interleaved": True}}
+MROPE: dict[str, Config] = {
+    "qwen2vl": {},
+    "qwen3vl": {"mrope_interleaved": True},
+    "qwen3vlmoe": {"mrope_interleaved": True},
+}
 """Architectures whose texts have plain rotary parameters, and what those of images add."""
 
 

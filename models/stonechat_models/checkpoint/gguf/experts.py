@@ -211,7 +211,18 @@ MIXTURES: dict[str, Architecture] = {
         layouts=SHARED_EXPERT_LAYOUTS,
     ),
     "qwen3moe": _QWEN3_MOE,
-    "qwen3vlmoe": _QWEN3_MOE,
+    # Beside a vision part, transformers takes all experts of a layer in one parameter.
+    "qwen3vlmoe": replace(
+        _QWEN3_MOE,
+        names={"ffn_down_exps.weight": "mlp.experts.down_proj"},
+        merges=(
+            Merge(
+                "mlp.experts.gate_up_proj",
+                ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+                layouts.rows_joined(1),
+            ),
+        ),
+    ),
     "olmoe": Architecture(
         "olmoe",
         "OlmoeForCausalLM",

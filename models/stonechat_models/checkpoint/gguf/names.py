@@ -123,12 +123,11 @@ def module_name(gguf: GgufFile, name: str) -> str:
     Raises `UnsupportedModelError` when the architecture has no such tensor.
     """
     place = place_of(gguf, name)
-    if place.merge is not None:
-        return f"{place.target}.{place.name}"
-    if place.is_expert:
-        own, _, kind = place.name.rpartition(".")
-        return f"{place.target.partition('.{}.')[0]}.{EXPERT_PARTS[own]}.{kind}"
-    return place.target
+    own, _, kind = place.name.rpartition(".")
+    base, experts, _ = place.target.partition(".experts.")
+    if experts and own in EXPERT_PARTS:
+        return f"{base}.experts.{EXPERT_PARTS[own]}.{kind}"
+    return place.target if place.merge is None else f"{place.target}.{place.name}"
 
 
 def whole_name(config: HFConfig, name: str) -> str:

@@ -42,6 +42,12 @@ def siglip(mmproj: GgufFile, model_type: str, **fixed: object) -> Config:
     }
 
 
+def siglip2(mmproj: GgufFile) -> Config:
+    """Return `vision_config` of a SigLIP 2 tower, which takes images of any size."""
+    num_patches = width_of(mmproj, "v.position_embd.weight", 0)
+    return siglip(mmproj, "siglip2_vision_model", vision_use_head=False, num_patches=num_patches)
+
+
 def _activation(mmproj: GgufFile) -> str:
     if flag(mmproj, "use_gelu", False):
         return "gelu_pytorch_tanh"

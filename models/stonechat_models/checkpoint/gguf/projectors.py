@@ -18,6 +18,7 @@ from stonechat_models.checkpoint.gguf.reader import GgufFile
 QWEN2_PIXELS, QWEN3_PIXELS = (3136, 12845056), (65536, 16777216)
 GEMMA4_TOKENS = 280
 """The most that an image becomes."""
+LFM2_LIMITS = {"tile_size": 512, "max_tiles": 10, "min_image_tokens": 64, "max_image_tokens": 256}
 SOFT_TOKEN = "<image_soft_token>"
 
 
@@ -131,6 +132,9 @@ PROJECTORS: dict[str, Projector] = {
     "qwen3vl_merger": Projector(
         models={
             "qwen3vl": Whole("qwen3_vl", "Qwen3VLForConditionalGeneration", "qwen3_vl_text"),
+            "qwen3vlmoe": Whole(
+                "qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", "qwen3_vl_moe_text"
+            ),
             "qwen35": Whole("qwen3_5", "Qwen3_5ForConditionalGeneration"),
             "qwen35moe": Whole("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
         },
@@ -220,6 +224,34 @@ PROJECTORS: dict[str, Projector] = {
             },
         },
         output=("mm.input_projection.weight", 0),
+    ),
+    "lfm2": Projector(
+        models={"lfm2": Whole("lfm2_vl", "Lfm2VlForConditionalGeneration")},
+        vision=configs.siglip2,
+        whole=lambda m: {
+            "downsample_factor": integer(m, "vision.projector.scale_factor", 2),
+            "projector_hidden_size": configs.width_of(m, "mm.1.weight", 0),
+            "projector_hidden_act": "gelu",
+            "projector_bias": "mm.1.bias" in m.tensors,
+            "projector_use_layernorm": "mm.input_norm.weight" in m.tensors,
+        },
+        tokens={"image_token_id": "<image>"},
+        processor_class="Lfm2VlProcessor",
+        image_processor=lambda m: {
+            "image_processor_type": "Lfm2VlImageProcessor",
+            "encoder_patch_size": integer(m, "vision.patch_size"),
+            "downsample_factor": integer(m, "vision.projector.scale_factor", 2),
+            **LFM2_LIMITS,
+            **configs.normalisation(m),
+        },
+        names={
+            **_in("model.vision_tower.", names.SIGLIP),
+            "mm.input_norm": "model.multi_modal_projector.layer_norm",
+            "mm.1": "model.multi_modal_projector.linear_1",
+            "mm.2": "model.multi_modal_projector.linear_2",
+        },
+        layouts={"v.patch_embd.weight": configs.patches_first},
+        output=("mm.2.weight", 0),
     ),
     "internvl": Projector(
         models=dict.fromkeys(("qwen2", "qwen3", "qwen3moe", "llama"), _INTERNVL_WHOLE),

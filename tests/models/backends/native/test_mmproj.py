@@ -33,9 +33,11 @@ from tests.models.tiny_mmproj import TEXTS, tower_tensors, write_mmproj, write_t
 from tests.models.vision_models import ALL_FAMILIES, vision_tokenizer
 
 IMAGES = [noise(size, seed) for seed, size in enumerate(((90, 130), (64, 64), (200, 70)))]
-FAMILIES = ("gemma3", "qwen2_5_vl", "qwen3_vl", "idefics3", "internvl")
+FAMILIES = ("gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "lfm2_vl", "idefics3", "internvl")
 OTHERS = ("qwen2_vl", "qwen3_5", "qwen3_5_moe", "mistral3", "smolvlm")
 PADDING = vision_tokenizer(ALL_FAMILIES["gemma4_small"]).pad_token_id
+LFM2 = ALL_FAMILIES["lfm2_vl"].image_processor
+LFM2_LIMITS = {key: LFM2[key] for key in projectors.LFM2_LIMITS}
 BY_PYTORCH = ("gemma4", "gemma4_small")
 
 
@@ -56,6 +58,7 @@ def written(
 ) -> tuple[VisionModel, Path, Path]:
     """Return a tiny model, and the paths of its two files in `folder`."""
     monkeypatch.setattr(projectors, "GEMMA4_TOKENS", 70)  # as the families' own processor has it
+    monkeypatch.setattr(projectors, "LFM2_LIMITS", LFM2_LIMITS)
     is_compiled = name in TEXT_PARTS
     place = folder / "folder"
     model = make_model(place, name, monkeypatch) if is_compiled else VisionModel(place, name)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stonechat_models.backends.native import footprint
+from stonechat_models.backends.native.plan.composites import ONLY_GGUF
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.media import tower
@@ -29,7 +30,7 @@ from tests.nightly import nightly
 SIZES = ((90, 130), (64, 64), (200, 70), (33, 50), (120, 120), (64, 90), (150, 60), (80, 80))
 IMAGES = [noise(size, seed) for seed, size in enumerate(SIZES)]
 USUAL = ("qwen3_vl", "qwen3_5", "gemma3", "smolvlm")
-OTHERS = sorted(TEXT_PARTS.keys() - set(USUAL))
+OTHERS = sorted(TEXT_PARTS.keys() - set(USUAL) - ONLY_GGUF)
 
 
 def engine_of(folder: Path, **settings: Any) -> Any:

@@ -206,8 +206,8 @@ def test_parts_and_experts_have_names_of_their_own() -> None:
     file = GgufFile(Path("x.gguf"), {"general.architecture": "gpt-oss"}, {})
     base = "model.layers.3.mlp.experts."
     names = {
-        "blk.3.ffn_up_exps.bias": f"{base}gate_up_proj_bias.ffn_up_exps.bias",
-        "blk.3.ffn_down_exps.weight": f"{base}down_proj",
+        "blk.3.ffn_up_exps.bias": f"{base}up_proj.bias",
+        "blk.3.ffn_down_exps.weight": f"{base}down_proj.weight",
     }
     for name, expected in names.items():
         assert module_name(file, name) == expected

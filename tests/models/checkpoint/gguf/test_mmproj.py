@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from stonechat_models.checkpoint.gguf.mmproj import ranked_mmprojs, why_blind
-from stonechat_models.checkpoint.gguf.reader import GgufFile, read_gguf
+from stonechat_models.checkpoint.gguf.mmproj import ranked_mmprojs
+from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.hub import download as hub
 from stonechat_models.checkpoint.hub import errors as hub_errors
@@ -115,18 +115,6 @@ def test_models_of_text_alone_need_no_reason(files: Path) -> None:
     assert reason_of(path) == ""
     with pytest.raises(ModelLoadError, match="belongs to models of architecture gemma3, and llama"):
         resolve(path, mmproj=str(files / "mmproj-F32.gguf"))
-
-
-@pytest.mark.parametrize(
-    ("architecture", "reason"),
-    [
-        ("qwen2vl", "its vision part is not there"),
-        ("qwen3vlmoe", "vision parts of models of architecture qwen3vlmoe are not supported"),
-    ],
-)
-def test_only_a_part_that_can_be_read_is_asked_for(architecture: str, reason: str) -> None:
-    gguf = GgufFile(Path("a.gguf"), {"general.architecture": architecture}, {})
-    assert why_blind(gguf).startswith(reason)
 
 
 def test_of_several_parts_the_one_that_fits_is_taken(files: Path, pair: Pair) -> None:

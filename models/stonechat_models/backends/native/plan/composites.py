@@ -7,6 +7,7 @@ not computed here.
 from dataclasses import replace
 
 from stonechat_models.backends.native.plan.families import FAMILIES, Family
+from stonechat_models.backends.native.plan.mixtures import Experts, read_qwen3_experts
 from stonechat_models.backends.native.plan.rope import RopeAxes
 from stonechat_models.checkpoint.hf_config import HFConfig
 from stonechat_models.errors import UnsupportedModelError
@@ -37,6 +38,13 @@ _QWEN2_VL = replace(
     rope_axes=RopeAxes((16, 24, 24)),
 )
 _QWEN3_AXES = RopeAxes((24, 20, 20), interleaved=True)
+
+
+def _qwen3_vl_experts(config: HFConfig) -> Experts:
+    """Its router always scales the weights of a token's experts."""
+    return replace(read_qwen3_experts(config), scale_chosen=True)
+
+
 KNOWN_TEXT_PARTS = frozenset(
     {"gemma3_text", "lfm2", "llama", "mistral", "qwen2", "qwen3", "qwen3_moe"}
 )
@@ -47,8 +55,17 @@ OWN_TEXT_PARTS: dict[str, Family] = {
     "qwen3_vl": replace(
         FAMILIES["qwen3"], theta=5e5, head_dim=128, has_windows=False, rope_axes=_QWEN3_AXES
     ),
+    "qwen3_vl_moe": replace(
+        FAMILIES["qwen3_moe"],
+        theta=5e5,
+        has_windows=False,
+        experts=_qwen3_vl_experts,
+        rope_axes=_QWEN3_AXES,
+    ),
 }
 """Types with a language model of their own."""
+ONLY_GGUF = frozenset({"qwen3_vl_moe"})
+"""Types whose folders store the matrices of experts transposed."""
 PREFIXES = ("model.", "model.language_model.", "language_model.model.", "model.text_model.")
 """How the names of a language model's tensors begin in files."""
 IMAGE_TOKENS = {
@@ -63,6 +80,7 @@ IMAGE_TOKENS = {
     "qwen2_vl": 151655,
     "qwen2_5_vl": 151655,
     "qwen3_vl": 151655,
+    "qwen3_vl_moe": 151655,
     "qwen3_5": 248056,
     "qwen3_5_moe": 248056,
     "smolvlm": 128257,
