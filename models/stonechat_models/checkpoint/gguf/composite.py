@@ -37,7 +37,7 @@ def composite_folder(path: Path, folder: Path, mmproj_path: Path, progress: Prog
     `folder` is that of the language model alone. The first call writes it, into the cache. Raises
     `ModelLoadError` if the two files are not parts of one model, or one of them is not right.
     """
-    key = conversion_key([mmproj_path])[:12]
+    key = conversion_key([mmproj_path])
     target = folder.with_name(f"{folder.name}-{key}-v{COMPOSITE_VERSION}")
 
     def build(target: Path) -> None:

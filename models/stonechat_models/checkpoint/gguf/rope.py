@@ -76,14 +76,25 @@ def _yarn(gguf: GgufFile) -> Config:
 
 
 def _factors(gguf: GgufFile, name: str) -> np.ndarray:
-    """Return the divisors of frequencies in a tensor, as float64."""
-    tensor = gguf.tensors[name]
+    """Return the divisors of all frequencies in a tensor, as float64."""
+    tensor, count = gguf.tensors[name], _rotary_dim(gguf) // 2
+    if tensor.shape != (count,):
+        shape = "x".join(map(str, tensor.shape))
+        raise refusal(gguf, f"{name} has {shape} divisors for {count} RoPE frequencies")
     if tensor.type_name != "F32":
         raise refusal(gguf, "its RoPE frequencies are not float32")
     divisors: np.ndarray = tensor.data.view(np.float32).astype(np.float64).reshape(-1)
     if not (divisors.min() > 0 and divisors.max() <= MAX_FLOAT32):
         raise refusal(gguf, "its RoPE frequencies are not finite numbers above 0")
     return divisors
+
+
+def _rotary_dim(gguf: GgufFile) -> int:
+    """Return how many dimensions of a head are rotated."""
+    for key in ("rope.dimension_count", "attention.key_length"):
+        if gguf.value(key) is not None:
+            return integer(gguf, key)
+    return integer(gguf, "embedding_length") // integer(gguf, "attention.head_count")
 
 
 def _llama3(gguf: GgufFile, theta: float) -> Config:
@@ -124,13 +135,13 @@ def longrope_of(gguf: GgufFile) -> Config:
 def proportional_of(gguf: GgufFile) -> Config:
     """Return `rope_parameters` of a head of which only the first frequencies rotate."""
     theta = positive(gguf, "rope.freq_base", 1e6)
-    share = 1.0
     if _scale(gguf) not in (None, 1.0) and gguf.value("rope.scaling.type") != "none":
         raise refusal(gguf, "RoPE scaling of this architecture is not supported")
-    if CONFIG_TENSORS[0] in gguf.tensors:
-        divisors = _factors(gguf, CONFIG_TENSORS[0])
-        rotated = int((divisors == 1.0).sum())
-        if not (np.all(divisors[:rotated] == 1.0) and np.all(divisors[rotated:] > UNROTATED)):
-            raise refusal(gguf, "its RoPE frequencies are neither whole nor none")
-        share = rotated / divisors.size
+    if CONFIG_TENSORS[0] not in gguf.tensors:
+        raise refusal(gguf, f"{CONFIG_TENSORS[0]} is missing")
+    divisors = _factors(gguf, CONFIG_TENSORS[0])
+    rotated = int((divisors == 1.0).sum())
+    if not (np.all(divisors[:rotated] == 1.0) and np.all(divisors[rotated:] > UNROTATED)):
+        raise refusal(gguf, "its RoPE frequencies are neither whole nor none")
+    share = rotated / divisors.size
     return {"rope_theta": theta, "rope_type": "proportional", "partial_rotary_factor": share}

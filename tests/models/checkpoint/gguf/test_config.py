@@ -169,6 +169,15 @@ def test_scaling_without_a_type_is_linear(key: str) -> None:
     assert "and a scaling of them" in refusal_of(fields, "llama", divisors)
 
 
+def test_frequencies_that_are_missing_or_too_many_are_refused() -> None:
+    """llama.cpp loads no such file either."""
+    assert "rope_freqs.weight is missing" in refusal_of(GEMMA4, "gemma4")
+    for fields, architecture, count in ((GEMMA4, "gemma4", 16), (LLAMA, "llama", 8)):
+        for values in (np.ones(count - 1), np.ones(2 * count), np.ones((count, 1))):
+            message = refusal_of(fields, architecture, tensor("rope_freqs.weight", values))
+            assert f"divisors for {count} RoPE frequencies" in message
+
+
 def test_an_attention_factor_is_refused_where_nothing_computes_it() -> None:
     for kind in (None, "linear", "yarn"):
         fields = {**LLAMA, **YARN, "rope.scaling.type": kind}
@@ -340,7 +349,9 @@ def read_all(file: GgufFile) -> None:
 def test_what_an_architecture_does_not_have_is_refused(
     architecture: str, fields: dict[str, Any], problem: str
 ) -> None:
-    file = file_of(EXPERTS | fields if architecture == "llama4" else fields, architecture)
+    tensors = [tensor("rope_freqs.weight", np.ones(16))] if architecture == "gemma4" else []
+    fields = EXPERTS | fields if architecture == "llama4" else fields
+    file = file_of(fields, architecture, *tensors)
     with pytest.raises(UnsupportedModelError, match=problem):
         read_all(file)
 
