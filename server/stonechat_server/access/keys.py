@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shlex
+import stat
 import time
 import tomllib
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from stonechat_server.options import UserError
 
 KEY_PREFIX = "sk-stonechat-"
 CHECK_INTERVAL_SECONDS = 1.0
+MAX_FILE = 1 << 24
+"""Bytes of a keys file: more than 50,000 keys."""
 BATCH_PRIORITY = 1 << 40
 """Is added to the priority of a key for its batches. Whatever has this priority or more is of a
 batch: it goes behind all other requests."""
@@ -234,7 +237,7 @@ def is_there(path: Path) -> bool:
 def read_keys(path: Path, *, may_be_empty: bool = True) -> tuple[ApiKey, ...]:
     """All records of a keys file, also the revoked ones. Raises `KeysFileError`."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _read_file(path).decode()
     except FileNotFoundError as error:
         if path.is_symlink():
             target = os.readlink(path)
@@ -249,3 +252,23 @@ def read_keys(path: Path, *, may_be_empty: bool = True) -> tuple[ApiKey, ...]:
     except UnicodeDecodeError as error:
         raise KeysFileError(f"the keys file {path} is not a text file in UTF-8") from error
     return parse_keys(text, path=path, may_be_empty=may_be_empty)
+
+
+def _read_file(path: Path) -> bytes:
+    """Read a regular file. Others, and some files of the kernel, would be waited for.
+
+    Raises `OSError`, also for one of more than `MAX_FILE` bytes.
+    """
+
+    def open_at_once(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    with open(path, "rb", buffering=0, opener=open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError("it is not a regular file")
+        content = b""
+        while piece := os.read(file.fileno(), MAX_FILE):
+            content += piece
+            if len(content) > MAX_FILE:
+                raise OSError("it is too large")
+        return content

@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from stonechat_server.access import keys_file
-from stonechat_server.access.keys import KeysFileError, KeyStore, digest_of, parse_keys, read_keys
+from stonechat_server.access.keys import (
+    MAX_FILE,
+    KeysFileError,
+    KeyStore,
+    digest_of,
+    parse_keys,
+    read_keys,
+)
 from stonechat_server.access.keys_file import add_key, open_key_store, revoke_key
 
 
@@ -215,6 +222,13 @@ def _put(kind: str, path: Path) -> None:
             path.mkdir()
         case "no TOML":
             path.write_text("[[keys]\n")
+        case "a pipe":
+            os.mkfifo(path)
+        case "a device":
+            path.symlink_to("/dev/zero")
+        case "a large file":
+            path.touch()
+            os.truncate(path, MAX_FILE + 1)
         case "empty":
             path.touch()
 
@@ -242,6 +256,9 @@ def test_a_file_that_appears_broken_closes_the_server_too(
     [
         ("a dangling link", "the keys file {path} is a link to gone, which is not there"),
         ("a folder", "cannot read the keys file {path}: Is a directory"),
+        ("a pipe", "cannot read the keys file {path}: it is not a regular file"),
+        ("a device", "cannot read the keys file {path}: it is not a regular file"),
+        ("a large file", "cannot read the keys file {path}: it is too large"),
         ("no TOML", "the keys file {path} is not valid TOML: "),
         ("an unreadable folder", "cannot read the keys file {path}: Permission denied"),
     ],
@@ -260,7 +277,7 @@ def test_a_default_file_that_cannot_be_read_is_an_error_at_start(
 
         monkeypatch.setattr("stonechat_server.access.keys.os.lstat", refuse)
         monkeypatch.setattr(Path, "stat", refuse)
-        monkeypatch.setattr(Path, "read_text", refuse)
+        monkeypatch.setattr("stonechat_server.access.keys._read_file", refuse)
     with pytest.raises(KeysFileError) as caught:
         open_key_store(None)
     assert str(caught.value).startswith(message.format(path=path))
