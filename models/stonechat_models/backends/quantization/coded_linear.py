@@ -94,6 +94,8 @@ class CodedLinear(QuantizedLinear):
         from stonechat_models.backends.quantization.code_products import multiply_into
 
         output = torch.empty(len(x), self.out_features, dtype=x.dtype, device=x.device)
+        if not len(x):  # the output layer of a step that ends no prompt
+            return output
         way = self._ways.get(len(x))
         start = 0
         for part in self.parts if way is None else self._way_parts:
