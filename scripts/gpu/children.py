@@ -16,6 +16,8 @@ LEAST_SECONDS = 10.0
 """A part does not start if less time than this is left."""
 GRACE_SECONDS = 6.0
 """A part starts no new measurement this long before its time limit."""
+KILL_SECONDS = 5.0
+"""How long a killed part may take to end. Then the next one begins."""
 SECONDS = {"device": 60.0, "warm": 90.0, "model": 150.0, "http": 180.0, "compare": 60.0}
 """The time limit of a part, by kind."""
 
@@ -76,7 +78,8 @@ class Child:
         """Kill it and what it started. After a clean end there is nothing left."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may keep what hangs in it
+            self.process.wait(KILL_SECONDS)
         if self.process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from plans import Part
 
 GRACE_SECONDS = 3.0
 """From the interruption of a part at its limit until it is killed."""
+KILL_SECONDS = 10.0
+"""How long a killed part may take to end. Then the next one begins."""
+SAVE_SECONDS = 15.0
+"""How often results are saved while a part runs."""
 
 
 @dataclass
@@ -28,11 +33,13 @@ class Running:
     offset: int
     started: float = field(default_factory=time.monotonic)
 
-    def finish(self) -> None:
-        """Wait for its end, at its limit at the latest. Nothing that it started outlives it."""
-        self.entry["end"] = "interrupted"
+    def finish(self, save: Callable[[], None]) -> None:
+        """Wait for its end, at its limit at the latest. Nothing that it started outlives it.
+
+        `save` is called meanwhile: the machine may end at any time.
+        """
         try:
-            self.entry["end"] = self._wait()
+            self.entry["end"] = self._wait(save)
         finally:
             end_session(self.process)
         self.entry["seconds"] = round(time.monotonic() - self.started, 1)
@@ -43,16 +50,22 @@ class Running:
             say(last_lines(self.log, self.offset, self.part.tail))
         say(f"=== {self.part.name}: {self.entry['end']}, {self.entry['seconds']} s")
 
-    def _wait(self) -> str:
-        left = self.started + self.limit - GRACE_SECONDS - time.monotonic()
-        try:
-            status = self.process.wait(max(0.1, left))
-        except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGINT)  # pytest and the bench then write results
+    def _wait(self, save: Callable[[], None]) -> str:
+        end = self.started + self.limit - GRACE_SECONDS
+        while (left := end - time.monotonic()) > SAVE_SECONDS:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(GRACE_SECONDS)
-            return f"stopped after {self.limit:.0f} s"
-        return "ok" if status == 0 else f"failed with status {status}"
+                return _named(self.process.wait(SAVE_SECONDS))
+            save()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return _named(self.process.wait(max(0.1, left)))
+        self.process.send_signal(signal.SIGINT)  # pytest and the bench then write results
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_SECONDS)
+        return f"stopped after {self.limit:.0f} s"
+
+
+def _named(status: int) -> str:
+    return "ok" if status == 0 else f"failed with status {status}"
 
 
 def end_session(process: subprocess.Popen[bytes]) -> None:
@@ -63,7 +76,8 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
                 os.kill(int(folder.name), signal.SIGKILL)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a driver may keep what hangs in it
+        process.wait(KILL_SECONDS)
 
 
 def last_lines(path: Path, offset: int, number: int) -> str:

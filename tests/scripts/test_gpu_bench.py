@@ -124,8 +124,8 @@ def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, children, tmp_p
 
     def wait_for_notes(process, timeout=None):
         """The time limit is over when the notes are there."""
-        if timeout is None:
-            return wait(process)
+        if timeout != 1.0:
+            return wait(process, timeout)
         while not notes.is_file():
             time.sleep(0.01)
         raise subprocess.TimeoutExpired(process.args, timeout)

@@ -123,6 +123,23 @@ def test_a_part_that_hangs_is_ended_with_all_that_it_started(day, run, tmp_path,
     assert not is_running(child)
 
 
+def test_results_come_home_while_a_part_runs(day, run, tmp_path, monkeypatch):
+    """The machine may be taken away at any time. This part ends once its table is saved."""
+    import running
+
+    monkeypatch.setattr(running, "SAVE_SECONDS", 0.05)
+    code = (
+        "import json, pathlib, sys, time\n"
+        f"out = pathlib.Path({str(tmp_path / 'out')!r})\n"
+        "pathlib.Path(sys.argv[1], 'x.md').write_text('a table')\n"
+        "while not (out / 'tables.md').is_file() or not (out / 'results.tar.gz').is_file():\n"
+        "    time.sleep(0.01)\n"
+        "part = json.loads((out / 'summary.json').read_text())['parts'][0]\n"
+        "sys.exit(part['end'] != 'interrupted')\n"
+    )
+    assert ends(run(python(day, "waits", code, 60.0))) == {"waits": "ok"}
+
+
 def is_running(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
