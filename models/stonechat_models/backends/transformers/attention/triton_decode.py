@@ -11,9 +11,10 @@ import triton.language as tl
 from stonechat_models.backends.transformers.attention.triton_tile import (
     attend_tile,
     finished,
+    first_blocks,
     first_key,
 )
-from stonechat_models.hardware.dependent_launch import wait_for_inputs
+from stonechat_models.hardware.dependent_launch import prefetch_rows, wait_for_inputs
 
 
 @triton.jit(do_not_specialize=["stride_table", "window", "chunk"])
@@ -63,8 +64,10 @@ def decode_kernel(
     """Program (i, kv_head, split). Skips sequences with more than one query token.
 
     IS_SPLIT: there may be several splits. Without them more programs fit on a multiprocessor.
+
+    What is read before the wait is no output of a kernel that starts early: copies and
+    `fill_kernel` write where sequences lie. The first keys and values are only fetched.
     """
-    wait_for_inputs(EARLY)
     i = tl.program_id(0)
     kv_head = tl.program_id(1)
     split = tl.program_id(2)
@@ -72,16 +75,23 @@ def decode_kernel(
     token = tl.load(query_start + i)
     next_token = tl.load(query_start + i + 1)
     context_len = tl.load(context_lens + i)
-    if next_token - token != 1:
-        return
     first = first_key(context_len - 1, window, chunk, HAS_WINDOW, HAS_CHUNKS) // BLOCK_K * BLOCK_K
     num_tiles = tl.cdiv(context_len - first, BLOCK_K)
     tiles_per_split = tl.maximum(tl.cdiv(num_tiles, num_splits), 1)
     num_parts = tl.maximum(tl.cdiv(num_tiles, tiles_per_split), 1)
-    if split >= num_parts:
-        return
     first += split * tiles_per_split * BLOCK_K
     last = tl.minimum(first + tiles_per_split * BLOCK_K, context_len)
+    table = block_table + i.to(tl.int64) * stride_table
+    blocks = first_blocks(table, first, last, BLOCK_SIZE, BLOCK_K)
+    keys += kv_head * stride_key_head
+    values += kv_head * stride_value_head
+    if EARLY and split < num_parts:
+        slots = blocks.to(tl.int64) * BLOCK_SIZE + (first + tl.arange(0, BLOCK_K)) % BLOCK_SIZE
+        fetch_heads(keys + slots[:, None] * stride_key, DK)
+        fetch_heads(values + slots[:, None] * stride_value, DV)
+    wait_for_inputs(EARLY)
+    if (next_token - token != 1) | (split >= num_parts):
+        return
 
     rows = tl.arange(0, BLOCK_M)
     row_positions = tl.zeros([BLOCK_M], dtype=tl.int32) + context_len - 1
@@ -103,9 +113,10 @@ def decode_kernel(
         row_firsts,
         first,
         last,
-        keys + kv_head * stride_key_head,
-        values + kv_head * stride_value_head,
-        block_table + i.to(tl.int64) * stride_table,
+        blocks,
+        keys,
+        values,
+        table,
         stride_key,
         stride_value,
         scaling,
@@ -158,6 +169,14 @@ def decode_kernel(
                 PARTS,
                 HAS_SINKS,
             )
+
+
+@triton.jit
+def fetch_heads(rows, SIZE: tl.constexpr):
+    """Ask for a head of each of `rows` (pointers [R, 1]), up to 1024 bytes of it."""
+    bytes_per_head: tl.constexpr = SIZE * rows.dtype.element_ty.primitive_bitwidth // 8
+    lines: tl.constexpr = 1 if bytes_per_head <= 128 else 2 if bytes_per_head <= 256 else 4
+    prefetch_rows(rows, 0, SIZE, lines)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ import triton.language as tl
 from stonechat_models.backends.transformers.attention.triton_tile import (
     attend_tile,
     finished,
+    first_blocks,
     first_key,
 )
 from stonechat_models.hardware.dependent_launch import wait_for_inputs
@@ -113,15 +114,17 @@ def prefill_kernel(
         mask=is_row[:, None] & (offsets_dk < DK)[None, :],
         other=0.0,
     )
+    table = block_table + i.to(tl.int64) * stride_table
     result, peak, total = attend_tile(
         loaded,
         row_lasts,
         row_firsts,
         first,
         last,
+        first_blocks(table, first, last, BLOCK_SIZE, BLOCK_K),
         keys + kv_head * stride_key_head,
         values + kv_head * stride_value_head,
-        block_table + i.to(tl.int64) * stride_table,
+        table,
         stride_key,
         stride_value,
         scaling,

@@ -58,12 +58,20 @@ def finished(
 
 
 @triton.jit
+def first_blocks(block_table, first, last, BLOCK_SIZE: tl.constexpr, BLOCK_K: tl.constexpr):
+    """int32[BLOCK_K]: the blocks of the keys from `first` on. Keys from `last` on have block 0."""
+    positions = first + tl.arange(0, BLOCK_K)
+    return tl.load(block_table + positions // BLOCK_SIZE, mask=positions < last, other=0)
+
+
+@triton.jit
 def attend_tile(
     query,  # [BLOCK_M, BLOCK_DK]
     row_lasts,  # int32[BLOCK_M]: position of the last key that each row sees
     row_firsts,  # int32[BLOCK_M]: position of the first key that each row sees
     first,  # the first key, a multiple of BLOCK_K
     last,  # the end of the keys, exclusive
+    blocks,  # as `first_blocks` returns them
     keys,  # the layer's keys, from the KV head on
     values,
     block_table,  # the sequence's row
@@ -94,8 +102,6 @@ def attend_tile(
     peak = tl.full([BLOCK_M], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK_M], dtype=tl.float32)
     output = tl.zeros([BLOCK_M, BLOCK_DV], dtype=tl.float32)
-    ahead = first + tl.arange(0, BLOCK_K)
-    blocks = tl.load(block_table + ahead // BLOCK_SIZE, mask=ahead < last, other=0)
     masked = first
     if BLOCK_M >= 64 and not HAS_FIRSTS and query.dtype != tl.float32:
         # All rows see all keys of the first tiles, so that no score needs to be masked. With few

@@ -1,7 +1,8 @@
 """Compiles the Triton kernels for GPUs that need not be present. `test_triton_compiles` runs it.
 
 Prints one JSON object per kernel: its name, what it was compiled for, its shared memory in bytes,
-whether its machine code uses tensor cores or converts float8, and the stack bytes of its threads.
+what its machine code does (tensor cores, float8, the wait for other kernels, early fetches), and the
+stack bytes of its threads.
 """
 
 import json
@@ -121,6 +122,7 @@ def compile_kernel(
         "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
         "converts_fp8": "e4m3x2" in assembly,
         "waits": "griddepcontrol.wait" in assembly,
+        "fetches": "prefetch.global.L2" in assembly,
         "stack": stack_bytes(compiled.asm["cubin"]),
         "cubin_bytes": len(compiled.asm["cubin"]),
     }

@@ -36,6 +36,9 @@ def test_kernels_compile(arguments, num_kernels, tmp_path):
         if kernel["kernel"] in FUSED_KERNELS:
             most = 8 if kernel["kernel"] == "some_rows_kernel" else 0  # two registers
             assert kernel["stack"] <= most, kernel
+        if kernel["kernel"] in FUSED_KERNELS | {"decode_kernel"}:
             assert kernel["waits"] is (kernel["capability"] >= 90), kernel
+        if kernel["kernel"] == "decode_kernel":
+            assert kernel["fetches"] is kernel["waits"], kernel
         if kernel["kernel"] in MATRIX_KERNELS and kernel["dtype"] != "torch.float32":
             assert kernel["tensor_cores"], kernel
