@@ -9,6 +9,7 @@ import torch
 from stonechat_models.backends.transformers.attention.backend import AttentionSpec
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
+from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
 from stonechat_models.backends.transformers.kv_cache import LayerKV
 from tests.models.backends.transformers.attention.packed import decode_rows, packed_batch
 
@@ -62,15 +63,11 @@ def test_two_steps_in_turn():
 def test_a_graph_reads_the_context_of_its_replay():
     query, kv, batch, spec = decode_step([4000, 4000])
     backend = TritonBackend.for_device(DEVICE)
-    backend.attend(query, kv, batch, spec)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        output = backend.attend(query, kv, batch, spec)
+    replay = CudaCapturer(DEVICE).capture(lambda: backend.attend(query, kv, batch, spec))
     for contexts in ([4000, 4000], [1, 530], [64, 3999], [0, 65]):
         batch.context_lens.copy_(torch.tensor(contexts, dtype=torch.int32))
         batch.context_lens_list = contexts
-        graph.replay()
+        output = replay()
         seen = [i for i, context in enumerate(contexts) if context]
         step = (query[seen], kv, decode_rows(batch, seen), spec)
         assert relative_error(output[seen], step) < TOLERANCE

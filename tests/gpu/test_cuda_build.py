@@ -10,6 +10,7 @@ from stonechat_models.backends.quantization.device_support import (
     refuse_weight_format,
 )
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
+from stonechat_models.backends.transformers.cuda.kernel_timing import GraphTimer
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
@@ -37,6 +38,10 @@ def test_every_optimisation_is_used_and_tokens_are_right(folder, device, dtype):
     assert "fused modules: 2 FusedAttention, 2 FusedDecoderLayer" in progress
     assert re.search(r"^captured \d+ CUDA graphs in", progress, re.MULTILINE)
     assert "without CUDA graphs" not in progress
+    weight = engine.model.model.module.get_input_embeddings().weight
+    if GraphTimer.works_on(weight.device):  # not on a stand-in that times nothing
+        assert "own kernel for products of a few rows" in progress
+        assert ("tiles of decode attention" in progress) is (dtype == "bfloat16")
     assert isinstance(engine.model, GraphedModel)
     assert engine.model.info.attention_backend == "triton"
     results = generate_all(engine, FEW_PROMPTS, greedy(3, ignore_eos=True))

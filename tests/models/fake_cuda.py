@@ -3,8 +3,9 @@
 It runs the code paths of CUDA, and the tests of `tests/gpu`, on a machine without a GPU. Load it as
 a plugin of pytest (`-p tests.models.fake_cuda`), with `TRITON_INTERPRET=1`. Tensors for the device
 stay on the CPU, a graph runs its step again, and `FREE_BYTES` of memory are free whatever is
-allocated. It shows that the code paths work together and give the right numbers. It shows nothing
-about streams or speed.
+allocated. With `FAKE_CUDA_CHOOSES=1` engines time kernels of their own and then use them, which
+takes minutes. It shows that the code paths work together and give the right numbers. It shows
+nothing about streams or speed.
 """
 
 import os
@@ -60,6 +61,8 @@ class Stream:
 
 
 class Event(Stream):
+    num_measured = 0
+
     def record(self, *_args: object) -> None:
         pass
 
@@ -67,7 +70,9 @@ class Event(Stream):
         return True
 
     def elapsed_time(self, _end: object) -> float:
-        return 1.0
+        """Less each time, so that of several ways the one that is tried last is the fastest."""
+        Event.num_measured += 1
+        return 1.0 / Event.num_measured
 
 
 class Graph:
@@ -107,6 +112,22 @@ def rerun(capture: Any) -> Any:
         return replay
 
     return capture_step
+
+
+def choose_by_time() -> None:
+    """Let engines choose kernels by time, among few of them: the interpreter is slow."""
+    from stonechat_models.backends.transformers.attention import tile_choice
+    from stonechat_models.backends.transformers.cuda import kernel_timing
+    from stonechat_models.backends.transformers.fused import coded_choice, product_choice
+
+    kernel_timing.GraphTimer.works_on = staticmethod(lambda device: True)
+    kernel_timing.NUM_REPLAYS = 1
+    product_choice.TIMED_BYTES = coded_choice.TIMED_BYTES = 1
+    product_choice.TILES = (product_choice.FewRowsTile(rows=64, num_warps=1),)
+    product_choice.SOME_TILES = product_choice.SOME_TILES[-1:]
+    coded_choice.CODED_TILES = {n: tiles[-1:] for n, tiles in coded_choice.CODED_TILES.items()}
+    tile_choice.NUM_SEQS, tile_choice.CONTEXT, tile_choice.NUM_CALLS = (1, 2), 40, (1, 1)
+    tile_choice.CACHE_BYTES = 1 << 20
 
 
 def install() -> None:
@@ -151,6 +172,8 @@ def install() -> None:
     from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
 
     CudaCapturer.capture = rerun(CudaCapturer.capture)
+    if os.environ.get("FAKE_CUDA_CHOOSES") == "1":
+        choose_by_time()
     from stonechat_models.backends.quantization.choose import cuda_linear
     from stonechat_models.backends.transformers import quantize
 

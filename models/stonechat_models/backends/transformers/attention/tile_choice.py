@@ -68,7 +68,9 @@ def choose_decode_tiles(
     and after any error. All kernels that the chosen tiles can need are compiled then.
     """
     is_half = check.dtype.itemsize == 2
-    if not isinstance(backend, TritonBackend) or not is_half or check.device.type != "cuda":
+    if not isinstance(backend, TritonBackend) or not is_half:
+        return []
+    if not GraphTimer.works_on(check.device):
         return []
     try:
         with torch.cuda.device(check.device):

@@ -18,6 +18,11 @@ Timer = Callable[[Run], float]
 class GraphTimer:
     """Seconds that a run's kernels take in a CUDA graph: the least of a few replays."""
 
+    @staticmethod
+    def works_on(device: torch.device) -> bool:
+        """Whether there are CUDA graphs on this device."""
+        return device.type == "cuda"
+
     def __init__(self, device: torch.device) -> None:
         self._capturer = CudaCapturer(device)
 

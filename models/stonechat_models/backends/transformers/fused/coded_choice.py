@@ -20,7 +20,6 @@ from stonechat_models.backends.transformers.fused.parity_check import agree, ran
 from stonechat_models.backends.transformers.fused.product_choice import (
     TIMED_BYTES,
     ProductTiming,
-    is_on_cuda,
 )
 from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
     CodedRows,
@@ -77,7 +76,7 @@ def choose_coded_products(
     groups: list[CodedGroup] = []
     try:
         groups = coded_groups(module)
-        if not groups or not is_on_cuda(groups[0].layers[0].weight.device):
+        if not groups or not GraphTimer.works_on(groups[0].layers[0].weight.device):
             return []
         device = groups[0].layers[0].weight.device
         with torch.cuda.device(device):

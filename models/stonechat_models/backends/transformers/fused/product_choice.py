@@ -85,7 +85,7 @@ def choose_products(
     some_tiles = SOME_TILES if some_tiles is None else some_tiles
     device = next(module.parameters()).device
     groups = product_groups(module)
-    if not groups or not is_on_cuda(device):
+    if not groups or not GraphTimer.works_on(device):
         return []
     try:
         with torch.cuda.device(device):
@@ -216,8 +216,3 @@ def _use(group: Sequence[Product], tiles: Mapping[int, Tile]) -> None:
     """Let all products of a group use these kernels, by number of rows, and no others."""
     for product in group:
         use_ways(product.linear, tiles)
-
-
-def is_on_cuda(device: torch.device) -> bool:
-    """Whether products can be timed there."""
-    return device.type == "cuda"

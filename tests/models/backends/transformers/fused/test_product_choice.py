@@ -135,7 +135,7 @@ def test_what_cannot_be_timed_stays(monkeypatch):
     lines = []
     assert choose_products(module, lines.append) == []
     assert lines == []  # not on a CPU
-    monkeypatch.setattr(product_choice, "is_on_cuda", lambda _: True)
+    monkeypatch.setattr(product_choice.GraphTimer, "works_on", lambda _: True)
     assert choose_products(module, lines.append) == []
     assert "stay with PyTorch" in lines[0]
     assert way_of(module.model.layers[0].mlp.down_proj, 1) is None

@@ -1,6 +1,6 @@
 """Launches the product for some rows, with its gate or residual in the same kernel."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -39,7 +39,7 @@ class SomeRows:
 
     tile: SomeRowsTile
     num_multiprocessors: int
-    counters: torch.Tensor
+    counters: torch.Tensor = field(repr=False)
     """int32 zeros."""
 
     @classmethod

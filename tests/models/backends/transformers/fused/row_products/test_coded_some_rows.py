@@ -252,7 +252,7 @@ def test_only_layers_in_half_precision_have_a_choice():
 def test_layers_stay_as_they_are_after_an_error(absent, monkeypatch):
     """The first one may find no memory for wider scales."""
     layers, lines = two_layers(), []
-    monkeypatch.setattr(coded_choice, "is_on_cuda", lambda _: True)
+    monkeypatch.setattr(coded_choice.GraphTimer, "works_on", lambda _: True)
     monkeypatch.setattr(coded_choice, absent, None)
     assert choose_coded_products(layers, lines.append) == []
     assert "dequantised" in lines[0]
