@@ -1,8 +1,8 @@
 """Compiles the Triton kernels for GPUs that need not be present. `test_triton_compiles` runs it.
 
 Prints one JSON object per kernel: its name, what it was compiled for, its shared memory in bytes,
-what its machine code does (tensor cores, float8, the wait for other kernels, early fetches), and the
-stack bytes of its threads.
+what its machine code does (tensor cores, float8, the wait for other kernels, early fetches), and
+the stack bytes of its threads.
 """
 
 import json
