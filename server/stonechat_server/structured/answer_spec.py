@@ -18,7 +18,7 @@ from stonechat_server.parsers.special_tokens import SpecialTokenFilter
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames, triggers
 from stonechat_server.structured.tool_options import ToolOptions, parameters
 from stonechat_server.tool_formats import harmony, muse
-from stonechat_server.tool_formats.generic import GENERIC
+from stonechat_server.tool_formats.hermes import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat, layout_texts
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from stonechat_server.structured.lark import ANY_TEXT, LarkWriter, choice, quote
 from stonechat_server.structured.records import json_arguments
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import NO_TOOLS, ToolOptions, parameters
-from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
+from stonechat_server.tool_formats.hermes import GENERIC
 
 MAX_THOUGHTS = 8
 """At most this many reasoning messages per answer; with a budget, at most one."""

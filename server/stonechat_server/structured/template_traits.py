@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from stonechat_server.parsers.answer_marks import AnswerMarks, find_answer_marks
 from stonechat_server.parsers.reasoning import ReasoningMarkers, find_markers
-from stonechat_server.tool_formats.generic import GENERIC
+from stonechat_server.tool_formats.hermes import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.select import FORMATS, select_format
 

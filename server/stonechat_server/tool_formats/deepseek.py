@@ -24,7 +24,6 @@ _CALL, _CALL_END, _SEP = (
 DEEPSEEK_V3 = ToolFormat(
     name="deepseek_v3",
     trigger=BEGIN,
-    first="<",
     layout=JsonLayout(
         before_name=f"{_CALL}function{_SEP}",
         after_name="\n```json\n",
@@ -36,7 +35,6 @@ DEEPSEEK_V3 = ToolFormat(
 DEEPSEEK_V31 = ToolFormat(
     name="deepseek_v31",
     trigger=BEGIN,
-    first="<",
     layout=JsonLayout(
         before_name=_CALL,
         after_name=_SEP,
@@ -63,12 +61,10 @@ _DSML_LAYOUT = TagLayout(
 DEEPSEEK_V32 = ToolFormat(
     name="deepseek_v32",
     trigger=f"<{DSML}function_calls>",
-    first="<",
     layout=_DSML_LAYOUT,
 )
 DEEPSEEK_V4 = ToolFormat(
     name="deepseek_v4",
     trigger=f"<{DSML}tool_calls>",
-    first="<",
     layout=replace(_DSML_LAYOUT, closing=f"</{DSML}tool_calls>"),
 )

@@ -5,7 +5,6 @@ from stonechat_server.tool_formats.layout import DictLayout, ToolFormat
 GEMMA4 = ToolFormat(
     name="gemma4",
     trigger="<|tool_call>",
-    first="<",
     layout=DictLayout(
         before_name="call:",
         quote='<|"|>',
@@ -16,7 +15,6 @@ GEMMA4 = ToolFormat(
 FUNCTION_GEMMA = ToolFormat(
     name="function_gemma",
     trigger="<start_function_call>",
-    first="<",
     layout=DictLayout(
         before_name="call:",
         quote="<escape>",

@@ -8,7 +8,6 @@ from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
 GLM = ToolFormat(
     name="glm",
     trigger="<tool_call>",
-    first="<",
     layout=TagLayout(
         before_name="",
         after_name="\n",
@@ -26,7 +25,6 @@ def _hunyuan3(name: str, suffix: str) -> ToolFormat:
     return ToolFormat(
         name=name,
         trigger=f"<tool_calls{suffix}>",
-        first="<",
         layout=TagLayout(
             before_name=f"\n<tool_call{suffix}>",
             after_name=f"<tool_sep{suffix}>\n",

@@ -11,6 +11,4 @@ VISIBLE_HEADERS = tuple(
 )
 """Headers of messages to the user."""
 
-HARMONY = ToolFormat(
-    name="harmony", trigger=CHANNEL, first="<", layout=HarmonyLayout(), is_parallel=False
-)
+HARMONY = ToolFormat(name="harmony", trigger=CHANNEL, layout=HarmonyLayout(), is_parallel=False)

@@ -10,7 +10,6 @@ def tagged_json(name: str, opening: str, closing: str, gap: str = "\n") -> ToolF
     return ToolFormat(
         name=name,
         trigger=opening,
-        first="<",
         layout=JsonLayout(
             before_name=gap + '{"name": "',
             after_name='", "arguments": ',
@@ -21,6 +20,8 @@ def tagged_json(name: str, opening: str, closing: str, gap: str = "\n") -> ToolF
 
 
 HERMES = tagged_json("hermes", "<tool_call>", "</tool_call>")
+GENERIC = replace(HERMES, name="generic")
+"""For models whose template renders no tools. `tool_prompt` explains it to the model."""
 LONGCAT = tagged_json("longcat", "<longcat_tool_call>", "</longcat_tool_call>")
 GRANITE_20B = tagged_json("granite_20b", "<function_call>", "", " ")
 GIGACHAT = replace(
@@ -34,7 +35,6 @@ GIGACHAT3 = replace(
 INTERNLM2 = ToolFormat(
     name="internlm2",
     trigger="<|action_start|><|plugin|>",
-    first="<",
     layout=JsonLayout(
         before_name='\n{"name": "',
         after_name='", "arguments": ',
@@ -45,7 +45,6 @@ INTERNLM2 = ToolFormat(
 FUNCTIONARY = ToolFormat(
     name="functionary",
     trigger="<function=",
-    first="<",
     layout=JsonLayout(
         before_name="",
         after_name=">",
@@ -56,7 +55,6 @@ FUNCTIONARY = ToolFormat(
 FUNCTIONARY32 = ToolFormat(
     name="functionary32",
     trigger=">>>",
-    first=">",
     opens_in_prompt=True,
     layout=JsonLayout(
         before_name="",

@@ -1,14 +1,49 @@
-"""Elements with the names as attributes: MiniCPM5, Step 3, dots."""
+"""Elements with the names as attributes: MiniMax M2, MiniCPM5, Step 3, dots.
+
+MiniMax M3 has a mark before every tag, and elements called like the parameters, nested like the
+values.
+"""
 
 from dataclasses import replace
 
-from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
-from stonechat_server.tool_formats.minimax import INVOKES
+from stonechat_server.tool_formats.layout import ElementLayout, TagLayout, ToolFormat
+
+INVOKES = TagLayout(
+    opening="\n",
+    before_name='<invoke name="',
+    after_name='">\n',
+    before_key='<parameter name="',
+    after_key='">',
+    after_value="</parameter>\n",
+    after_arguments="</invoke>\n",
+    separator="",
+)
+"""The elements; each format that has them adds the closing tag of its section."""
+
+MINIMAX = ToolFormat(
+    name="minimax",
+    trigger="<minimax:tool_call>",
+    layout=replace(INVOKES, closing="</minimax:tool_call>"),
+)
+
+_MARK = "]<]minimax[>["
+MINIMAX_M3 = ToolFormat(
+    name="minimax_m3",
+    trigger=f"{_MARK}<tool_call>",
+    layout=ElementLayout(
+        opening="\n",
+        before_name=f'{_MARK}<invoke name="',
+        after_name='">',
+        mark=_MARK,
+        after_arguments=f"{_MARK}</invoke>\n",
+        separator="",
+        closing=f"{_MARK}</tool_call>",
+    ),
+)
 
 MINICPM5 = ToolFormat(
     name="minicpm5",
     trigger="<function name",
-    first="<",
     layout=TagLayout(
         before_name='="',
         after_name='">',
@@ -23,7 +58,6 @@ MINICPM5 = ToolFormat(
 DOTS = ToolFormat(
     name="dots",
     trigger="<dots_function_call>",
-    first="<",
     layout=replace(INVOKES, closing="</dots_function_call>"),
 )
 
@@ -36,7 +70,6 @@ def _step(words: str) -> str:
 STEP3 = ToolFormat(
     name="step3",
     trigger=_step("tool_calls_begin"),
-    first="<",
     layout=TagLayout(
         opening="\n",
         before_name=f'{_step("tool_call_begin")}function{_step("tool_sep")}<steptml:invoke name="',

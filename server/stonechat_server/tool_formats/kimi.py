@@ -1,6 +1,7 @@
-"""Kimi: sections of calls between special tokens.
+"""Kimi and Solar Open: sections of calls between special tokens.
 
-K2: a call's id is its name and a number. K3: an argument states the type of its value.
+Kimi K2: a call's id is its name and a number. K3: an argument states the type of its value. Solar
+Open: an id of its own precedes the name.
 """
 
 from stonechat_server.tool_formats.layout import CallId, JsonLayout, TagLayout, ToolFormat
@@ -8,7 +9,6 @@ from stonechat_server.tool_formats.layout import CallId, JsonLayout, TagLayout, 
 KIMI = ToolFormat(
     name="kimi",
     trigger="<|tool_calls_section_begin|>",
-    first="<",
     layout=JsonLayout(
         before_name="<|tool_call_begin|>functions.",
         id=CallId(pattern="0|[1-9][0-9]{0,2}", before=":", names_call="name and id"),
@@ -22,7 +22,6 @@ _TYPES = ("number", "boolean", "object", "array", "null")
 KIMI_K3 = ToolFormat(
     name="kimi_k3",
     trigger="<|open|>tools<|sep|>",
-    first="<",
     layout=TagLayout(
         before_name='<|open|>call tool="',
         id=CallId(pattern="[1-9][0-9]{0,2}", before='" index="', names_call="no"),
@@ -34,5 +33,17 @@ KIMI_K3 = ToolFormat(
         after_arguments="<|close|>call<|sep|>",
         separator="",
         closing="<|close|>tools<|sep|>",
+    ),
+)
+
+SOLAR = ToolFormat(
+    name="solar",
+    trigger="<|tool_calls|>",
+    layout=JsonLayout(
+        before_name="<|tool_call:begin|>",
+        id=CallId(pattern="[a-zA-Z0-9_-]{1,40}", after="<|tool_call:name|>"),
+        after_name="<|tool_call:args|>",
+        after_arguments="<|tool_call:end|>",
+        separator="",
     ),
 )

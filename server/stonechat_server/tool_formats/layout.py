@@ -45,8 +45,8 @@ class ToolFormat:
     """Its value of `--tool-format`."""
     trigger: str
     """Opens a section within free text. If it is empty, a section can only be the whole answer."""
-    first: str
-    """First character of a section if `trigger` is empty."""
+    first: str = ""
+    """First character of a section, if `trigger` is empty."""
     layout: "Layout"
     is_parallel: bool = True
     """Whether a section may have several calls."""

@@ -19,7 +19,6 @@ def new_short_id() -> str:
 MISTRAL_LIST = ToolFormat(
     name="mistral_list",
     trigger="[TOOL_CALLS]",
-    first="[",
     layout=JsonLayout(
         opening=" [",
         before_name='{"name": "',
@@ -34,7 +33,6 @@ MISTRAL_LIST = ToolFormat(
 MISTRAL = ToolFormat(
     name="mistral",
     trigger="[TOOL_CALLS]",
-    first="[",
     layout=JsonLayout(
         before_name="",
         id=CallId(pattern="[a-zA-Z0-9]{9}", before="[CALL_ID]", is_optional=True),

@@ -11,7 +11,6 @@ RECIPIENT_KEY = "to="
 MUSE = ToolFormat(
     name="muse",
     trigger="<atem:function_calls>",
-    first="<",
     has_recipients=True,
     layout=TagLayout(
         opening="\n",

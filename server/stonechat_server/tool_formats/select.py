@@ -9,12 +9,12 @@ from stonechat_server.tool_formats.deepseek import (
     DSML,
 )
 from stonechat_server.tool_formats.gemma import FUNCTION_GEMMA, GEMMA4
-from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.glm import GLM, HUNYUAN3, HUNYUAN3_OPEN
 from stonechat_server.tool_formats.harmony import HARMONY
 from stonechat_server.tool_formats.hermes import (
     FUNCTIONARY,
     FUNCTIONARY32,
+    GENERIC,
     GIGACHAT,
     GIGACHAT3,
     GRANITE_20B,
@@ -22,17 +22,12 @@ from stonechat_server.tool_formats.hermes import (
     INTERNLM2,
     LONGCAT,
 )
-from stonechat_server.tool_formats.invoke import DOTS, MINICPM5, STEP3
-from stonechat_server.tool_formats.kimi import KIMI, KIMI_K3
+from stonechat_server.tool_formats.invoke import DOTS, MINICPM5, MINIMAX, MINIMAX_M3, STEP3
+from stonechat_server.tool_formats.kimi import KIMI, KIMI_K3, SOLAR
 from stonechat_server.tool_formats.layout import ToolFormat
-from stonechat_server.tool_formats.llama import LLAMA_JSON
-from stonechat_server.tool_formats.minimax import MINIMAX, MINIMAX_M3
 from stonechat_server.tool_formats.mistral import MISTRAL, MISTRAL_LIST
 from stonechat_server.tool_formats.muse import MUSE
-from stonechat_server.tool_formats.pythonic import PYTHONIC
-from stonechat_server.tool_formats.qwen_coder import QWEN_CODER
-from stonechat_server.tool_formats.seed import SEED
-from stonechat_server.tool_formats.solar import SOLAR
+from stonechat_server.tool_formats.qwen_coder import QWEN_CODER, SEED
 from stonechat_server.tool_formats.tool_list import (
     APERTUS,
     COHERE,
@@ -47,6 +42,7 @@ from stonechat_server.tool_formats.tool_list import (
     TOOL_CALLS,
     XLAM,
 )
+from stonechat_server.tool_formats.whole_answer import LLAMA_JSON, PYTHONIC
 
 _MARKS = (
     ((HARMONY.trigger,), HARMONY),

@@ -9,7 +9,7 @@ def _list_format(
     return ToolFormat(
         name=name,
         trigger=opening,
-        first=opening[:1] or "[",
+        first="" if opening else "[",
         layout=JsonLayout(
             opening="[",
             before_name='{"name": "',
@@ -32,7 +32,6 @@ XLAM = _list_format("xlam", "")
 MINIMAX_M1 = ToolFormat(
     name="minimax_m1",
     trigger="<tool_calls>",
-    first="<",
     layout=JsonLayout(
         before_name='\n{"name": "',
         after_name='", "arguments": ',
@@ -44,7 +43,6 @@ MINIMAX_M1 = ToolFormat(
 APERTUS = ToolFormat(
     name="apertus",
     trigger="<|tools_prefix|>",
-    first="<",
     layout=JsonLayout(
         opening="[",
         before_name='{"',
@@ -57,7 +55,6 @@ APERTUS = ToolFormat(
 COMMAND_R = ToolFormat(
     name="command_r",
     trigger="Action:\n```json",
-    first="A",
     layout=JsonLayout(
         opening="\n[\n    ",
         before_name='{\n        "tool_name": "',
@@ -70,7 +67,6 @@ COMMAND_R = ToolFormat(
 COHERE = ToolFormat(
     name="cohere",
     trigger="<|START_ACTION|>",
-    first="<",
     layout=JsonLayout(
         opening="[\n    ",
         before_name='{"tool_call_id": "',
@@ -85,12 +81,10 @@ COHERE = ToolFormat(
 LFM2 = ToolFormat(
     name="lfm2",
     trigger="<|tool_call_start|>",
-    first="<",
     layout=PythonicLayout(closing="]<|tool_call_end|>"),
 )
 OLMO3 = ToolFormat(
     name="olmo3",
     trigger="<function_calls>",
-    first="<",
     layout=PythonicLayout(opening="", separator="\n", closing="</function_calls>"),
 )

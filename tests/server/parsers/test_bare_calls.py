@@ -10,9 +10,9 @@ from stonechat_server.parsers.deltas import ContentDelta, ToolCallDelta
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames
 from stonechat_server.tool_formats.hermes import HERMES
 from stonechat_server.tool_formats.layout import ToolFormat
-from stonechat_server.tool_formats.pythonic import PYTHONIC
 from stonechat_server.tool_formats.select import FORMATS
 from stonechat_server.tool_formats.tool_list import NEMOTRON
+from stonechat_server.tool_formats.whole_answer import PYTHONIC
 
 SCHEMAS: dict[str, Any] = {
     "get_weather": {

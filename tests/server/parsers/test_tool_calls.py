@@ -7,18 +7,16 @@ import pytest
 from stonechat_server.parsers.deltas import ContentDelta, ToolCallDelta
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames
 from stonechat_server.tool_formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
-from stonechat_server.tool_formats.generic import GENERIC
 from stonechat_server.tool_formats.glm import GLM
-from stonechat_server.tool_formats.hermes import HERMES
+from stonechat_server.tool_formats.hermes import GENERIC, HERMES
+from stonechat_server.tool_formats.invoke import MINIMAX
 from stonechat_server.tool_formats.kimi import KIMI
 from stonechat_server.tool_formats.layout import ToolFormat
-from stonechat_server.tool_formats.llama import LLAMA_JSON
-from stonechat_server.tool_formats.minimax import MINIMAX
 from stonechat_server.tool_formats.mistral import MISTRAL, MISTRAL_LIST
-from stonechat_server.tool_formats.pythonic import PYTHONIC
 from stonechat_server.tool_formats.qwen_coder import QWEN_CODER
 from stonechat_server.tool_formats.select import FORMATS
 from stonechat_server.tool_formats.tool_list import GRANITE, LFM2, NEMOTRON, PHI
+from stonechat_server.tool_formats.whole_answer import LLAMA_JSON, PYTHONIC
 
 NAMES = ToolNames(functions=("get_weather", "add", "now"), custom=("sql", "note"))
 PARIS = ("get_weather", {"city": "Paris <tool_call> }"})

@@ -22,13 +22,13 @@ from stonechat_server.tool_formats.gemma import GEMMA4
 from stonechat_server.tool_formats.glm import GLM
 from stonechat_server.tool_formats.harmony import HARMONY
 from stonechat_server.tool_formats.hermes import HERMES
+from stonechat_server.tool_formats.invoke import MINIMAX_M3
 from stonechat_server.tool_formats.kimi import KIMI
 from stonechat_server.tool_formats.layout import ToolFormat
-from stonechat_server.tool_formats.minimax import MINIMAX_M3
-from stonechat_server.tool_formats.pythonic import PYTHONIC
 from stonechat_server.tool_formats.qwen_coder import QWEN_CODER
 from stonechat_server.tool_formats.select import FORMATS
 from stonechat_server.tool_formats.tool_list import COHERE
+from stonechat_server.tool_formats.whole_answer import PYTHONIC
 
 READ_BACK = [format for format in FORMATS.values() if format is not HARMONY]
 ARGUMENTS = {"city": "Zürich 'x'", "days": [1, 2], "deep": {"on": True, "none": None}}

@@ -22,7 +22,7 @@ from stonechat_server.structured.muse_grammar import MuseGrammar
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import ToolOptions, parameters, read_tool_options
 from stonechat_server.tool_formats import harmony, muse
-from stonechat_server.tool_formats.generic import GENERIC
+from stonechat_server.tool_formats.hermes import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.select import FORMATS
 from tests.models.byte_vocabulary import ByteVocabulary

@@ -7,8 +7,8 @@ import pytest
 
 from stonechat_server.parsers.layouts import element_calls
 from stonechat_server.parsers.layouts.element_calls import ElementCallsReader, read_elements
+from stonechat_server.tool_formats.invoke import MINIMAX_M3
 from stonechat_server.tool_formats.layout import CallArguments, CallStart, ElementLayout
-from stonechat_server.tool_formats.minimax import MINIMAX_M3
 
 M = "]<]minimax[>["
 ENTRY = {"type": "object", "properties": {"id": {"type": "integer"}, "label": {"type": "string"}}}

@@ -9,10 +9,9 @@ from stonechat_server.parsers.layouts.json_calls import JsonCallsReader
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames
 from stonechat_server.tool_formats.deepseek import DEEPSEEK_V31
 from stonechat_server.tool_formats.hermes import HERMES
-from stonechat_server.tool_formats.kimi import KIMI
+from stonechat_server.tool_formats.kimi import KIMI, SOLAR
 from stonechat_server.tool_formats.layout import CallStart, JsonLayout, ToolFormat
 from stonechat_server.tool_formats.mistral import MISTRAL, MISTRAL_LIST
-from stonechat_server.tool_formats.solar import SOLAR
 from stonechat_server.tool_formats.tool_list import APERTUS, COHERE
 
 NAMES = ("add", "now")
