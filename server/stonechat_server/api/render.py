@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions/render`: what the engine would get for a chat request."""
 
 import secrets
-from typing import cast
+from typing import Any, cast
 
 from fastapi import Request, Response
 
@@ -57,26 +57,13 @@ def _rendered(call: Call, model: ServedModel) -> RenderedChat:
 
 
 def _sampling(params: SamplingParams) -> RenderedSampling:
-    return RenderedSampling(
-        n=params.n,
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,
-        min_p=params.min_p,
-        seed=params.seed,
-        frequency_penalty=params.frequency_penalty,
-        presence_penalty=params.presence_penalty,
-        repetition_penalty=params.repetition_penalty,
-        logit_bias={str(token_id): bias for token_id, bias in params.logit_bias.items()},
-        logprobs=params.top_logprobs,
-        prompt_logprobs=params.prompt_logprobs,
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        stop=list(params.stop.strings) if params.stop else [],
-        stop_token_ids=list(params.stop_token_ids),
-        include_stop_str_in_output=params.include_stop_str_in_output,
-        skip_special_tokens=params.skip_special_tokens,
-        ignore_eos=params.ignore_eos,
-        thinking_budget=params.reasoning.budget if params.reasoning else None,
-        grammar=params.grammar.kind if params.grammar else None,
-    )
+    own: dict[str, Any] = {
+        "logit_bias": {str(token_id): bias for token_id, bias in params.logit_bias.items()},
+        "logprobs": params.top_logprobs,
+        "stop": list(params.stop.strings) if params.stop else [],
+        "stop_token_ids": list(params.stop_token_ids),
+        "thinking_budget": params.reasoning.budget if params.reasoning else None,
+        "grammar": params.grammar.kind if params.grammar else None,
+    }
+    same = [name for name in RenderedSampling.__struct_fields__ if name not in own]
+    return RenderedSampling(**own, **{name: getattr(params, name) for name in same})

@@ -7,9 +7,9 @@ from pydantic import Field
 from stonechat_server.responses_api.items import Item
 from stonechat_server.responses_api.tools import ToolChoice, ToolParam
 from stonechat_server.schema.base import ListOf, Name, WireModel
-from stonechat_server.schema.requests import Effort, Thinking
+from stonechat_server.schema.requests import ConversationFields, Effort
 from stonechat_server.schema.response_format import JsonObjectResponseFormat, TextResponseFormat
-from stonechat_server.schema.sampling_fields import Budget, SamplingFields, TokenBudget, Whole
+from stonechat_server.schema.sampling_fields import Budget, Whole
 
 Summary = Literal["auto", "concise", "detailed"]
 
@@ -49,7 +49,7 @@ class ReasoningOptions(WireModel):
     enabled: bool | None = None
 
 
-class ResponsesRequest(SamplingFields):
+class ResponsesRequest(ConversationFields):
     """Items to continue, and the options for doing so."""
 
     input: str | ListOf[Item] | None = None
@@ -72,20 +72,6 @@ class ResponsesRequest(SamplingFields):
     context_management: ListOf[dict[str, Any]] | None = None
     moderation: dict[str, Any] | None = None
     client_metadata: dict[str, Any] | None = None
-
-    # Extensions, under the names that they have in chat completions.
-    thinking_budget: Budget | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: ListOf[dict[str, Any]] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-    reasoning_effort: Effort | None = None
-    thinking_token_budget: TokenBudget | None = None
-    thinking_budget_tokens: TokenBudget | None = None
-    thinking: Thinking | None = None
-    enable_thinking: bool | None = None
-    think: bool | Effort | None = None
 
     @property
     def includes(self) -> frozenset[str]:

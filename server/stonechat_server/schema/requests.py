@@ -30,7 +30,26 @@ class Thinking(WireModel):
     budget_tokens: TokenBudget | None = None
 
 
-class ChatCompletionRequest(SamplingFields):
+class ConversationFields(SamplingFields):
+    """How a conversation becomes a prompt, and how much the model reasons."""
+
+    reasoning_effort: Effort | None = None
+    thinking_budget: Budget | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    documents: ListOf[dict[str, Any]] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    # Other names, which clients of other servers and services use: see `fields.py`.
+    thinking_token_budget: TokenBudget | None = None
+    thinking_budget_tokens: TokenBudget | None = None
+    thinking: Thinking | None = None
+    enable_thinking: bool | None = None
+    think: bool | Effort | None = None
+
+
+class ChatCompletionRequest(ConversationFields):
     """A conversation to continue, and the options for doing so."""
 
     messages: Annotated[ListOf[Message], Field(min_length=1)]
@@ -45,7 +64,6 @@ class ChatCompletionRequest(SamplingFields):
         None
     )
     function_call: Literal["none", "auto"] | NamedTool | None = None
-    reasoning_effort: Effort | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
     modalities: ListOf[Literal["text", "audio"]] | None = None
@@ -53,20 +71,7 @@ class ChatCompletionRequest(SamplingFields):
     web_search_options: dict[str, Any] | None = None
     moderation: dict[str, Any] | None = None
 
-    thinking_budget: Budget | None = None
-    chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: ListOf[dict[str, Any]] | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: bool | None = None
-
-    # Other names, which clients of other servers and services use: see `fields.py`.
-    thinking_token_budget: TokenBudget | None = None
-    thinking_budget_tokens: TokenBudget | None = None
     reasoning: Reasoning | None = None
-    thinking: Thinking | None = None
-    enable_thinking: bool | None = None
-    think: bool | Effort | None = None
 
     def wanted_logprobs(self) -> int | None:
         """0 with `logprobs` alone; alternatives come with `top_logprobs`."""
