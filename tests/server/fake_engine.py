@@ -5,6 +5,7 @@ import codecs
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -22,7 +23,6 @@ from stonechat_models import (
     TopLogprob,
 )
 from stonechat_models.engine.prompt_lookup import TextFollower
-from stonechat_server.engine_protocol import MediaProcessorLike
 
 CHATML = """\
 {%- for message in messages -%}
@@ -128,7 +128,7 @@ class FakeEngine:
     script: Script = field(default_factory=lambda: text_script("Hello", " wörld", " 👋"))
     model: ModelInfo = field(default_factory=model_info)
     tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
-    media_processor: MediaProcessorLike | None = None
+    media_processor: Any = None
     is_alive: bool = True
     failure: BaseException | None = None
     requests: list[GenerateRequest] = field(default_factory=list)

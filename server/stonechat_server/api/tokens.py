@@ -31,7 +31,7 @@ from stonechat_server.tokens_api.types import (
 )
 
 if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import TokenizerLike
+    from stonechat_models import Tokenizer
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def _tokenize(call: Call, model: ServedModel) -> TokenizeAnswer:
     )
 
 
-def _text_ids(wire: TokenizeTextRequest, tokenizer: "TokenizerLike") -> list[int]:
+def _text_ids(wire: TokenizeTextRequest, tokenizer: "Tokenizer") -> list[int]:
     adds_special = wire.add_special if wire.add_special_tokens is None else wire.add_special_tokens
     if adds_special is None:
         adds_special = wire.prompt is not None
@@ -110,7 +110,7 @@ def _text_ids(wire: TokenizeTextRequest, tokenizer: "TokenizerLike") -> list[int
     return _with_special(ids, tokenizer) if adds_special else ids
 
 
-def _with_special(ids: list[int], tokenizer: "TokenizerLike") -> list[int]:
+def _with_special(ids: list[int], tokenizer: "Tokenizer") -> list[int]:
     """Put around ids what the tokenizer puts around a text."""
     plain = tokenizer.encode(PROBE)
     whole = tokenizer.encode(PROBE, add_special_tokens=True)
@@ -125,7 +125,7 @@ def _each(describe: Callable[[int], T], ids: list[int]) -> list[T]:
     return [described[token_id] for token_id in ids]
 
 
-def _piece(tokenizer: "TokenizerLike", token_id: int) -> TokenPiece:
+def _piece(tokenizer: "Tokenizer", token_id: int) -> TokenPiece:
     data = tokenizer.token_bytes(token_id)
     try:
         return TokenPiece(token_id, data.decode())

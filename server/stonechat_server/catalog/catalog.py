@@ -20,7 +20,7 @@ from stonechat_server.catalog.failures import (
     not_together,
     note_failure,
 )
-from stonechat_server.catalog.loader import Loader
+from stonechat_server.catalog.loader import ProcessLoader
 from stonechat_server.catalog.memory import DOES_NOT_FIT, MemoryNeed, loaded_need, planned_need
 from stonechat_server.catalog.room import POLL_SECONDS, NotWantedError, Room
 from stonechat_server.catalog.served_model import ServedModel
@@ -41,7 +41,7 @@ class Catalog:
     def __init__(
         self,
         entries: Sequence[Entry],
-        loader: Loader,
+        loader: ProcessLoader,
         settings: Settings,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from stonechat_models import AsyncEngine, EngineConfig, ModelLoadError, ModelSurvey, survey_models
 
@@ -17,26 +17,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("stonechat.catalog")
 
 
-class Loader(Protocol):
-    """What the catalog needs to load models. Raises `EngineError` with the reason."""
-
-    def survey_all(self, settings: "Iterable[Settings]") -> None:
-        """Begin to survey models, before anybody waits for it."""
-
-    async def survey(self, settings: "Settings") -> ModelSurvey:
-        """What the model of these settings takes."""
-
-    async def load(
-        self, settings: "Settings", kv_bytes: int, previous: "EngineLike | None"
-    ) -> "EngineLike":
-        """A started engine with a KV cache of `kv_bytes`. `previous` is one of the same model."""
-
-    def close(self) -> None:
-        """End the loads that run."""
-
-
 class ProcessLoader:
-    """The loader of a server. Nothing here imports PyTorch."""
+    """What the catalog loads models with. Nothing here imports PyTorch."""
 
     def __init__(self) -> None:
         self._is_closed = False
@@ -53,6 +35,7 @@ class ProcessLoader:
             _in_thread(lambda: self._survey(configs, loop))
 
     async def survey(self, settings: "Settings") -> ModelSurvey:
+        """What the model of these settings takes. Raises `EngineError` with the reason."""
         config = _config(settings)
         known = self._surveys.get(config)
         if known is None or _is_bad(known):  # the files may have been replaced
@@ -77,7 +60,11 @@ class ProcessLoader:
     async def load(
         self, settings: "Settings", kv_bytes: int, previous: "EngineLike | None"
     ) -> "EngineLike":
-        """Load in a thread. If the wait is cancelled, the engine is ended once it is there."""
+        """Load in a thread, and start the engine. Its KV cache has `kv_bytes`.
+
+        `previous` is an engine of the same model. If the wait is cancelled, the new engine is ended
+        once it is there. Raises `EngineError` with the reason.
+        """
         config = _config(settings)
         if settings.kv_cache_fraction is None:
             config = replace(config, kv_cache_bytes=kv_bytes or None)
@@ -93,6 +80,7 @@ class ProcessLoader:
         return engine
 
     def close(self) -> None:
+        """End the loads that run."""
         self._is_closed = True
 
 

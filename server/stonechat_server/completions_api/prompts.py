@@ -10,7 +10,8 @@ from stonechat_server.errors import invalid, unsupported
 from stonechat_server.request.sampling_params import unknown_token
 
 if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import EngineLike, TokenizerLike
+    from stonechat_models import Tokenizer
+    from stonechat_server.engine_protocol import EngineLike
 
 PROBE = "a"
 """A text that shows what a tokenizer puts in front of texts."""
@@ -121,7 +122,7 @@ def _spells(pieces: list[bytes], text: str) -> bool:
     return b"".join(as_shown(pieces, text)).startswith(text.encode())
 
 
-def _fill_in(tokenizer: "TokenizerLike") -> FillInFormat:
+def _fill_in(tokenizer: "Tokenizer") -> FillInFormat:
     found = fill_in_format(tokenizer.added_tokens)
     if found is None:
         message = "This model's tokenizer has no tokens to fill in the middle, which suffix needs."
@@ -129,7 +130,7 @@ def _fill_in(tokenizer: "TokenizerLike") -> FillInFormat:
     return found
 
 
-def _added_before(tokenizer: "TokenizerLike") -> list[int]:
+def _added_before(tokenizer: "Tokenizer") -> list[int]:
     """What the tokenizer puts in front of a text."""
     plain = tokenizer.encode(PROBE)
     whole = tokenizer.encode(PROBE, add_special_tokens=True)

@@ -2,24 +2,20 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import urljoin
 
 from stonechat_server.media.addresses import Resolver
 from stonechat_server.media.allowed_urls import SCHEME, AllowedUrls, FileUrl
 from stonechat_server.media.errors import FetchError, UrlError
 
+if TYPE_CHECKING:
+    from stonechat_server.media.https import Client
+
 MAX_REDIRECTS = 3
 MAX_FETCHES = 16
 """Fetches that run at the same time, of all requests."""
 NO_CLIENT = "cannot be fetched: on the server, pip install 'stonechat[vision]' is missing"
-
-
-class Client(Protocol):
-    """Gets what a URL holds: `https.Client`, or a scripted one in tests."""
-
-    async def get(self, url: FileUrl, max_bytes: int) -> bytes | str:
-        """The bytes at a URL, or the URL that it redirects to. Raises `FetchError`."""
 
 
 class Fetcher:
@@ -29,7 +25,7 @@ class Fetcher:
     """
 
     def __init__(
-        self, patterns: Sequence[str], *, timeout: float, client: Client | None = None
+        self, patterns: Sequence[str], *, timeout: float, client: "Client | None" = None
     ) -> None:
         self._allowed = AllowedUrls(patterns)
         self._timeout = timeout
@@ -65,13 +61,13 @@ class Fetcher:
         except UrlError as error:
             raise UrlError(f"redirects to one that {error}") from error
 
-    def _new_client(self) -> Client:
+    def _new_client(self) -> "Client":
         try:
-            from stonechat_server.media.https import Client as HttpsClient
+            from stonechat_server.media.https import Client
         except ImportError as error:
             raise FetchError(NO_CLIENT) from error
         self._resolver = Resolver()
-        return HttpsClient(self._resolver)
+        return Client(self._resolver)
 
     def close(self) -> None:
         """Fetch no more."""

@@ -11,14 +11,14 @@ from stonechat_models import AudioOptions, ImageOptions, InvalidMediaError, TooM
 from stonechat_server.background import call_soon, end_all
 from stonechat_server.media.budget import Budget, Share, busy
 from stonechat_server.media.errors import refused, too_large_together, too_much_memory
-from stonechat_server.media.fetch import Client
 from stonechat_server.media.reading import MediaReader, ReadFile
 from stonechat_server.media.references import MediaReference
 from stonechat_server.media.taken import check_numbers, check_taken, modalities_of
 
 if TYPE_CHECKING:
-    from stonechat_models import Modality, PreparedMedia
-    from stonechat_server.engine_protocol import EngineLike, MediaProcessorLike
+    from stonechat_models import MediaProcessor, Modality, PreparedMedia
+    from stonechat_server.engine_protocol import EngineLike
+    from stonechat_server.media.https import Client
     from stonechat_server.settings import Settings
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class MediaLoader:
     """Loads images and audio within the bounds of the settings. `client`: see `Fetcher`."""
 
     def __init__(
-        self, settings: "Settings", observe: Observe, client: Client | None = None
+        self, settings: "Settings", observe: Observe, client: "Client | None" = None
     ) -> None:
         self._settings = settings
         self._max_bytes = int(settings.max_images_size)
@@ -133,7 +133,7 @@ class MediaLoader:
         self,
         references: Sequence[MediaReference],
         contents: list[bytes],
-        processor: "MediaProcessorLike",
+        processor: "MediaProcessor",
         files: Share,
     ) -> None:
         """Run the model's processor, which has processes of its own, on each file alone.
@@ -159,7 +159,7 @@ class MediaLoader:
         self,
         reference: MediaReference,
         content: bytes,
-        processor: "MediaProcessorLike",
+        processor: "MediaProcessor",
         files: Share,
     ) -> "PreparedMedia":
         """Prepare a file. It counts until the processor is done, also if nobody waits for it."""

@@ -8,13 +8,14 @@ from stonechat_server.errors import APIError, unsupported
 from stonechat_server.media.budget import Share
 from stonechat_server.media.data_urls import least_bytes, read_inline
 from stonechat_server.media.errors import MediaError, refused, too_large
-from stonechat_server.media.fetch import Client, Fetcher
+from stonechat_server.media.fetch import Fetcher
 from stonechat_server.media.file_types import audio_format, check_any, check_type
 from stonechat_server.media.references import MediaReference
 from stonechat_server.schema.messages import FilePart
 
 if TYPE_CHECKING:
     from stonechat_models import Modality
+    from stonechat_server.media.https import Client
     from stonechat_server.settings import Settings
 
 MAX_READS = 4
@@ -28,7 +29,7 @@ ReadFile = Callable[[str, int], Awaitable[bytes]]
 class MediaReader:
     """Reads files within the bounds of the settings. `client` fetches them: see `Fetcher`."""
 
-    def __init__(self, settings: "Settings", client: Client | None = None) -> None:
+    def __init__(self, settings: "Settings", client: "Client | None" = None) -> None:
         self._max_bytes: Mapping[Modality, int] = {
             "image": int(settings.max_image_size),
             "audio": int(settings.max_audio_size),

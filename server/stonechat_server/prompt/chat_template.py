@@ -38,7 +38,7 @@ from stonechat_server.prompt.template_trials import TemplateTrials, shows_only_p
 from stonechat_server.prompt.tool_repairs import with_all_keys, with_plain_types
 
 if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import TokenizerLike
+    from stonechat_models import Tokenizer
     from stonechat_server.schema.requests import ChatCompletionRequest
 
 KNOWN_TEMPLATES = 4
@@ -291,7 +291,7 @@ class Templates:
 
     def __init__(
         self,
-        tokenizer: "TokenizerLike",
+        tokenizer: "Tokenizer",
         override: str | None = None,
         allow_request: bool = False,
         *,

@@ -13,7 +13,7 @@ from stonechat_server.schema.base import WireModel
 from stonechat_server.schema.messages import SourcePart, TextPart
 
 if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import TokenizerLike
+    from stonechat_models import Tokenizer
     from stonechat_server.schema.messages import Message
     from stonechat_server.schema.requests import ChatCompletionRequest
 
@@ -32,7 +32,7 @@ class SpecialTokenGuard:
 
     def __init__(
         self,
-        tokenizer: "TokenizerLike",
+        tokenizer: "Tokenizer",
         template: str,
         placeholders: AbstractSet[str] = frozenset(),
         *,

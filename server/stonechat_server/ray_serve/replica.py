@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from stonechat_models import AsyncEngine, EngineError, RequestOutput
-from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.ray_serve.prefixes import HASH_SIZE
 from stonechat_server.ray_serve.wire import (
     Accepted,
@@ -26,16 +25,8 @@ MAX_REPORTED_PROMPTS = 1024
 RESTART_CHECK_SECONDS = 0.1
 
 
-class RestartingEngine(EngineLike, Protocol):
-    """An engine whose process starts again after a crash. Meanwhile it is not alive."""
-
-    @property
-    def failure(self) -> BaseException | None:
-        """Why it does not start again."""
-
-
 async def records(
-    engine: RestartingEngine, name: str, data: bytes, interval: float = 0.0
+    engine: AsyncEngine, name: str, data: bytes, interval: float = 0.0
 ) -> AsyncGenerator[bytes, None]:
     """Run an encoded request, and yield the encoded records of its stream.
 

@@ -39,7 +39,7 @@ from stonechat_server.structured.tool_options import (
 )
 
 if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import TokenizerLike
+    from stonechat_models import Tokenizer
     from stonechat_server.prompt.message_repairs import TemplateMessage
     from stonechat_server.schema.requests import ChatCompletionRequest
     from stonechat_server.schema.sampling_fields import SamplingFields
@@ -56,7 +56,7 @@ class Structure:
 
     def __init__(
         self,
-        tokenizer: "TokenizerLike",
+        tokenizer: "Tokenizer",
         tool_format: str = "auto",
         *,
         schema_in_prompt: bool = True,
