@@ -13,6 +13,7 @@ from stonechat_server.api.shared.compute import compute
 from stonechat_server.api.shared.on_demand import tokenizer_of
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import invalid
+from stonechat_server.prompt.special_tokens import tokens_around
 from stonechat_server.request.prepare import render
 from stonechat_server.request.sampling_params import unknown_token
 from stonechat_server.serving.endpoint import Call
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from stonechat_models import Tokenizer
 
 T = TypeVar("T")
-
-PROBE = "a"
-"""A text that shows what a tokenizer puts around any text."""
 
 router = Router(tags=["Tokens"])
 
@@ -112,11 +110,8 @@ def _text_ids(wire: TokenizeTextRequest, tokenizer: "Tokenizer") -> list[int]:
 
 def _with_special(ids: list[int], tokenizer: "Tokenizer") -> list[int]:
     """Put around ids what the tokenizer puts around a text."""
-    plain = tokenizer.encode(PROBE)
-    whole = tokenizer.encode(PROBE, add_special_tokens=True)
-    starts = range(len(whole) - len(plain) + 1)
-    start = next((i for i in starts if whole[i : i + len(plain)] == plain), 0)
-    return [*whole[:start], *ids, *whole[start + len(plain) :]]
+    before, behind = tokens_around(tokenizer)
+    return [*before, *ids, *behind]
 
 
 def _each(describe: Callable[[int], T], ids: list[int]) -> list[T]:

@@ -16,12 +16,12 @@ from stonechat_server.schema.responses import (
     LogprobsBody,
     TokenLogprobBody,
     ToolCallDeltaBody,
-    TopLogprobBody,
     Usage,
 )
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead
 from stonechat_server.streaming.chunk_parts import (
+    logprob_body,
     obfuscation,
     prompt_logprobs_body,
     token_id_name,
@@ -127,12 +127,6 @@ class ChunkWriter(AnswerWriter):
             usage=usage if has_usage else UNSET,
             obfuscation=_obfuscation(choices) if options.obfuscation else UNSET,
         )
-
-
-def logprob_body(entry: LogprobEntry) -> TokenLogprobBody:
-    """The log-probability of a token and of its alternatives."""
-    top = [TopLogprobBody(t.token, t.logprob, list(t.bytes)) for t in entry.top]
-    return TokenLogprobBody(entry.token, entry.logprob, list(entry.bytes), top)
 
 
 def _delta_body(parsed: ReasoningDelta | ToolCallDelta, legacy_calls: bool) -> DeltaBody:

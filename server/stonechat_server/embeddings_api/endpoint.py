@@ -8,39 +8,26 @@ from stonechat_server.embeddings_api.inputs import InputEncoder, inputs_of, para
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.embeddings_api.writer import EmbeddingCollector, EmbeddingWriter
 from stonechat_server.errors import APIError, invalid, other_use
-from stonechat_server.request.field_checks import ignored_params, refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest
-from stonechat_server.schema.sampling_fields import SamplingFields
-from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.endpoint import Call, VectorEndpoint
 
 if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
     from stonechat_server.streaming.answer_writer import CompletionHead
 
-SHARED_FIELDS = frozenset({"model", "user", "priority", "cache_salt"})
-"""Fields that mean what they mean in a request for text."""
 MANY_INPUTS = 16
 """More inputs than that take long to prepare, as each may get a prompt of the model."""
 
 
-class EmbeddingsEndpoint(Endpoint):
+class EmbeddingsEndpoint(VectorEndpoint):
     """Embeddings."""
 
     path = "/v1/embeddings"
     wire_type = EmbeddingRequest
     id_prefix = "embd-"
     prompt_fields = frozenset({"input"})
-    generates = False
-
-    def read(self, wire: EmbeddingRequest, services: "Services", identity: "Identity") -> Call:
-        refuse_rejected(wire, EMBEDDING_FIELDS)
-        given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
-        request = SamplingFields(max_tokens=None, **given)
-        ignored = ignored_params(wire, EMBEDDING_FIELDS)
-        return Call(request=request, wire=wire, ignored=ignored)
+    fields = EMBEDDING_FIELDS
 
     def takes_long(self, call: Call) -> bool:
         return len(inputs_of(cast(EmbeddingRequest, call.wire))) > MANY_INPUTS

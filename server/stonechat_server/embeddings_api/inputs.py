@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.errors import APIError, invalid
+from stonechat_server.prompt.special_tokens import tokens_around
 from stonechat_server.request.sampling_params import unknown_token
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ PROMPTS_OF_TYPES = {
     "document": ("document", "passage", "search_document", "corpus"),
 }
 """The names under which models keep the prompts of both types, the usual ones first."""
-PROBE = "a"
-"""A text that shows what a tokenizer puts around texts."""
 TYPE_NAMES = {"search_query": "query", "passage": "document", "search_document": "document"}
 
 
@@ -109,14 +108,7 @@ class InputEncoder:
 
     @cached_property
     def _tokens_around(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before a text, and behind it."""
-        tokenizer = self._tokenizer
-        plain = tokenizer.encode(PROBE)
-        whole = tokenizer.encode(PROBE, add_special_tokens=True)
-        for start in range(len(whole) - len(plain) + 1):
-            if whole[start : start + len(plain)] == plain:
-                return whole[:start], whole[start + len(plain) :]
-        return [], []
+        return tokens_around(self._tokenizer)
 
     def _num_prompt_tokens(self) -> int:
         """The tokens of the prompt, with what the tokenizer puts before a text."""

@@ -8,7 +8,6 @@ import msgspec
 from msgspec import UNSET
 
 from stonechat_models import LogprobEntry
-from stonechat_server.chat_api.writer import logprob_body
 from stonechat_server.errors import APIError
 from stonechat_server.messages_api.collect import input_json
 from stonechat_server.ollama_api.answer import (
@@ -24,6 +23,7 @@ from stonechat_server.ollama_api.errors import OllamaError
 from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta, join
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead
+from stonechat_server.streaming.chunk_parts import logprob_body
 
 LineType = type[OllamaChatLine] | type[OllamaGenerateLine]
 

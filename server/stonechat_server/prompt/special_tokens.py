@@ -22,6 +22,8 @@ SHOWN_FIELDS = {
     *("documents", "chat_template_kwargs"),
 }
 """The request fields with texts that may get into the prompt."""
+PROBE = "a"
+"""A text that shows what a tokenizer puts around any text."""
 
 
 class SpecialTokenGuard:
@@ -137,3 +139,13 @@ def _text(part: Any) -> str | None:
     if isinstance(part, SourcePart):
         return None
     return part.text if isinstance(part, TextPart) else str(part.get("text") or "")
+
+
+def tokens_around(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before a text, and behind it."""
+    plain = tokenizer.encode(PROBE)
+    whole = tokenizer.encode(PROBE, add_special_tokens=True)
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []

@@ -1,47 +1,30 @@
 """The endpoints `/v1/rerank` and `/v1/score`: each pair of texts is a prompt to score."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from stonechat_models import EmbeddingParams, SamplingParams
 from stonechat_server.errors import invalid, other_use
-from stonechat_server.request.field_checks import ignored_params, refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
 from stonechat_server.rerank_api.pairs import EncodedPair, FramedPairs, PairEncoder, TemplatePairs
 from stonechat_server.rerank_api.request import PairFields, RerankRequest, ScoreRequest
 from stonechat_server.rerank_api.writer import RankCollector, ScoreCollector, ScoreWriter
-from stonechat_server.schema.fields import FieldNote
-from stonechat_server.schema.sampling_fields import SamplingFields
-from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.endpoint import Call, VectorEndpoint
 
 if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
     from stonechat_server.streaming.answer_writer import Collector, CompletionHead
 
-SHARED_FIELDS = frozenset({"model", "user", "priority", "cache_salt"})
-"""Fields that mean what they mean in a request for text."""
 MANY_PAIRS = 16
 """More pairs than that take long to prepare."""
 LONG_QUESTION = 1024
 """A question of so many characters counts as one more pair, each time that it is repeated."""
 
 
-class PairsEndpoint(Endpoint):
+class PairsEndpoint(VectorEndpoint):
     """What both endpoints do."""
-
-    fields: Mapping[str, FieldNote]
-    generates = False
-
-    def read(self, wire: PairFields, services: "Services", identity: "Identity") -> Call:
-        refuse_rejected(wire, self.fields)
-        given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
-        request = SamplingFields(max_tokens=None, **given)
-        return Call(request=request, wire=wire, ignored=ignored_params(wire, self.fields))
 
     def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
         info = model.engine.model.ranking

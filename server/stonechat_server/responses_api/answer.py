@@ -8,26 +8,11 @@ from typing import Any, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from stonechat_server.schema.responses import TokenLogprobBody
+
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
 ErrorCode = Literal["server_error", "invalid_prompt"]
 ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
-
-
-class TopLogprob(msgspec.Struct):
-    """One alternative at a position."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class Logprob(msgspec.Struct):
-    """One token with its log-probability; `bytes` are those of this token alone."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[TopLogprob]
 
 
 class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
@@ -35,7 +20,7 @@ class OutputText(msgspec.Struct, tag_field="type", tag="output_text"):
 
     text: str
     annotations: list[Any] = []
-    logprobs: list[Logprob] = []
+    logprobs: list[TokenLogprobBody] = []
 
 
 class ReasoningText(msgspec.Struct, tag_field="type", tag="reasoning_text"):

@@ -14,10 +14,10 @@ from stonechat_server.request.field_checks import check_supported
 from stonechat_server.responses_api.answer import Response
 from stonechat_server.responses_api.events import StreamError
 from stonechat_server.responses_api.fields import FIELDS
-from stonechat_server.responses_api.history import PREVIOUS, dump_input, read_history
-from stonechat_server.responses_api.ids import RESPONSE_PREFIX
+from stonechat_server.responses_api.history import PREVIOUS, References, dump_input, read_history
+from stonechat_server.responses_api.input_items import given_fields
+from stonechat_server.responses_api.marks import RESPONSE_PREFIX
 from stonechat_server.responses_api.reading import read
-from stonechat_server.responses_api.references import References
 from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
 from stonechat_server.responses_api.tool_reading import Tools
 from stonechat_server.responses_api.tools import Function, dumped
@@ -172,7 +172,7 @@ def first_response(
         parallel_tool_calls=wire.parallel_tool_calls is not False,
         reasoning={"effort": None, "summary": None, **(dumped(wire.reasoning) or {})},
         temperature=prepared.params.temperature,
-        text={"format": {"type": "text"}, **_given(dumped(wire.text))},
+        text={"format": {"type": "text"}, **given_fields(dumped(wire.text) or {})},
         tool_choice=dumped(wire.tool_choice) or "auto",
         tools=[_tool(tool) for tool in tools.used],
         top_logprobs=wire.top_logprobs or 0,
@@ -186,10 +186,6 @@ def first_response(
 
 def _or_unset(value: str | None) -> str | UnsetType:
     return UNSET if value is None else value
-
-
-def _given(values: dict[str, Any] | None) -> dict[str, Any]:
-    return {key: value for key, value in (values or {}).items() if value is not None}
 
 
 def _tool(tool: "ToolParam") -> dict[str, Any]:

@@ -9,12 +9,12 @@ from msgspec import UNSET, UnsetType
 
 from stonechat_server.responses_api.answer import (
     Item,
-    Logprob,
     OutputText,
     ReasoningText,
     Response,
     SummaryText,
 )
+from stonechat_server.schema.responses import TokenLogprobBody
 
 
 class Event(msgspec.Struct, kw_only=True, tag_field="type"):
@@ -107,7 +107,7 @@ class TextDelta(_Delta, kw_only=True, tag="response.output_text.delta"):
     """A piece of a message."""
 
     content_index: int = 0
-    logprobs: list[Logprob]
+    logprobs: list[TokenLogprobBody]
 
 
 class TextDone(_ItemEvent, kw_only=True, tag="response.output_text.done"):
@@ -115,7 +115,7 @@ class TextDone(_ItemEvent, kw_only=True, tag="response.output_text.done"):
 
     content_index: int = 0
     text: str
-    logprobs: list[Logprob]
+    logprobs: list[TokenLogprobBody]
 
 
 class ReasoningDelta(_Delta, kw_only=True, tag="response.reasoning_text.delta"):

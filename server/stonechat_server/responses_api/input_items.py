@@ -8,7 +8,7 @@ import msgspec
 
 from stonechat_server.errors import invalid
 from stonechat_server.responses_api.answer import ResponseItemList
-from stonechat_server.responses_api.ids import item_id
+from stonechat_server.responses_api.marks import item_id
 from stonechat_server.serving.stored_responses import StoredResponse
 
 PREFIXES = {
@@ -67,7 +67,7 @@ def _with_ids(response: StoredResponse) -> Iterator[tuple[str, msgspec.Raw]]:
 
 def _as_published(id: str, item: msgspec.Raw) -> dict[str, Any]:
     """An item with the fields that the API requires, and its text in parts."""
-    fields = _given(msgspec.json.decode(item))
+    fields = given_fields(msgspec.json.decode(item))
     match fields["type"]:
         case "message" if fields["role"] == "assistant":
             fields["content"] = _parts(fields["content"], "output_text")
@@ -83,7 +83,7 @@ def _as_published(id: str, item: msgspec.Raw) -> dict[str, Any]:
     return {"status": "completed", **fields, "id": id}
 
 
-def _given(fields: dict[str, Any]) -> dict[str, Any]:
+def given_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields that are not null."""
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -98,5 +98,5 @@ def _parts(content: str | list[dict[str, Any]], kind: str) -> list[dict[str, Any
         else {"detail": "auto", **part}
         if part["type"] == "input_image"
         else part
-        for part in map(_given, content)
+        for part in map(given_fields, content)
     ]

@@ -16,9 +16,10 @@ from stonechat_server.parsers.deltas import (
 )
 from stonechat_server.responses_api import answer
 from stonechat_server.responses_api import events as e
-from stonechat_server.responses_api.encrypted import encode_reasoning
+from stonechat_server.responses_api.marks import encode_reasoning
 from stonechat_server.responses_api.tool_names import FullName
-from stonechat_server.streaming.chunk_parts import obfuscation
+from stonechat_server.schema.responses import TokenLogprobBody
+from stonechat_server.streaming.chunk_parts import logprob_body, obfuscation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +108,8 @@ class MessageWriter(ItemWriter):
 
     def __init__(self, head: ItemHead) -> None:
         super().__init__(head)
-        self._logprobs: list[answer.Logprob] = []
-        self._latest: list[answer.Logprob] = []
+        self._logprobs: list[TokenLogprobBody] = []
+        self._latest: list[TokenLogprobBody] = []
 
     def takes(self, delta: MessageDelta) -> bool:
         return isinstance(delta, ContentDelta)
@@ -119,7 +120,7 @@ class MessageWriter(ItemWriter):
 
     def write(self, text: str, logprobs: Sequence[LogprobEntry] | None) -> list[e.Event]:
         self._pieces.append(text)
-        self._latest = [_logprob(entry) for entry in logprobs or ()]
+        self._latest = [logprob_body(entry) for entry in logprobs or ()]
         self._logprobs += self._latest
         return [self._delta(text)] if text or self._latest else []
 
@@ -246,8 +247,3 @@ class CustomCallWriter(CallWriter):
 
     def _end_text(self) -> list[e.Event]:
         return [e.InputDone(**self._place(), input=self.text)]
-
-
-def _logprob(entry: LogprobEntry) -> answer.Logprob:
-    top = [answer.TopLogprob(t.token, t.logprob, list(t.bytes)) for t in entry.top]
-    return answer.Logprob(entry.token, entry.logprob, list(entry.bytes), top)

@@ -13,9 +13,9 @@ from stonechat_server.errors import invalid, unsupported
 from stonechat_server.media.references import shortened, shortened_data
 from stonechat_server.prompt.template_messages import ONLY_MEDIA
 from stonechat_server.responses_api import items
-from stonechat_server.responses_api.encrypted import decode_reasoning
 from stonechat_server.responses_api.history import PREVIOUS
 from stonechat_server.responses_api.items import Content, Item
+from stonechat_server.responses_api.marks import decode_reasoning
 from stonechat_server.responses_api.tool_names import joined_name
 from stonechat_server.schema import messages as chat
 

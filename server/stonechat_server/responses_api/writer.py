@@ -19,7 +19,6 @@ from stonechat_server.parsers.deltas import (
 )
 from stonechat_server.responses_api import answer
 from stonechat_server.responses_api import events as e
-from stonechat_server.responses_api.ids import item_id
 from stonechat_server.responses_api.item_writers import (
     CallWriter,
     CustomCallWriter,
@@ -29,6 +28,7 @@ from stonechat_server.responses_api.item_writers import (
     ReasoningWriter,
     SummaryWriter,
 )
+from stonechat_server.responses_api.marks import item_id
 from stonechat_server.responses_api.tool_names import ToolNames
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece, TokenUsage
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, encode_named

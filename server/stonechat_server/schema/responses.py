@@ -16,7 +16,7 @@ class TopLogprobBody(msgspec.Struct):
 
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int]
 
 
 class TokenLogprobBody(msgspec.Struct):
@@ -24,7 +24,7 @@ class TokenLogprobBody(msgspec.Struct):
 
     token: str
     logprob: float
-    bytes: list[int] | None
+    bytes: list[int]
     top_logprobs: list[TopLogprobBody]
 
 

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,9 +10,11 @@ import msgspec
 
 from stonechat_server.errors import APIError
 from stonechat_server.request.body import parse_request
+from stonechat_server.request.field_checks import ignored_params, refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest, prepare, render
-from stonechat_server.schema.fields import FORM_FIELDS
+from stonechat_server.schema.fields import FORM_FIELDS, FieldNote
 from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.sampling_fields import SamplingFields
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.media.references import MediaReference
     from stonechat_server.schema.base import WireModel
-    from stonechat_server.schema.sampling_fields import SamplingFields
     from stonechat_server.serving.lifecycle import Deadline
     from stonechat_server.serving.services import Services
     from stonechat_server.streaming.answer_reader import AnswerReader
@@ -31,13 +32,15 @@ if TYPE_CHECKING:
 
 MAX_RENAMED_CHARACTERS = 2_000
 """Longer messages keep the names that they have."""
+SHARED_FIELDS = frozenset({"model", "user", "priority", "cache_salt"})
+"""Fields of a `VectorEndpoint` that mean what they mean in a request for text."""
 
 
 @dataclass(slots=True, kw_only=True)
 class Call:
     """What an endpoint makes of one body."""
 
-    request: "SamplingFields"
+    request: SamplingFields
     """A chat request, except for text completions."""
     wire: "WireModel"
     """The request as the client sent it."""
@@ -157,6 +160,20 @@ class Endpoint(ABC):
     @abstractmethod
     def collector(self, call: Call, head: "CompletionHead") -> "Collector":
         """The collector of one answer."""
+
+
+class VectorEndpoint(Endpoint):
+    """An endpoint that makes no text, but a vector or a score of each prompt."""
+
+    fields: Mapping[str, FieldNote]
+    """What each field of a request does."""
+    generates = False
+
+    def read(self, wire: Any, services: "Services", identity: "Identity") -> Call:
+        refuse_rejected(wire, self.fields)
+        given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
+        request = SamplingFields(max_tokens=None, **given)
+        return Call(request=request, wire=wire, ignored=ignored_params(wire, self.fields))
 
 
 def _is_within(path: str, prefix: str) -> bool:

@@ -9,6 +9,8 @@ from stonechat_server.schema.responses import (
     PromptLogprob,
     PromptLogprobs,
     PromptTokensDetails,
+    TokenLogprobBody,
+    TopLogprobBody,
     Usage,
 )
 from stonechat_server.streaming.answer_reader import TokenUsage
@@ -47,6 +49,12 @@ def obfuscation(num_characters: int) -> str:
 def token_id_name(token_id: int) -> str:
     """The name of a token with `return_tokens_as_token_ids`."""
     return f"token_id:{token_id}"
+
+
+def logprob_body(entry: LogprobEntry) -> TokenLogprobBody:
+    """The log-probability of a token and of its alternatives."""
+    top = [TopLogprobBody(t.token, t.logprob, list(t.bytes)) for t in entry.top]
+    return TokenLogprobBody(entry.token, entry.logprob, list(entry.bytes), top)
 
 
 def prompt_logprobs_body(entries: Sequence[LogprobEntry | None], num_top: int) -> PromptLogprobs:

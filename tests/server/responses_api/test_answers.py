@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_models import GRAMMAR_FAILED, FinishReason, LogprobEntry, TopLogprob
-from stonechat_server.responses_api.encrypted import decode_reasoning
+from stonechat_server.responses_api.marks import decode_reasoning
 from stonechat_server.streaming.sse import EventStream
 from tests.server.bodies import error_of
 from tests.server.conftest import ClientFactory

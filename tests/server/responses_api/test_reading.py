@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from stonechat_server.responses_api.encrypted import PREFIX, decode_reasoning, encode_reasoning
 from stonechat_server.responses_api.fields import FIELDS
+from stonechat_server.responses_api.marks import ENCODED_PREFIX, decode_reasoning, encode_reasoning
 from stonechat_server.responses_api.reading import SAME, TRANSLATED
 from stonechat_server.responses_api.request import ResponsesRequest
 from stonechat_server.responses_api.tool_names import ToolNames
@@ -156,7 +156,10 @@ def test_encrypted_reasoning_of_another_server_is_named(
     assert prompt(client, engine, input=[USER, item, USER]) == without
 
 
-@pytest.mark.parametrize("content", ["", "x", PREFIX, PREFIX + "?", PREFIX + "_w==", PREFIX + "é"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "x", ENCODED_PREFIX, ENCODED_PREFIX + "?", ENCODED_PREFIX + "_w==", ENCODED_PREFIX + "é"],
+)
 def test_other_texts_are_not_encrypted_reasoning(content: str) -> None:
     assert not decode_reasoning(content)
 

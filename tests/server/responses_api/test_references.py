@@ -6,9 +6,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_models import FinishReason, LogprobEntry, TopLogprob
-from stonechat_server.responses_api.ids import RESPONSE_PREFIX, item_id, response_id_of
+from stonechat_server.responses_api.history import References
 from stonechat_server.responses_api.items import ItemReference, Message
-from stonechat_server.responses_api.references import References
+from stonechat_server.responses_api.marks import RESPONSE_PREFIX, item_id, response_id_of
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import FakeEngine, delta, output
 from tests.server.messages_api.scripts import text_script
