@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from stonechat_models.grammar.plain_schema import plain_schema
     from stonechat_models.grammar.relaxation import relax_schema
     from stonechat_models.grammar.source import check_grammar
-    from stonechat_models.hardware.cpus import usable_cpus
+    from stonechat_models.hardware.cpus import cpu_name, usable_cpus
     from stonechat_models.media.processor import MediaProcessor
     from stonechat_models.media.records import AudioOptions, ImageOptions, PreparedMedia
     from stonechat_models.runtime.async_engine import AsyncEngine
@@ -141,6 +141,7 @@ __all__ = [
     "__version__",
     "alias_model",
     "check_grammar",
+    "cpu_name",
     "fetch_model",
     "inspect_machine",
     "is_cheap",
@@ -175,6 +176,7 @@ _LAZY = {
     "PreparedMedia": "media.records",
     "alias_model": "checkpoint.alias_target",
     "check_grammar": "grammar.source",
+    "cpu_name": "hardware.cpus",
     "fetch_model": "checkpoint.resolve",
     "is_cheap": "grammar.cost",
     "inspect_machine": "diagnostics.machine",

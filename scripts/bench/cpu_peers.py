@@ -30,8 +30,8 @@ from peer_rows import ROWS, Measurement, figures_of, quick
 from peer_table import tables
 from servers import STONECHAT, free_port, started
 
+from stonechat_models import cpu_name
 from stonechat_models.hardware.cpus import usable_cpus
-from stonechat_server.bench.environment import cpu_name
 from stonechat_server.bench.targets.target import BenchError
 
 

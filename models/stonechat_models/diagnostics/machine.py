@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from stonechat_models.checkpoint.cache import Progress, cache_root
 from stonechat_models.diagnostics.cpu_kernels import missing_instructions
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.hardware.cpus import processor_field, processor_flags, usable_cpus
+from stonechat_models.hardware.cpus import cpu_name, processor_flags, usable_cpus
 
 if TYPE_CHECKING:
     from stonechat_models.backends.native.bindings import Library
@@ -84,7 +84,7 @@ def inspect_machine(progress: Progress) -> Machine:
     folder = cache_root()
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
-        cpu=processor_field("model name") or platform.processor() or platform.machine(),
+        cpu=cpu_name(),
         num_cpus=os.cpu_count() or 1,
         usable_cpus=usable_cpus(),
         num_cores=usable_cores(),

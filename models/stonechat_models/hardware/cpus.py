@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def processor_field(*names: str) -> str:
         return ""
     fields = (line.partition(":") for line in lines)
     return next((value.strip() for key, _, value in fields if key.strip() in names), "")
+
+
+def cpu_name() -> str:
+    """Return the processor's name, or its kind where the system has no name."""
+    return processor_field("model name") or platform.processor() or platform.machine()
 
 
 def processor_flags() -> frozenset[str]:

@@ -13,9 +13,8 @@ from typing import Any, get_args
 import msgspec
 
 from stonechat_models.config import EngineConfig
-from stonechat_models.model_info import EngineStats, ModelInfo
-from stonechat_models.runtime.runner import Abort, Add, Died, Refused, Stop
-from stonechat_models.types import TokenOutput
+from stonechat_models.model_info import ModelInfo
+from stonechat_models.runtime.runner import Abort, Add, Died, Refused, StepOutputs, Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +46,6 @@ class LoadFailed:
 
     error: str
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """The outputs of a step, and the engine's stats after it."""
-
-    outputs: Sequence[TokenOutput]
-    stats: EngineStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +98,7 @@ Frame = (
     | Progress
     | Ready
     | LoadFailed
-    | StepReport
+    | StepOutputs
     | Refused
     | Died
     | Log

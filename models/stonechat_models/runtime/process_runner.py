@@ -15,7 +15,7 @@ from pathlib import Path
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import EngineDeadError, ModelLoadError
 from stonechat_models.model_info import EngineStats, ModelInfo
-from stonechat_models.runtime.ipc import Ready, StepReport
+from stonechat_models.runtime.ipc import Ready
 from stonechat_models.runtime.runner import Deliver, Died, Message, Refused, StepOutputs, Stop
 from stonechat_models.runtime.worker_process import WorkerProcess
 
@@ -144,9 +144,10 @@ class EngineProcess:
         """Deliver reports until the process ends. Return the reason that it reports, if any."""
         while (frame := self._child.receive()) is not None:
             match frame:
-                case StepReport(outputs, stats):
-                    self._stats = stats
-                    self._deliver(StepOutputs(outputs))
+                case StepOutputs():
+                    assert frame.stats is not None, "it comes from another process"
+                    self._stats = frame.stats
+                    self._deliver(frame)
                 case Refused():
                     self._deliver(frame)
                 case Died(reason):

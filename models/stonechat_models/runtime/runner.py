@@ -41,6 +41,8 @@ class StepOutputs:
     """The outputs of one step; may be empty."""
 
     outputs: Sequence[TokenOutput]
+    stats: EngineStats | None = None
+    """The engine's after the step, if they come from another process."""
 
 
 @dataclass(frozen=True, slots=True)

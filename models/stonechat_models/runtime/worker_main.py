@@ -17,7 +17,7 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import EngineError, ModelLoadError
 from stonechat_models.hardware.cuda_start import start_driver
 from stonechat_models.runtime.child import load_failure, send_logs
-from stonechat_models.runtime.ipc import FramePipe, Progress, Ready, Start, StepReport
+from stonechat_models.runtime.ipc import FramePipe, Progress, Ready, Start
 from stonechat_models.runtime.runner import Abort, Add, Died, Report, StepOutputs, Stop
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _give_up(pipe: FramePipe, error: EngineError) -> None:
 def _deliver(pipe: FramePipe, runner: "EngineThread", report: Report) -> None:
     try:
         if isinstance(report, StepOutputs):
-            pipe.send(StepReport(report.outputs, runner.stats()))
+            pipe.send(StepOutputs(report.outputs, runner.stats()))
         else:
             pipe.send(report)
     except OSError:  # the server has ended, and this process is about to

@@ -18,24 +18,17 @@ class AdmissionLimits:
     """The part of the running ones that one request with several prompts may have at a time."""
 
     def cost_of(self, costs: Sequence[Cost]) -> Cost:
-        """The cost of a request with several prompts."""
-        return total_cost(
-            costs,
-            int(self.max_running_sequences * self.max_share),
-            int(self.max_running_tokens * self.max_share),
-        )
+        """The cost of a request with several prompts that have the same number of choices.
 
-
-def total_cost(costs: Sequence[Cost], max_sequences: int, max_tokens: int) -> Cost:
-    """The cost of a request with several prompts that have the same number of choices.
-
-    As many prompts run at a time as fit `max_sequences` and `max_tokens`, and at least one.
-    """
-    num_at_once = running_tokens = 0
-    for cost in sorted(costs, key=lambda cost: -cost.tokens):
-        fits = (num_at_once + 1) * cost.num_sequences <= max_sequences
-        if num_at_once and not (fits and running_tokens + cost.tokens <= max_tokens):
-            break
-        num_at_once, running_tokens = num_at_once + 1, running_tokens + cost.tokens
-    num_tokens = sum([cost.tokens for cost in costs])
-    return Cost(num_tokens, running_tokens, num_at_once * costs[0].num_sequences)
+        As many prompts run at a time as fit its share, and at least one.
+        """
+        max_sequences = int(self.max_running_sequences * self.max_share)
+        max_tokens = int(self.max_running_tokens * self.max_share)
+        num_at_once = running_tokens = 0
+        for cost in sorted(costs, key=lambda cost: -cost.tokens):
+            fits = (num_at_once + 1) * cost.num_sequences <= max_sequences
+            if num_at_once and not (fits and running_tokens + cost.tokens <= max_tokens):
+                break
+            num_at_once, running_tokens = num_at_once + 1, running_tokens + cost.tokens
+        num_tokens = sum([cost.tokens for cost in costs])
+        return Cost(num_tokens, running_tokens, num_at_once * costs[0].num_sequences)

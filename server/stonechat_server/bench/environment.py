@@ -11,7 +11,7 @@ from stonechat_server.bench.results import Environment
 
 def describe_environment() -> Environment:
     """Describe processor, memory, GPUs and versions; values that cannot be read are empty."""
-    from stonechat_models import __version__, usable_cpus
+    from stonechat_models import __version__, cpu_name, usable_cpus
 
     return Environment(
         platform=f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -46,17 +46,6 @@ def busy_share(before: tuple[int, int] | None, after: tuple[int, int] | None) ->
     if before is None or after is None or after[1] <= before[1]:
         return None
     return (after[0] - before[0]) / (after[1] - before[1])
-
-
-def cpu_name() -> str:
-    """The processor's name."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def memory_bytes() -> int:

@@ -17,10 +17,6 @@ OF_ONE_MODEL = ("served_model_name", "revision", "mmproj", "adapter", "lora", "d
 """Settings that cannot be those of several models. Each belongs into the model's own table."""
 
 
-class SpecError(UserError):
-    """The models that are asked for cannot be served together. The message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One of several models. `settings` are those of the server, with its own."""
@@ -39,7 +35,7 @@ def model_specs(settings: Settings, more_models: Sequence[str]) -> list[ModelSpe
     """The models of the command line, then those of the file. The first is the default.
 
     Empty if there is one model and no table: it is then served as the only one, in this process.
-    Raises `SpecError`.
+    Raises `UserError` for models that cannot be served together.
     """
     words = [settings.model, *more_models] if "model" in settings.model_fields_set else []
     if not settings.models and not more_models:
@@ -47,7 +43,7 @@ def model_specs(settings: Settings, more_models: Sequence[str]) -> list[ModelSpe
     for name in OF_ONE_MODEL:
         if getattr(settings, name):
             flag = "--" + name.replace("_", "-")
-            raise SpecError(
+            raise UserError(
                 f"{flag} is for one model, and there may be several: put "
                 f"{'aliases' if name == 'served_model_name' else name} into a table [models.NAME]"
             )
@@ -62,7 +58,7 @@ def model_specs(settings: Settings, more_models: Sequence[str]) -> list[ModelSpe
     specs += [_of_table(settings, name, settings.models[name], False) for name in others]
     _check_names(specs)
     if any(spec.settings.tensor_parallel > 1 for spec in specs):
-        raise SpecError(
+        raise UserError(
             "--tensor-parallel is for a server of one model: the memory of several models is "
             "planned on one device each"
         )
@@ -80,21 +76,21 @@ def _of_table(settings: Settings, name: str, table: Mapping[str, Any], is_first:
     values = {"model": name, **table}
     aliases = values.pop("aliases", [])
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
-        raise SpecError(f"[models.{name}]: aliases must be a list of texts")
+        raise UserError(f"[models.{name}]: aliases must be a list of texts")
     for key in values:
         if key not in MODEL_SETTINGS:
             known = [*MODEL_SETTINGS, "aliases"]
             is_shared = key in Settings.model_fields
             reason = "is a setting of the whole server" if is_shared else "is no setting of a model"
             hint = "" if is_shared else did_you_mean(key, known)
-            raise SpecError(f"[models.{name}]: {key} {reason}{hint}")
+            raise UserError(f"[models.{name}]: {key} {reason}{hint}")
     try:
         return ModelSpec(name, tuple(aliases), _with(settings, values, is_first))
     except ValidationError as error:
         flags = [Flag(key, field, True) for key, field in Settings.model_fields.items()]
         first = error.errors()[0]
         message = explain({**first, "loc": ()}, flags, {})
-        raise SpecError(f"[models.{name}]: {first['loc'][0]}: {message}") from error
+        raise UserError(f"[models.{name}]: {first['loc'][0]}: {message}") from error
 
 
 def _with(settings: Settings, values: Mapping[str, Any], is_first: bool) -> Settings:
@@ -111,13 +107,13 @@ def _check_names(specs: Sequence[ModelSpec]) -> None:
     for spec in specs:
         adapters = [text.partition("=")[0].strip() for text in spec.settings.lora]
         for name in set(adapters).intersection(spec.names):
-            raise SpecError(
+            raise UserError(
                 f"[models.{spec.name}]: {name} names the model and an adapter: give the adapter "
                 "another name in lora"
             )
         for name in dict.fromkeys((*spec.names, *adapters)):
             if name in owners:
-                raise SpecError(
+                raise UserError(
                     f"two models are called {name}: give each a table [models.NAME] of its own"
                 )
             owners[name] = spec.name

@@ -24,10 +24,6 @@ OPERATIONS = {
 """OpenTelemetry's name of what an endpoint does, where it is not `chat`. `rerank` is our own."""
 
 
-class TracingUnavailableError(UserError):
-    """OpenTelemetry is not installed."""
-
-
 class Tracing:
     """Exports a trace for each finished request, with its measured times."""
 
@@ -37,7 +33,7 @@ class Tracing:
 
     @classmethod
     def from_environment(cls) -> "Tracing":
-        """Export by OTLP over HTTP. Raises `TracingUnavailableError` without the `otel` extra."""
+        """Export by OTLP over HTTP. Raises `UserError` without the `otel` extra."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import OTELResourceDetector, Resource
@@ -45,7 +41,7 @@ class Tracing:
             from opentelemetry.sdk.trace.export import BatchSpanProcessor
         except ImportError as error:
             message = "traces need OpenTelemetry: pip install 'stonechat[otel]'"
-            raise TracingUnavailableError(message) from error
+            raise UserError(message) from error
         default_resource = Resource.create().merge(Resource({"service.name": "stonechat"}))
         resource = default_resource.merge(OTELResourceDetector().detect())  # variables win
         provider = TracerProvider(resource=resource)

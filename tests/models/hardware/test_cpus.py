@@ -1,5 +1,9 @@
-"""The instruction sets of this process. The length of SVE vectors is asked for in an emulator."""
+"""The name of the processor, and the instruction sets of this process.
 
+The length of SVE vectors is asked for in an emulator.
+"""
+
+import platform
 import subprocess
 from pathlib import Path
 
@@ -8,6 +12,7 @@ import pytest
 from stonechat_models.hardware import cpus
 from tests.models.backends.native.emulated import COMPILER, run_emulated, skip_without_emulator
 
+CPUINFO = "processor\t: 0\nvendor_id\t: X\nmodel name\t: Some CPU @ 2.0GHz: fast\nflags\t: a b\n"
 PROGRAM = """
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,3 +55,22 @@ def test_the_length_is_one_of_the_instruction_sets(
     monkeypatch.setattr(cpus, "processor_field", lambda *names: features)
     monkeypatch.setattr(cpus, "sve_bits", lambda prctl: 256)
     assert cpus.processor_flags() == expected
+
+
+def test_the_processor_is_named_by_linux_or_else_by_python(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "processor", lambda: "other")
+    monkeypatch.setattr(Path, "read_text", lambda _: CPUINFO)
+    assert cpus.cpu_name() == "Some CPU @ 2.0GHz: fast"
+    monkeypatch.setattr(Path, "read_text", lambda _: "processor\t: 0\n")
+    assert cpus.cpu_name() == "other"
+
+    def missing(_: Path) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    assert cpus.cpu_name() == "other"
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    assert cpus.cpu_name() == "arm64"

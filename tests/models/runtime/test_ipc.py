@@ -28,9 +28,8 @@ from stonechat_models.runtime.ipc import (
     Progress,
     Ready,
     Start,
-    StepReport,
 )
-from stonechat_models.runtime.runner import Abort, Add, Died, Refused, Stop
+from stonechat_models.runtime.runner import Abort, Add, Died, Refused, StepOutputs, Stop
 from stonechat_models.types import TokenLogprobs, TokenOutput
 from tests.models.engines import model_info
 
@@ -85,7 +84,7 @@ def send_and_receive(frame):
         Progress("loading"),
         Ready(model_info(images=ImageInfo(token_id=7, bidirectional=True)), "/folder"),
         LoadFailed("ModelLoadError", "why"),
-        StepReport([OUTPUT], EngineStats(num_running=1)),
+        StepOutputs([OUTPUT], EngineStats(num_running=1)),
         Refused("r", "grammar", "why"),
         Died("why"),
         Log("a.b", 30, "line\nline"),

@@ -3,9 +3,21 @@
 import msgspec
 
 from stonechat_server.admission.fair_queue import Cost
-from stonechat_server.admission.limits import total_cost
+from stonechat_server.admission.limits import AdmissionLimits
 from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.observability.ledger.sink import to_entry
+
+
+def total_cost(costs: list[Cost], max_sequences: int, max_tokens: int) -> Cost:
+    """The cost of these prompts, of which so many sequences and tokens may run at a time."""
+    limits = AdmissionLimits(
+        max_running_sequences=max_sequences,
+        max_running_tokens=max_tokens,
+        max_queued_requests=1,
+        max_queued_tokens=1,
+        max_share=1.0,
+    )
+    return limits.cost_of(costs)
 
 
 def test_a_list_of_prompts_is_charged_whole_and_runs_in_part() -> None:

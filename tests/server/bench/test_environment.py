@@ -10,8 +10,6 @@ import pytest
 from stonechat_models import __version__
 from stonechat_server.bench import environment
 
-CPUINFO = "processor\t: 0\nvendor_id\t: X\nmodel name\t: Some CPU @ 2.0GHz: fast\nflags\t: a b\n"
-
 
 def fake_nvidia_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = folder / "nvidia-smi"
@@ -27,25 +25,6 @@ def test_it_describes_this_machine() -> None:
     assert described.stonechat == __version__
     assert 1 <= described.usable_cpus <= described.num_cpus
     assert described.cpu
-
-
-def test_the_processor_is_named_by_linux_or_else_by_python(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(platform, "processor", lambda: "other")
-    monkeypatch.setattr(Path, "read_text", lambda _: CPUINFO)
-    assert environment.cpu_name() == "Some CPU @ 2.0GHz: fast"
-    monkeypatch.setattr(Path, "read_text", lambda _: "processor\t: 0\n")
-    assert environment.cpu_name() == "other"
-
-    def missing(_: Path) -> str:
-        raise FileNotFoundError
-
-    monkeypatch.setattr(Path, "read_text", missing)
-    assert environment.cpu_name() == "other"
-    monkeypatch.setattr(platform, "processor", lambda: "")
-    monkeypatch.setattr(platform, "machine", lambda: "arm64")
-    assert environment.cpu_name() == "arm64"
 
 
 def test_memory_is_pages_times_their_size(monkeypatch: pytest.MonkeyPatch) -> None:

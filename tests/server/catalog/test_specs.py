@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_server.catalog.specs import SpecError, model_specs
+from stonechat_server.catalog.specs import model_specs
 from stonechat_server.options import UserError
 from stonechat_server.settings import Settings, load_settings, refuse_for_one_model
 
@@ -83,18 +83,18 @@ def test_a_word_of_the_command_line_may_name_a_table(tmp_path: Path) -> None:
 )
 def test_a_wrong_table_is_told(tmp_path: Path, text: str, message: str) -> None:
     settings = from_file(tmp_path, f"[models.a]\n{text}\n[models.b]\n")
-    with pytest.raises(SpecError, match=message):
+    with pytest.raises(UserError, match=message):
         model_specs(settings, [])
 
 
 def test_what_is_for_one_model_belongs_into_a_table() -> None:
-    with pytest.raises(SpecError, match=r"--served-model-name .* put aliases into a table"):
+    with pytest.raises(UserError, match=r"--served-model-name .* put aliases into a table"):
         model_specs(Settings(model="a", served_model_name=["x"]), ["b"])
-    with pytest.raises(SpecError, match=r"--revision .* put revision into a table"):
+    with pytest.raises(UserError, match=r"--revision .* put revision into a table"):
         model_specs(Settings(model="a", revision="main"), ["b"])
-    with pytest.raises(SpecError, match="--tensor-parallel is for a server of one model"):
+    with pytest.raises(UserError, match="--tensor-parallel is for a server of one model"):
         model_specs(Settings(model="a", tensor_parallel=2), ["b"])
-    with pytest.raises(SpecError, match="two models are called small"):
+    with pytest.raises(UserError, match="two models are called small"):
         model_specs(Settings(model="a/small.gguf"), ["b/small.gguf"])
 
 

@@ -139,8 +139,6 @@ def refuse_types(model: "ModelFiles | ModelHeaders", config: EngineConfig) -> No
         raise UnsupportedModelError(
             f"weights in the format {packing.label} are not supported by the native backend"
         )
-    if packing.tensors and config.adapter is not None:
-        raise UnsupportedModelError("an adapter is merged into floats, not into quantised weights")
     if packing.tensors and config.quantize == "none":
         raise UnsupportedModelError(
             f"the native backend does not dequantise {packing.label} weights (--quantize none)"

@@ -7,10 +7,6 @@ from stonechat_models.model_file import reason_of
 PROBE_SECONDS = 5.0
 
 
-class NoNetworkError(ConnectionError):
-    """The hub cannot be reached."""
-
-
 def is_reachable() -> bool:
     """Whether the hub answers at all. Without a network the library would try for half a minute.
 
@@ -28,9 +24,9 @@ def is_reachable() -> bool:
 
 
 def require_network() -> None:
-    """Raise `NoNetworkError` if the hub cannot be reached."""
+    """Raise `ConnectionError` if the hub cannot be reached."""
     if not is_reachable():
-        raise NoNetworkError
+        raise ConnectionError
 
 
 def not_found(model: str, error: Exception) -> ModelLoadError:

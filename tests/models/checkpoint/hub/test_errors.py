@@ -10,7 +10,7 @@ from stonechat_models.checkpoint import aliases
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.hub import download as hub
 from stonechat_models.checkpoint.hub import errors as hub_errors
-from stonechat_models.checkpoint.hub.errors import NoNetworkError, not_found
+from stonechat_models.checkpoint.hub.errors import not_found
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
@@ -94,7 +94,7 @@ def http_error(kind: type[Exception]) -> Exception:
         (errors.NotASafetensorsRepoError("x"), "has no safetensors of it"),
         (errors.HFValidationError("x"), "it is no name of the Hugging Face hub"),
         (errors.LocalEntryNotFoundError("x"), "there is no network"),
-        (NoNetworkError(), "there is no network"),
+        (ConnectionError(), "there is no network"),
         (FileNotFoundError("x"), "has no such file, or not for you"),
         (RuntimeError("strange\nthings"), "did not return it: RuntimeError: strange"),
     ],

@@ -33,10 +33,6 @@ MAX_WINDOW = 100
 """Longer windows and chunks are shortened to this. The contexts of the cases exceed it."""
 
 
-class ParityError(EngineError):
-    """A backend's result is wrong. The message has the figures."""
-
-
 @dataclass(frozen=True, slots=True)
 class LayerKind:
     """What distinguishes attention layers. Only the presence of `spec.sinks` counts."""
@@ -70,7 +66,7 @@ class ParityCheck:
 
     @torch.inference_mode()
     def run(self, backend: AttentionBackend) -> None:
-        """Raises `ParityError` with figures if a result is wrong, or the backend's own error."""
+        """Raises `EngineError` with figures if a result is wrong, or the backend's own error."""
         generator = torch.Generator().manual_seed(0)
         for kind in self.kinds:
             for name, lengths in CASES.items():
@@ -106,7 +102,7 @@ class ParityCheck:
         error = float(relative_error(expected, actual.float().cpu(), largest).max())
         limit = TOLERANCE["attention"][self.dtype]
         if not error <= limit:
-            raise ParityError(
+            raise EngineError(
                 f"{case} of {kind.num_heads} query and {kind.num_kv_heads} KV heads of size "
                 f"{kind.key_size}{_features(spec)} in {str(self.dtype).removeprefix('torch.')} "
                 f"is off by {error:.2g} of a token's largest number; rounding explains "

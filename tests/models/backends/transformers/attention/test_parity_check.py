@@ -13,10 +13,9 @@ from stonechat_models.backends.transformers.attention.parity_check import (
     MAX_WINDOW,
     LayerKind,
     ParityCheck,
-    ParityError,
 )
 from stonechat_models.backends.transformers.attention.sdpa import SdpaBackend
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.errors import EngineError, ModelLoadError
 
 CPU = torch.device("cpu")
 KINDS = [
@@ -94,14 +93,14 @@ def test_attention_in_both_directions_is_checked_for_models_that_have_it():
     for backend in (SdpaBackend(), BatchedBackend()):
         check.run(backend)
     parity_check().run(CausalBackend())
-    with pytest.raises(ParityError, match="prefill with images"):
+    with pytest.raises(EngineError, match="prefill with images"):
         check.run(CausalBackend())
 
 
 @pytest.mark.parametrize("backend", FAULTY_BACKENDS.values(), ids=FAULTY_BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_wrong_results_are_found(backend, dtype):
-    with pytest.raises(ParityError, match=r"is off by [\d.inf]+ of a token's largest number"):
+    with pytest.raises(EngineError, match=r"is off by [\d.inf]+ of a token's largest number"):
         parity_check(dtype).run(backend)
 
 
