@@ -51,12 +51,32 @@ DEEPSEEK3_SPLITS = (
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
 AFMOE_SPLITS = (
-    r"\p{N}{1,3}(?=(?:\p{N}{3})*+(?!\p{N}))",
+    r"\p{N}+",
+    r"\A\p{N}{1,2}(?=(?:\p{N}{3})*+\z)|\p{N}{3}",
     "[\u4e00-\u9fff\u3400-\u4dbf\uf900-\ufaff\u3040-\u30ff\uff65-\uff9f\u2f00-\u2fdf\u0e40-\u0eff"
     "\u1780-\u17ff\u1000-\u109f\uaa60-\uaa7f\ua9e0-\ua9ff\uac00-\ud7af\u1100-\u11ff]+",
     DEEPSEEK3_SPLITS[2],
 )
-"""Digits make groups of three from the end of a number."""
+"""Digits make groups of three from the end of a number. The models' files look for the end behind
+each group, `\\p{N}{1,3}(?=(?:\\p{N}{3})*+(?!\\p{N}))`, which takes quadratic time. Here only the
+first group looks for it, and so below."""
+TINY_AYA_SPLITS = (
+    r"(?<!\d)\d++\b",
+    r"\A(?!\d++\z)[\s\S]+|\A\d{1,2}(?=(?:\d{3})*+\z)|\d{3}",
+    GPT4O_SPLIT,
+)
+"""As `\\d{1,3}(?=(?:\\d{3})*\\b)`, and then the last one."""
+_LEAD = r"\d{1,2}(?=(?:\d{3})*+(?!\d))"
+_UNTIL_GROUP = rf"(?:[^\d]+(?:{_LEAD})?)*"
+SUPERBPE_SPLITS = (
+    r"\p{N}+",
+    rf"\A(?:{_LEAD}{_UNTIL_GROUP}|[^\d]+(?:{_LEAD})?{_UNTIL_GROUP})|\d{{3}}{_UNTIL_GROUP}",
+)
+"""The second is as `(?=(?:\\d{3})+(?!\\d))`: a piece begins where a group of three does."""
+BLOOM_SPLIT = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
+FALCON_SPLITS = (r"[\p{P}$+<=>^~|`]+", GPT2_SPLIT)
+_JAIS2_SPACES = "".join(rf"|\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
+JAIS2_SPLIT = LLAMA3_SPLIT.removesuffix(r"|\s+(?!\S)|\s+") + _JAIS2_SPACES + r"|\s{1,2}(?!\S)|\s"
 YOUTU_SPLITS = (
     "[\uac00-\ud7a3\u3131-\u318e]+"
     "|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c\u3001-\u303f\ufe30-\ufe4f]+"
@@ -110,28 +130,35 @@ _NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     ),
     (QWEN2_SPLIT,): (
         *("qwen2", "stablelm2", "deepseek-r1-qwen", "megrez", "hunyuan", "solar-open", "kormo"),
+        "grok-2",
     ),
     (QWEN35_SPLIT,): ("qwen35",),
     (TEKKEN_SPLIT,): ("tekken",),
     (GPT4O_SPLIT,): ("gpt-4o", "llama4", "kanana2", "talkie", "minimax-m2"),
-    (r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O_SPLIT): ("tiny_aya",),
+    TINY_AYA_SPLITS: ("tiny_aya", "cohere2moe"),
     DEEPSEEK_LLM_SPLITS: ("deepseek-llm",),
     DEEPSEEK_CODER_SPLITS: ("deepseek-coder",),
     AFMOE_SPLITS: ("afmoe",),
     YOUTU_SPLITS: ("youtu",),
     (EXAONE_MOE_SPLIT,): ("exaone-moe",),
     (r"[^\n]+|\n+", QWEN2_SPLIT): ("laguna",),
-    (r"\p{N}+", r"(?=(?:\d{3})+(?!\d))"): ("superbpe",),
+    SUPERBPE_SPLITS: ("superbpe",),
+    (BLOOM_SPLIT,): ("bloom", "gpt3-finnish"),
+    (BLOOM_SPLIT, DIGIT): ("viking",),
+    FALCON_SPLITS: ("falcon",),
+    (JAIS2_SPLIT,): ("jais-2",),
     DEEPSEEK3_SPLITS: ("deepseek-v3", "hunyuan-dense", "joyai-llm"),
     (r"\p{N}{1,3}", _WORDS % "+"): ("minicpm5",),
     (KIMI_SPLIT,): ("kimi-k2",),
     (SEED_SPLIT,): ("seed-coder",),
-    (BAILING_SPLIT,): ("bailingmoe", "bailingmoe2"),
+    (BAILING_SPLIT,): ("bailingmoe", "bailingmoe2", "llada-moe"),
 }
 SPLITS: dict[str, tuple[str, ...]] = {
     name: patterns for patterns, names in _NAMES.items() for name in names
 }
 """The patterns that split the text, one after the other."""
+BYTE_SPLITS = {"falcon": (r"\p{N}+", "[0-9][0-9][0-9]")}
+"""What splits the characters that stand for bytes, as the steps behind a model's own bytes do."""
 IGNORE_MERGES = frozenset(_LLAMA3_NAMES) - {"falcon3"}
 IGNORE_MERGES |= {"tekken", "gpt-4o", "llama4", "glm4", "minicpm5", "youtu"}
 """Families that look up a whole word in the vocabulary before they merge its parts."""

@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from stonechat_models.checkpoint.gguf.reader import GgufFile
 from stonechat_models.checkpoint.gguf.splits import (
     BOS_BY_DEFAULT,
+    BYTE_SPLITS,
     COMPOSED,
     IGNORE_MERGES,
     SPLITS,
@@ -69,11 +70,15 @@ def _byte_level(gguf: GgufFile) -> Tokenizer:
     )
     if name in COMPOSED:
         tokenizer.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[name]]
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
+    steps = [*_isolated(SPLITS[name]), byte_level, *_isolated(BYTE_SPLITS.get(name, ()))]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
+
+
+def _isolated(patterns: tuple[str, ...]) -> list[pre_tokenizers.Split]:
+    return [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
 
 
 def _pair(merge: str) -> tuple[str, str]:

@@ -104,14 +104,63 @@ def test_byte_level_equals_transformers(pre: str) -> None:
     assert_same(build_tokenizer(gguf), by_transformers(gguf), texts)
 
 
+def splits_by(patterns: tuple[str, ...]) -> pre_tokenizers.Sequence:
+    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in patterns]
+    return pre_tokenizers.Sequence([*splits])
+
+
 def pieces(pre: str, text: str) -> list[str]:
-    splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in SPLITS[pre]]
-    return [piece for piece, _ in pre_tokenizers.Sequence([*splits]).pre_tokenize_str(text)]
+    return [piece for piece, _ in splits_by(SPLITS[pre]).pre_tokenize_str(text)]
+
+
+GROUPS_OF_THREE = {
+    "afmoe": (r"\p{N}{1,3}(?=(?:\p{N}{3})*+(?!\p{N}))", *SPLITS["afmoe"][2:]),
+    "tiny_aya": (r"\d{1,3}(?=(?:\d{3})*\b)", SPLITS["gpt-4o"][0]),
+    "superbpe": (r"\p{N}+", r"(?=(?:\d{3})+(?!\d))"),
+}
+"""The patterns of the models' own tokenizer.json, which take quadratic time."""
+
+
+@pytest.mark.parametrize("pre", GROUPS_OF_THREE)
+def test_groups_of_digits_are_those_of_the_models_own_patterns(pre: str) -> None:
+    own, rng = splits_by(GROUPS_OF_THREE[pre]), random.Random(0)
+    for alphabet in ("0123456789", "1a", "1\u00b2\u0663\u2167", "12\u0663 a_\n\u00b2\u0301日.-"):
+        for _ in range(300):
+            text = "".join(rng.choices(alphabet, k=rng.randrange(1, 26)))
+            assert pieces(pre, text) == [piece for piece, _ in own.pre_tokenize_str(text)], text
+
+
+def test_falcon_and_bloom_split_as_their_own_tokenizers() -> None:
+    falcon = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Punctuation("contiguous"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+            pre_tokenizers.Digits(individual_digits=False),
+            pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+        ]
+    )
+    own = r" ?[^(\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+"
+    bloom = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(own), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    for pre, expected in (("falcon", falcon), ("bloom", bloom)):
+        actual = build_tokenizer(byte_level(pre)).pre_tokenizer
+        for text in TEXTS + random_texts(300):
+            assert actual.pre_tokenize_str(text) == expected.pre_tokenize_str(text), text
 
 
 @pytest.mark.parametrize(
     ("names", "text", "expected"),
     [
+        ("viking", "a b(12, c", ["a", " b", "(", "1", "2", ",", " c"]),
+        (
+            "jais-2",
+            "It's 1234" + " " * 11 + "a",
+            ["It", "'s", " ", "123", "4", " " * 8, "  ", " a"],
+        ),
         ("glm4 chatglm-bpe", "It'S 12345", ["It", "'S", " ", "123", "45"]),
         ("deepseek-v3 hunyuan-dense joyai-llm", "x=12345", ["x", "=", "123", "45"]),
         ("kormo", "It'S  12\n", ["It", "'S", " ", " ", "1", "2", "\n"]),
