@@ -108,6 +108,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "olmo2": ("Olmo2Config", {}),
+    "exaone4": ("Exaone4Config", {"sliding_window": 21, "sliding_window_pattern": 3}),
+    "exaone4-full": (
+        "Exaone4Config",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 4},
+    ),
+    "seed_oss": ("SeedOssConfig", {"head_dim": 64, "attention_out_bias": True}),
     "qwen3_moe": (
         "Qwen3MoeConfig",
         {

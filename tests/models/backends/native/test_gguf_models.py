@@ -191,7 +191,12 @@ def test_float_files_can_be_quantised(tiny_file: ModelFiles, quantize: str, boun
 
 @pytest.mark.parametrize(
     "name",
-    ["granite", "mixtral", *nightly("olmo2", "smollm3", "gemma", "qwen3vl", "mistral3")],
+    [
+        "granite",
+        "mixtral",
+        "exaone4",
+        *nightly("olmo2", "smollm3", "gemma", "qwen3vl", "mistral3", "seed_oss"),
+    ],
 )
 def test_files_of_converted_models_give_their_logits(
     name: str, tmp_path: Path, model_cache: None

@@ -80,6 +80,23 @@ def _llama_biases(config: HFConfig) -> frozenset[str]:
     return _flagged_biases(config) | (FEED_FORWARD if has_mlp_biases else frozenset())
 
 
+def _seed_oss_biases(config: HFConfig) -> frozenset[str]:
+    attention = QKV if config.keys.read("attention_bias", bool, True) else frozenset()
+    output = ATTENTION - QKV if config.keys.read("attention_out_bias", bool, False) else frozenset()
+    has_mlp_biases = config.keys.read("mlp_bias", bool, False)
+    return attention | output | (FEED_FORWARD if has_mlp_biases else frozenset())
+
+
+def _exaone4_is_local(config: HFConfig, layer: int) -> bool:
+    if config.layer_types:
+        return config.layer_types[layer] == LOCAL
+    return (layer + 1) % config.keys.size("sliding_window_pattern", 4) != 0
+
+
+def _exaone4_is_rotary(config: HFConfig, layer: int) -> bool:
+    return config.keys.is_null("sliding_window") or _exaone4_is_local(config, layer)
+
+
 def _lfm2_intermediate_size(config: HFConfig) -> int:
     keys = config.keys
     size = keys.size("block_ff_dim", keys.size("intermediate_size", 12288))
@@ -230,6 +247,16 @@ FAMILIES: dict[str, Family] = {
         has_windows=False,
         biases=_flagged_biases,
     ),
+    "exaone4": Family(
+        eps=1e-5,
+        input_norms=False,
+        output_norms=True,
+        head_norms=True,
+        window=4096,
+        is_rotary=_exaone4_is_rotary,
+        local=_exaone4_is_local,
+    ),
+    "seed_oss": Family(head_dim=128, has_windows=False, biases=_seed_oss_biases),
     "qwen3_moe": Family(
         window_needs_flag=True,
         has_layer_types=False,
