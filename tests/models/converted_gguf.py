@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from tests.models.converted_layer_norms import LAYER_NORM_CHANGES, LAYER_NORM_PARAMETERS
 from tests.models.converted_parameters import EXTRA, PARAMETERS
 from tests.models.tiny_gguf import add_tokenizer
 
 Tensors = Iterator[tuple[str, torch.Tensor]]
 Change = Callable[[str, torch.Tensor, dict[str, Any]], Tensors]
+NUM_BLOCKS = ("num_hidden_layers", "n_layer", "n_layers")
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length")
+GGUF_NAMES = ("blk.", "token_", "position_", "output", "per_layer", "rope", "altup")
 
 
 def write_converted(
@@ -36,21 +40,24 @@ def write_converted(
         config = json.loads((Path(folder) / "config.json").read_text())
         tensors = load_file(Path(folder) / "model.safetensors")
     writer = gguf.GGUFWriter(path, architecture)
-    blocks = config.get("num_hidden_layers") or len(config["layers_block_type"])
+    blocks = next((config[n] for n in NUM_BLOCKS if n in config), 0)
+    blocks = blocks or len(config["layers_block_type"])
     add_common(writer, config, blocks)
-    PARAMETERS.get(architecture, lambda writer, config: None)(writer, config)
+    parameters = PARAMETERS | LAYER_NORM_PARAMETERS
+    parameters.get(architecture, lambda writer, config: None)(writer, config)
     for part in ("alpha_n", "alpha_p", "beta", "eps"):
         key = "model.layers.{}.mlp.act_fn." + part
         if architecture == "apertus":
             numbers = [tensors.pop(key.format(i)).float().item() for i in range(blocks)]
             getattr(writer, f"add_xielu_{part}")(numbers)
     write_tokenizer(writer, config["vocab_size"])
+    changes = CHANGES | LAYER_NORM_CHANGES
     names = gguf.get_tensor_name_map(ARCHES[architecture], blocks)
     for name, tensor in sorted(tensors.items()):
         for changed, value in stack_experts(name, tensor, tensors):
-            for own, values in CHANGES.get(architecture, unchanged)(changed, value, config):
+            for own, values in changes.get(architecture, unchanged)(changed, value, config):
                 target = names.get_name(own, try_suffixes=(".weight", ".bias")) or own
-                assert target.startswith(("blk.", "token_", "output", "per_layer", "rope")), target
+                assert target.startswith(GGUF_NAMES), target
                 add_tensor(writer, target, values, kind)
     for name, factors in EXTRA.get(architecture, lambda config: [])(config):
         add_tensor(writer, name, torch.tensor(factors, dtype=torch.float32), None)
@@ -83,15 +90,15 @@ def add_common(writer: gguf.GGUFWriter, config: dict[str, Any], blocks: int) -> 
         return next((config[name] for name in names if config.get(name) is not None), None)
 
     writer.add_block_count(blocks)
-    if "max_position_embeddings" in config:
-        writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
+    if (length := first(*CONTEXTS)) is not None:
+        writer.add_context_length(length)
+    writer.add_embedding_length(first("hidden_size", "n_embd", "d_model"))
     writer.add_vocab_size(config["vocab_size"])
     add = {
         "add_feed_forward_length": first("intermediate_size"),
-        "add_head_count": first("num_attention_heads"),
+        "add_head_count": first("num_attention_heads", "n_head", "n_heads"),
         "add_layer_norm_rms_eps": first("rms_norm_eps", "norm_eps"),
-        "add_layer_norm_eps": first("layer_norm_eps", "layer_norm_epsilon"),
+        "add_layer_norm_eps": first("layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
         "add_expert_count": first("num_local_experts", "num_experts"),
         "add_expert_used_count": first("num_experts_per_tok", "top_k_experts"),
         "add_expert_group_count": first("n_group"),
@@ -107,6 +114,9 @@ def add_common(writer: gguf.GGUFWriter, config: dict[str, Any], blocks: int) -> 
 
 
 NO_LENGTHS = (
+    "glm_moe_dsa",
+    "minicpm3",
+    "kimi_linear",
     "granite",
     "deepseek_v2",
     "deepseek_v3",
@@ -118,8 +128,19 @@ NO_LENGTHS = (
     "mamba2",
 )
 OWN = {
-    "add_feed_forward_length": ("llama4_text", "nemotron_h", "lfm2", "mamba", "mamba2"),
+    "add_feed_forward_length": (
+        "gemma3n_text",
+        "llama4_text",
+        "nemotron_h",
+        "lfm2",
+        "mamba",
+        "mamba2",
+    ),
     "add_head_count_kv": (
+        "glm_moe_dsa",
+        "mimo_v2_flash",
+        "kimi_linear",
+        "jamba",
         "lfm2",
         "lfm2_moe",
         "granitemoehybrid",
@@ -136,6 +157,8 @@ OWN = {
     "add_key_length": NO_LENGTHS,
     "add_value_length": NO_LENGTHS,
     "add_expert_count": (
+        "glm_moe_dsa",
+        "mimo_v2_flash",
         "glm4_moe",
         "deepseek_v3",
         "glm4_moe_lite",
@@ -179,18 +202,22 @@ def add_rope(writer: gguf.GGUFWriter, parameters: dict[str, Any]) -> None:
         writer.add_rope_freq_base_swa(parameters["sliding_attention"]["rope_theta"])
 
 
+LISTS = ("experts", "norms", "altup_projections", "altup_unembed_projections")
+"""Modules whose members' weights make one tensor."""
+
+
 def stack_experts(name: str, tensor: torch.Tensor, tensors: dict[str, torch.Tensor]) -> Tensors:
-    """Stack the matrices of all experts when the first one comes."""
+    """Stack the weights of all members of a list when the first one comes."""
     parts = name.split(".")
-    if "experts" not in parts or not parts[parts.index("experts") + 1].isdigit():
+    place = next((parts.index(part) + 1 for part in LISTS if part in parts), 0)
+    if not place or not parts[place].isdigit():
         yield name, tensor
         return
-    place = parts.index("experts") + 1
     if parts[place] == "0":
         head, tail = ".".join(parts[:place]), ".".join(parts[place + 1 :])
         count = sum(other.startswith(head + ".") and other.endswith(tail) for other in tensors)
         stacked = torch.stack([tensors[f"{head}.{i}.{tail}"] for i in range(count)])
-        yield f"{head}.{tail}", stacked
+        yield f"{head.removesuffix('.norms')}.{tail}", stacked
 
 
 def unchanged(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
@@ -406,6 +433,44 @@ def llama4(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
         yield name, tensor
 
 
+def block_sparse(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
+    """The converter gives the experts of these modules the names of Mixtral's."""
+    if ".block_sparse_moe.experts." in name:
+        name = name.removeprefix("model.").replace("block_sparse_moe", "feed_forward")
+    yield name, tensor
+
+
+def kimi_linear(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
+    if name.endswith("_conv1d.weight"):
+        tensor = tensor.reshape(1, tensor.shape[0], 1, tensor.shape[-1])
+    elif name.endswith(".A_log"):
+        tensor = -torch.exp(tensor)
+    elif name.endswith(".dt_bias"):
+        name = name.removesuffix("dt_bias") + "dt_proj.bias"
+    elif ".block_sparse_moe." in name and name.endswith("_proj.weight") and "shared" not in name:
+        name = name.replace("block_sparse_moe", "mlp")  # a layer without experts
+    for own, value in block_sparse(name, tensor, config):
+        yield from deepseek2(own, value, config)
+
+
+def jamba(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
+    if ".feed_forward.experts." in name:
+        name = name.replace("feed_forward", "mlp")
+    yield from mamba(name, tensor, config)
+
+
+def mimo2(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
+    name = name + ".weight" if "attention_sink" in name else name
+    yield from correction_bias(name, tensor, config)
+
+
+def gemma3n(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
+    missing = config["vocab_size"] - tensor.shape[0]
+    if "embed_tokens_per_layer" in name:
+        tensor = torch.nn.functional.pad(tensor, (0, 0, 0, missing))
+    yield name + ".weight" if name.endswith("_scale") else name, tensor
+
+
 def correction_bias(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
     name = name.replace("e_score_correction_bias", "e_score_correction.bias")
     yield name.replace(".expert_bias", ".expert_bias.bias"), tensor
@@ -441,4 +506,13 @@ CHANGES: dict[str, Change] = {
     "deepseek2": deepseek2,
     "mistral4": mistral4,
     "llama4": llama4,
+    "internlm2": llama,
+    "minicpm": llama,
+    "phimoe": block_sparse,
+    "exaone-moe": correction_bias,
+    "mimo2": mimo2,
+    "glm-dsa": deepseek2,
+    "kimi-linear": kimi_linear,
+    "jamba": jamba,
+    "gemma3n": gemma3n,
 }

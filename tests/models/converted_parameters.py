@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gguf
+import torch
 
 Config = dict[str, Any]
 SIGMOID = gguf.ExpertGatingFuncType.SIGMOID
@@ -257,19 +258,9 @@ def phi3(writer: gguf.GGUFWriter, config: Config) -> None:
 
 def phi3_rope(config: Config) -> list[tuple[str, list[float]]]:
     rope = config["rope_parameters"]
+    if rope["rope_type"] != "longrope":
+        return []
     return [(f"rope_factors_{kind}.weight", rope[f"{kind}_factor"]) for kind in ("long", "short")]
-
-
-def command_r(writer: gguf.GGUFWriter, config: Config) -> None:
-    writer.add_logit_scale(config["logit_scale"])
-    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
-
-
-def cohere2(writer: gguf.GGUFWriter, config: Config) -> None:
-    writer.add_logit_scale(config["logit_scale"])
-    writer.add_sliding_window(config["sliding_window"])
-    llama(writer, config)
-    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
 
 
 def exaone4(writer: gguf.GGUFWriter, config: Config) -> None:
@@ -357,6 +348,101 @@ def mamba(writer: gguf.GGUFWriter, config: Config) -> None:
         writer.add_ssm_group_count(config["n_groups"])
 
 
+def minicpm(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_embedding_scale(config["embedding_multiplier"])
+    writer.add_residual_scale(config["residual_multiplier"])
+    writer.add_logit_scale(config["logits_scaling"])
+
+
+def phimoe(writer: gguf.GGUFWriter, config: Config) -> None:
+    phi3(writer, config)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+
+
+def exaone_moe(writer: gguf.GGUFWriter, config: Config) -> None:
+    exaone4(writer, config)
+    size, shared = config["moe_intermediate_size"], config["num_shared_experts"]
+    writer.add_expert_feed_forward_length(size)
+    writer.add_expert_shared_count(shared)
+    writer.add_expert_shared_feed_forward_length(size * shared)
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_weights_norm(config["norm_topk_prob"])
+    writer.add_leading_dense_block_count(config["first_k_dense_replace"])
+    writer.add_expert_gating_func(SIGMOID)
+    writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+
+
+def mimo2(writer: gguf.GGUFWriter, config: Config) -> None:
+    count, is_local = config["num_key_value_heads"], windows(config)
+    share = config["rope_parameters"]["full_attention"]["partial_rotary_factor"]
+    writer.add_head_count_kv([count * (2 if local else 1) for local in is_local])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern(is_local)
+    writer.add_value_length(config["v_head_dim"])
+    writer.add_expert_count(config["n_routed_experts"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_rope_dimension_count(int(config["head_dim"] * share))
+    writer.add_float32("mimo2.attention.value_scale", config["attention_value_scale"])
+    writer.add_expert_gating_func(SIGMOID)
+
+
+def glm_dsa(writer: gguf.GGUFWriter, config: Config) -> None:
+    deepseek2(writer, config)
+    writer.add_expert_gating_func(SIGMOID)
+    writer.add_indexer_head_count(config["index_n_heads"])
+    writer.add_indexer_key_length(config["index_head_dim"])
+    writer.add_indexer_top_k(config["index_topk"])
+
+
+def minicpm3(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_q_lora_rank(config["q_lora_rank"])
+    writer.add_kv_lora_rank(config["kv_lora_rank"])
+    writer.add_key_length(config["qk_nope_head_dim"] + config["qk_rope_head_dim"])
+    writer.add_rope_dimension_count(config["qk_rope_head_dim"])
+
+
+def kimi_linear(writer: gguf.GGUFWriter, config: Config) -> None:
+    rank, rotary = config["kv_lora_rank"], config["qk_rope_head_dim"]
+    writer.add_head_count_kv([int(k == "full_attention") for k in config["layer_types"]])
+    writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
+    writer.add_kda_head_dim(config["linear_head_dim"])
+    writer.add_kv_lora_rank(rank)
+    writer.add_rope_dimension_count(rotary)
+    writer.add_key_length(rank + rotary)
+    writer.add_key_length_mla(config["qk_nope_head_dim"] + rotary)
+    writer.add_value_length_mla(config["v_head_dim"])
+    writer.add_expert_used_count(config["num_experts_per_token"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_count(config["num_shared_experts"])
+    writer.add_leading_dense_block_count(config["mlp_layer_types"].count("dense"))
+    writer.add_expert_weights_scale(config["routed_scaling_factor"])
+    writer.add_expert_gating_func(SIGMOID)
+
+
+def jamba(writer: gguf.GGUFWriter, config: Config) -> None:
+    count, offset = config["num_key_value_heads"], config["attn_layer_offset"]
+    layers, period = range(config["num_hidden_layers"]), config["attn_layer_period"]
+    writer.add_head_count_kv([count * (i % period == offset) for i in layers])
+    writer.add_ssm_conv_kernel(config["mamba_d_conv"])
+    writer.add_ssm_inner_size(config["mamba_expand"] * config["hidden_size"])
+    writer.add_ssm_state_size(config["mamba_d_state"])
+    writer.add_ssm_time_step_rank(config["mamba_dt_rank"])
+
+
+def gemma3n(writer: gguf.GGUFWriter, config: Config) -> None:
+    normal = torch.distributions.Normal(0, 1)
+    shares = torch.tensor(config["activation_sparsity_pattern"], dtype=torch.float32)
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_altup_active_idx(config["altup_active_idx"])
+    writer.add_altup_num_inputs(config["altup_num_inputs"])
+    writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
+    writer.add_shared_kv_layers(config["num_kv_shared_layers"])
+    writer.add_activation_sparsity_scale(normal.icdf(shares).tolist())
+    writer.add_sliding_window_pattern(windows(config))
+
+
 PARAMETERS: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "llama": llama,
     "granite": granite,
@@ -382,14 +468,21 @@ PARAMETERS: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "lfm2": lfm2,
     "lfm2moe": lfm2,
     "phi3": phi3,
-    "command-r": command_r,
-    "cohere2": cohere2,
     "mistral4": deepseek2,
     "exaone4": exaone4,
     "minimax-m2": minimax_m2,
     "llama4": llama4,
     "apertus": llama,
     "arcee": llama,
+    "minicpm": minicpm,
+    "phimoe": phimoe,
+    "exaone-moe": exaone_moe,
+    "mimo2": mimo2,
+    "glm-dsa": glm_dsa,
+    "minicpm3": minicpm3,
+    "kimi-linear": kimi_linear,
+    "jamba": jamba,
+    "gemma3n": gemma3n,
     "olmoe": olmoe,
     "hunyuan-dense": hunyuan,
     "hunyuan-moe": hunyuan_moe,
@@ -402,6 +495,9 @@ PARAMETERS: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
 EXTRA: dict[str, Callable[[Config], list[tuple[str, list[float]]]]] = {
     "gemma4": gemma4_rope,
     "phi3": phi3_rope,
+    "phimoe": phi3_rope,
+    "minicpm": phi3_rope,
+    "minicpm3": phi3_rope,
     "llama": llama3_rope,
     "llama4": llama3_rope,
     "exaone4": llama3_rope,

@@ -21,9 +21,9 @@ EFFECTS = {
     "attention.output_scale": (0.0, 1.0),
     "attention.scale": (0.0,),
     "attention.temperature_scale": (0.0,),
+    "attention.value_scale": (0.0, 1.0),
     "attn_logit_softcapping": (0.0,),
     "embedding_scale": (0.0, 1.0),
-    "expert_gating_func": (0, 1),
     "expert_weights_scale": (0.0, 1.0),
     "final_logit_softcapping": (0.0,),
     "logit_scale": (0.0, 1.0),
@@ -39,6 +39,9 @@ EFFECTS = {
 }
 """Metadata keys that change what a model computes, and the values with which they do not. Those
 of `rope.scaling` are Ollama's names; llama.cpp has others for them."""
+
+SOFTMAX, SIGMOID, SOFTMAX_OF_CHOSEN = 1, 2, 3
+"""The values of `expert_gating_func`: what makes weights of the scores of experts."""
 
 Layout = Callable[[np.ndarray, HFConfig], np.ndarray]
 """Turns the stored values of a tensor, float32, into those of the parameter."""
@@ -69,6 +72,8 @@ class Architecture:
     """Changes the config where keys alone do not describe it."""
     effects: frozenset[str] = frozenset()
     """Keys of `EFFECTS` that the config honours. A file with another one is refused."""
+    gating: int = SOFTMAX
+    """What the model does, if it has experts. A file that says otherwise is refused."""
     rope: Callable[[GgufFile], Config] = rope_of
     partial_rope: bool = False
     """RoPE may cover a part of each head."""
@@ -76,10 +81,12 @@ class Architecture:
     """`adapt` sets the sizes of heads, and not every layer has the same."""
     eps: str = "rms_norm_eps"
     """The config's name for the epsilon of norms."""
+    layer_norm: bool = False
+    """The norms subtract the mean."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Names of tensors that differ from those of all models. A full ggml name such as `ssm_a` or
     `x.weight` stands for a full name; others keep their `.weight` or `.bias`. `{}` in a name
-    stands for the number of an expert: each gets a parameter of its own."""
+    stands for the number of an expert or head: each gets a parameter of its own."""
     top_names: Mapping[str, str] = field(default_factory=dict)
     """As `names`, for tensors outside the layers, with transformers' whole name."""
     merges: tuple[Merge, ...] = ()

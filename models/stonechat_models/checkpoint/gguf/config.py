@@ -10,9 +10,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from stonechat_models.checkpoint.gguf.architecture import EFFECTS, Architecture
-from stonechat_models.checkpoint.gguf.dense import DENSE
-from stonechat_models.checkpoint.gguf.experts import MIXTRAL, MIXTURES
-from stonechat_models.checkpoint.gguf.linear_attention import LINEAR_ATTENTION
+from stonechat_models.checkpoint.gguf.architectures.dense import DENSE
+from stonechat_models.checkpoint.gguf.architectures.experts import MIXTRAL, MIXTURES
+from stonechat_models.checkpoint.gguf.architectures.gemma import GEMMA
+from stonechat_models.checkpoint.gguf.architectures.latent import LATENT
+from stonechat_models.checkpoint.gguf.architectures.layer_norms import LAYER_NORMS
+from stonechat_models.checkpoint.gguf.architectures.linear_attention import LINEAR_ATTENTION
+from stonechat_models.checkpoint.gguf.architectures.own_experts import OWN_EXPERTS
+from stonechat_models.checkpoint.gguf.architectures.state_spaces import STATE_SPACES
 from stonechat_models.checkpoint.gguf.metadata import (
     Config,
     integer,
@@ -21,9 +26,7 @@ from stonechat_models.checkpoint.gguf.metadata import (
     positive,
     refusal,
 )
-from stonechat_models.checkpoint.gguf.own_experts import OWN_EXPERTS
 from stonechat_models.checkpoint.gguf.reader import GgufFile
-from stonechat_models.checkpoint.gguf.state_spaces import STATE_SPACES
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 
 END_OF_TURN = frozenset(
@@ -42,7 +45,10 @@ _LLAMA = replace(
 )
 ARCHITECTURES: dict[str, Architecture] = {
     **DENSE,
+    **LAYER_NORMS,
+    **GEMMA,
     **MIXTURES,
+    **LATENT,
     **OWN_EXPERTS,
     **LINEAR_ATTENTION,
     **STATE_SPACES,
@@ -68,7 +74,7 @@ def config_of(gguf: GgufFile) -> Config:
     vocab_size = _vocab_size(gguf)
     heads = _heads(gguf, "attention.head_count")
     hidden_size = integer(gguf, "embedding_length")
-    is_rms = architecture.eps != "layer_norm_eps"
+    eps_key = "layer_norm_epsilon" if architecture.layer_norm else "layer_norm_rms_epsilon"
     config: Config = {
         "model_type": architecture.model_type,
         "architectures": [architecture.class_name],
@@ -79,9 +85,7 @@ def config_of(gguf: GgufFile) -> Config:
         "num_key_value_heads": _heads(gguf, "attention.head_count_kv", heads),
         "head_dim": integer(gguf, "attention.key_length", max(1, hidden_size // max(1, heads))),
         "max_position_embeddings": integer(gguf, "context_length"),
-        architecture.eps: positive(
-            gguf, "attention.layer_norm_rms_epsilon" if is_rms else "attention.layer_norm_epsilon"
-        ),
+        architecture.eps: positive(gguf, f"attention.{eps_key}"),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in gguf.tensors,
         "rope_parameters": architecture.rope(gguf),
@@ -177,6 +181,9 @@ def _check_effects(gguf: GgufFile, architecture: Architecture) -> None:
         values = value if isinstance(value, list) else [] if value is None else [value]
         if key not in architecture.effects and any(item not in neutral for item in values):
             raise refusal(gguf, f"models of this architecture with {key} are not supported")
+    gating = integer(gguf, "expert_gating_func", 0, least=0)
+    if gating not in (0, architecture.gating):
+        raise refusal(gguf, f"expert_gating_func is {gating}, and not {architecture.gating}")
 
 
 def _check_heads(gguf: GgufFile, config: Config, partial_rope: bool) -> None:

@@ -47,14 +47,27 @@ def log_of_negated(values: np.ndarray, config: HFConfig) -> np.ndarray:
     return flat(log_of_negated_matrix(values, config), config)
 
 
+def decay_per_head(values: np.ndarray, config: HFConfig) -> np.ndarray:
+    """The file stores -exp(x) of [1, 1, H, 1]."""
+    return log_of_negated(values, config).reshape(1, 1, -1, 1)
+
+
 def conv_kernel(values: np.ndarray, config: HFConfig) -> np.ndarray:
-    """[C, K] becomes [C, 1, K]."""
-    return values.reshape(values.shape[0], 1, -1)
+    """[C, K], with or without dimensions of size 1, becomes [C, 1, K]."""
+    return values.reshape(-1, 1, values.shape[-1])
 
 
 def transposed(values: np.ndarray, config: HFConfig) -> np.ndarray:
     """Swap the last two dimensions."""
     return values.swapaxes(-1, -2)
+
+
+def by_key_head(values: np.ndarray, config: HFConfig) -> np.ndarray:
+    """Put the rows of queries, keys and values of one key head behind each other."""
+    heads, key_heads = config.num_heads, config.num_kv_heads
+    ends = np.array([heads, heads + key_heads]) * (len(values) // (heads + 2 * key_heads))
+    parts = [p.reshape(key_heads, -1, *values.shape[1:]) for p in np.split(values, ends)]
+    return np.concatenate(parts, axis=1).reshape(values.shape)
 
 
 def rows_joined(axis: int) -> Join:

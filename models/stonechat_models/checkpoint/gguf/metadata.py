@@ -138,6 +138,12 @@ def attention_layers(gguf: GgufFile, other: str) -> list[str]:
     return ["full_attention" if count else other for count in heads]
 
 
+def expert_layers(gguf: GgufFile) -> list[str]:
+    """Return the feed-forward block of each layer, as the tensors say."""
+    names = (f"blk.{i}.ffn_gate_inp.weight" for i in range(num_blocks(gguf)))
+    return ["sparse" if name in gguf.tensors else "dense" for name in names]
+
+
 def has(gguf: GgufFile, name: str) -> bool:
     """True if some layer has the tensor `blk.<layer>.<name>`."""
     return any(f"blk.{i}.{name}" in gguf.tensors for i in range(num_blocks(gguf)))

@@ -127,7 +127,8 @@ def module_name(gguf: GgufFile, name: str) -> str:
     base, experts, _ = place.target.partition(".experts.")
     if experts and own in EXPERT_PARTS:
         return f"{base}.experts.{EXPERT_PARTS[own]}.{kind}"
-    return place.target if place.merge is None else f"{place.target}.{place.name}"
+    target = place.target.replace(".{}", "")
+    return target if place.merge is None else f"{target}.{place.name}"
 
 
 def whole_name(config: HFConfig, name: str) -> str:

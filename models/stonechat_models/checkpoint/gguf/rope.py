@@ -124,10 +124,12 @@ def longrope_of(gguf: GgufFile) -> Config:
     if long not in gguf.tensors or short not in gguf.tensors:
         return rope_of(gguf)
     factors = {"long_factor": _factors(gguf, long), "short_factor": _factors(gguf, short)}
+    context = integer(gguf, "context_length")
+    original = integer(gguf, "rope.scaling.original_context_length", context)
     rope: Config = {
         "rope_theta": positive(gguf, "rope.freq_base", 10000.0),
         "rope_type": "longrope",
-        "original_max_position_embeddings": integer(gguf, "rope.scaling.original_context_length"),
+        "original_max_position_embeddings": original,
     }
     return rope | {name: [float(str(np.float32(f))) for f in v] for name, v in factors.items()}
 

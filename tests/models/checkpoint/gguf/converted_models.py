@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from tests.models.checkpoint.gguf.layer_norm_models import LAYER_NORM_MODELS
+
 COMMON: dict[str, Any] = {
     "vocab_size": 300,
     "hidden_size": 64,
@@ -86,6 +88,14 @@ _LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "long_factor": [1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0, 10.0],
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "original_max_position_embeddings": 512,
+}
+_THIRD = {"rope_type": "default", "rope_theta": 20000.0, "partial_rotary_factor": 1 / 3}
 _GEMMA4 = {
     "head_dim": 16,
     "global_head_dim": 32,
@@ -319,9 +329,6 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "ernie4_5": ("ernie4_5", "Ernie4_5Config", {"head_dim": 16}),
     "seed_oss": ("seed_oss", "SeedOssConfig", {"head_dim": 24}),
-    "command-r": ("command-r", "CohereConfig", {"logit_scale": 0.25}),
-    "command-r-plus": ("command-r", "CohereConfig", {"logit_scale": 0.25, "use_qk_norm": True}),
-    "cohere2": ("cohere2", "Cohere2Config", {"sliding_window": 8, "logit_scale": 0.25}),
     "exaone4": (
         "exaone4",
         "Exaone4Config",
@@ -446,6 +453,125 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Mamba2Config",
         {"state_size": 8, "num_heads": 4, "head_dim": 32, "n_groups": 2, "chunk_size": 8},
     ),
+    "internlm2": ("internlm2", "LlamaConfig", {}),
+    "minicpm": (
+        "minicpm",
+        "GraniteConfig",
+        {**_GRANITE, "attention_multiplier": 0.25, "rope_parameters": _LONGROPE},
+    ),
+    "phimoe": (
+        "phimoe",
+        "PhimoeConfig",
+        {
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "sliding_window": 200,
+            "rope_parameters": {
+                **_LONGROPE,
+                "short_mscale": 1.243163121016122,
+                "long_mscale": 1.243163121016122,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
+    "exaone-moe": (
+        "exaone-moe",
+        "ExaoneMoeConfig",
+        {
+            **_EXPERTS,
+            "num_shared_experts": 2,
+            "first_k_dense_replace": 2,
+            "n_group": 2,
+            "sliding_window": 8,
+            "routed_scaling_factor": 1.7,
+        },
+    ),
+    "mimo2": (
+        "mimo2",
+        "MiMoV2FlashConfig",
+        {
+            "n_routed_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 32,
+            "num_key_value_heads": 1,
+            "head_dim": 24,
+            "v_head_dim": 16,
+            "sliding_window": 8,
+            "attention_value_scale": 0.7,
+            "layer_types": ["full_attention", *_TYPES[:3]],
+            "rope_parameters": {
+                "full_attention": {**_THIRD, "rope_theta": 50000.0},
+                "sliding_attention": _THIRD,
+            },
+        },
+    ),
+    "glm-dsa": (
+        "glm-dsa",
+        "GlmMoeDsaConfig",
+        {
+            **_LATENT,
+            "index_n_heads": 2,
+            "index_head_dim": 16,
+            "index_topk": 8,
+            "indexer_types": ["full", "shared", "full", "shared"],
+        },
+    ),
+    "minicpm3": (
+        "minicpm3",
+        "MiniCPM3Config",
+        {
+            **{key: value for key, value in _LATENT.items() if key not in _ROUTED},
+            "rope_parameters": {
+                **_LONGROPE,
+                "long_factor": [1.5, 2.0, 3.0, 4.0],
+                "short_factor": [1.0, 1.1, 1.2, 1.3],
+            },
+        },
+    ),
+    "kimi-linear": (
+        "kimi-linear",
+        "KimiLinearConfig",
+        {
+            **{key: value for key, value in _LATENT.items() if key not in _ROUTED},
+            **_EXPERTS,
+            "q_lora_rank": None,
+            "n_shared_experts": 2,
+            "routed_scaling_factor": 1.7,
+            "linear_head_dim": 16,
+            "linear_num_heads": 4,
+            "layer_types": _DELTA_NET["layer_types"],
+        },
+    ),
+    "jamba": (
+        "jamba",
+        "JambaConfig",
+        {
+            "num_experts": 4,
+            "attn_layer_period": 3,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 4,
+        },
+    ),
+    "gemma3n": (
+        "gemma3n",
+        "Gemma3nTextConfig",
+        {
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "laurel_rank": 8,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 280,
+            "num_kv_shared_layers": 2,
+            "intermediate_size": [96] * 6,
+            "activation_sparsity_pattern": [0.9] * 2 + [0.0] * 4,
+            "sliding_window": 8,
+            "layer_types": [*_TYPES, *_TYPES[:2]],
+        },
+    ),
+    **LAYER_NORM_MODELS,
 }
 """name: (architecture of the file, class of the config, its settings)"""
 
@@ -458,6 +584,7 @@ def converted_model(name: str, **changes: Any) -> Any:
     torch.manual_seed(0)
     config = getattr(transformers, class_name)(**{**COMMON, **settings, **changes})
     model_name = class_name.replace("TextConfig", "Config").replace("Config", "ForCausalLM")
+    model_name = model_name.replace("GPT2ForCausalLM", "GPT2LMHeadModel")
     model = getattr(transformers, model_name)._from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for key, value in model.state_dict().items():

@@ -29,6 +29,7 @@ MOSTLY_RENAMED = (
     *("olmo2", "mistral3", "qwen3vl", "qwen3vlmoe", "ernie4_5", "seed_oss", "exaone4-full"),
     *("hunyuan-dense", "granitemoeshared", "granitehybrid-dense", "glm4-flash", "lfm2", "arcee"),
     *("olmoe", "dots1", "nemotron_h", "mamba2", "granitemoe", "deepseek2", "hunyuan-moe"),
+    *("internlm2", "command-r-plus", "jais2", "phi2", "starcoder", "falcon-11b", "stablelm"),
 )
 """Models whose files need nothing that another one's do not need too."""
 OTHERS = [name for name in MODELS if name not in MOSTLY_RENAMED]
@@ -99,7 +100,9 @@ def test_every_architecture_is_tested() -> None:
     } == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("name", ["gpt-oss", "deepseek3", "granitehybrid", "qwen35moe"])
+@pytest.mark.parametrize(
+    "name", ["gpt-oss", "deepseek3", "granitehybrid", "qwen35moe", "stablelm-12b"]
+)
 def test_headers_have_the_elements_of_the_model(name: str, tmp_path: Path) -> None:
     module, path = converted(name, tmp_path)
     headers = read_headers(EngineConfig(model=str(path)), silent)

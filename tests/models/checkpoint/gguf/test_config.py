@@ -296,6 +296,32 @@ SSM: dict[str, Any] = {
     "attention.head_count_kv": [0, 2, 0],
 }
 SCALED_SSM = {**SSM, **SCALES}
+MIXTURE: dict[str, Any] = {
+    **LLAMA,
+    **EXPERTS,
+    "attention.sliding_window": 8,
+    "expert_group_count": 1,
+    "expert_shared_count": 0,
+}
+LAYER_NORM: dict[str, Any] = {**LLAMA, "attention.layer_norm_epsilon": float(np.float32(1e-5))}
+WIDE: dict[str, Any] = {**LAYER_NORM, "feed_forward_length": 256}
+MIMO2: dict[str, Any] = {
+    **MIXTURE,
+    "attention.head_count_kv": [1, 2, 1],
+    "attention.sliding_window_pattern": [0, 1, 0],
+    "attention.value_scale": 0.7,
+    "attention.value_length": 16,
+    "rope.dimension_count": 8,
+    "rope.freq_base_swa": 1e4,
+}
+GEMMA3N: dict[str, Any] = {
+    **GEMMA3,
+    "attention.shared_kv_layers": 0,
+    "embedding_length_per_layer_input": 8,
+    "altup.active_idx": 0,
+    "altup.num_inputs": 4,
+    "activation_sparsity_scale": [-float("inf")] * 3,
+}
 
 
 def read_all(file: GgufFile) -> None:
@@ -308,6 +334,51 @@ def read_all(file: GgufFile) -> None:
     [
         ("granite", {**LLAMA, **SCALES, "logit_scale": 0.0}, "logit_scale is 0.0, which is not"),
         ("granite", LLAMA, "attention.scale is missing"),
+        *(
+            (name, {**MIXTURE, **more, "expert_gating_func": value}, f"func is {value}, and not")
+            for name, more, value in (
+                ("afmoe", {}, 1),
+                ("dots1", {}, 1),
+                ("minimax-m2", {}, 1),
+                ("glm4moe", {}, 1),
+                ("qwen3moe", {}, 2),
+                ("olmoe", {}, 3),
+                ("gpt-oss", {}, 1),
+            )
+        ),
+        ("olmo", {**LAYER_NORM, "attention.layer_norm_epsilon": 1e-6}, "epsilon is not 1e-05"),
+        ("bloom", LAYER_NORM, "feed_forward_length is not 4 times embedding_length"),
+        ("mpt", {**WIDE, "attention.max_alibi_bias": 4.0}, "attention.max_alibi_bias is not 8.0"),
+        ("mpt", {**WIDE, "attention.head_count_kv": 2}, "head_count_kv is not the number of heads"),
+        ("mpt", WIDE, "attention.max_alibi_bias is missing"),
+        ("nemotron", LLAMA, "attention.layer_norm_epsilon is missing"),
+        ("mimo2", {**MIMO2, "attention.value_scale": None}, "attention.value_scale is missing"),
+        ("mimo2", {**MIMO2, "attention.head_count_kv": [1, 1, 1]}, "not twice as large in layers"),
+        ("mimo2", {**MIMO2, "rope.freq_base_swa": None}, "rope.freq_base_swa is missing"),
+        ("mimo2", {**MIMO2, "rope.scaling.factor": 2.0}, "RoPE scaling of this architecture is"),
+        ("llama", {**LLAMA, "attention.value_scale": 0.7}, "with attention.value_scale are not"),
+        ("glm-dsa", LATENT, "attention.indexer.head_count is missing"),
+        (
+            "minicpm3",
+            {**LATENT, "attention.q_lora_rank": 8, "attention.key_length": 24},
+            "attn_kv_b",
+        ),
+        (
+            "minicpm3",
+            {**LATENT, "attention.q_lora_rank": 8, "attention.key_length": 8},
+            "RoPE covers 8 dimensions of heads of size 8",
+        ),
+        ("kimi-linear", {**LATENT, "expert_gating_func": 2}, "kda.head_dim is missing"),
+        (
+            "jamba",
+            {**SSM, "attention.head_count_kv": [0, 0, 0]},
+            "its layers with attention do not",
+        ),
+        ("jamba", {**SSM, "ssm.inner_size": 100}, "not a multiple of embedding_length"),
+        ("gemma3n", GEMMA3, "attention.shared_kv_layers is missing"),
+        ("gemma3n", {**GEMMA3N, "activation_sparsity_scale": [1.6]}, "not one number for each"),
+        ("gemma3n", {**GEMMA3N, "activation_sparsity_scale": [1.6] * 2 + [True]}, "not one number"),
+        ("gemma3n", GEMMA3N, "no tensor has the laurel_rank"),
         ("llama", {**LLAMA, "attention.causal": False}, "with attention.causal are not supported"),
         ("deepseek2", {**LATENT, "attention.temperature_scale": 0.1}, "with attention.temperature"),
         ("qwen3", {**LLAMA, "swiglu_clamp_exp": [0.0, 7.0]}, "with swiglu_clamp_exp are not"),

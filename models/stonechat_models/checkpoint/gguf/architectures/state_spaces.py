@@ -1,19 +1,20 @@
 """Architectures with state spaces (Mamba), alone or beside layers of attention."""
 
 from stonechat_models.checkpoint.gguf import layouts
-from stonechat_models.checkpoint.gguf.architecture import Architecture, Merge
-from stonechat_models.checkpoint.gguf.dense import GRANITE_EFFECTS, GRANITE_SCALES
-from stonechat_models.checkpoint.gguf.experts import (
+from stonechat_models.checkpoint.gguf.architecture import SIGMOID, Architecture, Merge
+from stonechat_models.checkpoint.gguf.architectures.dense import GRANITE_EFFECTS, GRANITE_SCALES
+from stonechat_models.checkpoint.gguf.architectures.experts import (
     GRANITE_EXPERTS,
     GRANITE_NAMES,
     GRANITE_SHARED,
     ROUTED_EFFECTS,
     num_experts,
 )
-from stonechat_models.checkpoint.gguf.linear_attention import ATTENTION, STATE
+from stonechat_models.checkpoint.gguf.architectures.linear_attention import ATTENTION, STATE
 from stonechat_models.checkpoint.gguf.metadata import (
     Config,
     attention_layers,
+    expert_layers,
     flag,
     flag_at,
     has,
@@ -81,6 +82,35 @@ def _falcon_h1(gguf: GgufFile, config: Config) -> None:
         raise refusal(gguf, "its embedding is scaled, and also serves as its head")
 
 
+def _schedule(gguf: GgufFile, chosen: list[bool], what: str) -> tuple[int, int]:
+    """Return the period and the offset of the chosen layers; each period has one."""
+    places = [i for i, is_chosen in enumerate(chosen) if is_chosen]
+    offset = places[0] if places else 0
+    period = places[1] - offset if len(places) > 1 else len(chosen) + 1
+    if not places or [i % period == offset for i in range(len(chosen))] != chosen:
+        raise refusal(gguf, f"its layers with {what} do not come after equal numbers of layers")
+    return period, offset
+
+
+def _jamba(gguf: GgufFile, config: Config) -> None:
+    del config["rope_parameters"]
+    inner, hidden = integer(gguf, "ssm.inner_size"), config["hidden_size"]
+    if inner % hidden:
+        raise refusal(gguf, "ssm.inner_size is not a multiple of embedding_length")
+    config["mamba_expand"] = inner // hidden
+    attention = [count > 0 for count in per_layer(gguf, "attention.head_count_kv")]
+    config["attn_layer_period"], config["attn_layer_offset"] = _schedule(
+        gguf, attention, "attention"
+    )
+    experts = [kind == "sparse" for kind in expert_layers(gguf)]
+    config["num_experts"] = num_experts(gguf) if any(experts) else 1
+    if any(experts):
+        config["num_experts_per_tok"] = integer(gguf, "expert_used_count")
+        config["expert_layer_period"], config["expert_layer_offset"] = _schedule(
+            gguf, experts, "experts"
+        )
+
+
 def _without_attention(config: Config) -> None:
     for key in _ATTENTION_KEYS:
         config.pop(key, None)
@@ -122,6 +152,19 @@ def _mamba2_names(prefix: str) -> dict[str, str]:
     }
 
 
+def _mamba_names(prefix: str) -> dict[str, str]:
+    return {
+        **_mamba2_names(prefix),
+        "ssm_x": f"{prefix}.x_proj",
+        "ssm_dt": f"{prefix}.dt_proj",
+        "ssm_dt.bias": f"{prefix}.dt_proj.bias",
+    }
+
+
+_MAMBA_LAYOUTS = {
+    "ssm_conv1d.weight": layouts.conv_kernel,
+    "ssm_a": layouts.log_of_negated_matrix,
+}
 _MAMBA_TOP = {"token_embd": "backbone.embeddings", "output_norm": "backbone.norm_f"}
 _NEMOTRON_H = Architecture(
     "nemotron_h",
@@ -145,6 +188,7 @@ _NEMOTRON_H = Architecture(
     fixed={"mlp_hidden_act": "relu2"},
     adapt=_nemotron_h,
     effects=ROUTED_EFFECTS,
+    gating=SIGMOID,
     own_heads=True,
     eps="layer_norm_epsilon",
     names={
@@ -206,6 +250,35 @@ STATE_SPACES: dict[str, Architecture] = {
         layouts=_MAMBA2_LAYOUTS,
         permuted_rope=True,
     ),
+    "jamba": Architecture(
+        "jamba",
+        "JambaForCausalLM",
+        keys={
+            "mamba_d_state": size_at("ssm.state_size"),
+            "mamba_d_conv": size_at("ssm.conv_kernel"),
+            "mamba_dt_rank": size_at("ssm.time_step_rank"),
+            "mamba_conv_bias": has_tensor("ssm_conv1d.bias"),
+            "mamba_proj_bias": has_tensor("ssm_in.bias"),
+        },
+        adapt=_jamba,
+        own_heads=True,
+        names={
+            **_mamba_names("mamba"),
+            "ssm_dt_norm": "mamba.dt_layernorm",
+            "ssm_b_norm": "mamba.b_layernorm",
+            "ssm_c_norm": "mamba.c_layernorm",
+            "ffn_norm": "pre_ff_layernorm",
+            "ffn_gate": "feed_forward.gate_proj",
+            "ffn_up": "feed_forward.up_proj",
+            "ffn_down": "feed_forward.down_proj",
+            "ffn_gate_inp": "feed_forward.router",
+            "ffn_gate_exps": "feed_forward.experts.{}.gate_proj",
+            "ffn_up_exps": "feed_forward.experts.{}.up_proj",
+            "ffn_down_exps": "feed_forward.experts.{}.down_proj",
+        },
+        top_names={"output_norm": "model.final_layernorm"},
+        layouts=_MAMBA_LAYOUTS,
+    ),
     "nemotron_h": _NEMOTRON_H,
     "nemotron_h_moe": _NEMOTRON_H,
     "falcon-h1": Architecture(
@@ -241,17 +314,11 @@ STATE_SPACES: dict[str, Architecture] = {
         own_heads=True,
         eps="layer_norm_epsilon",
         names={
-            **_mamba2_names("mixer"),
+            **_mamba_names("mixer"),
             "attn_norm": "norm",
-            "ssm_x": "mixer.x_proj",
-            "ssm_dt": "mixer.dt_proj",
-            "ssm_dt.bias": "mixer.dt_proj.bias",
         },
         top_names=_MAMBA_TOP,
-        layouts={
-            "ssm_conv1d.weight": layouts.conv_kernel,
-            "ssm_a": layouts.log_of_negated_matrix,
-        },
+        layouts=_MAMBA_LAYOUTS,
         layer_prefix="backbone.layers",
     ),
     "mamba2": Architecture(

@@ -1,8 +1,8 @@
 """Architectures with delta nets or short convolutions beside layers of attention."""
 
 from stonechat_models.checkpoint.gguf import layouts
-from stonechat_models.checkpoint.gguf.architecture import Architecture, Merge
-from stonechat_models.checkpoint.gguf.experts import (
+from stonechat_models.checkpoint.gguf.architecture import SIGMOID, Architecture, Merge
+from stonechat_models.checkpoint.gguf.architectures.experts import (
     EVERY_LAYER,
     EXPERTS,
     SHARED_EXPERT,
@@ -119,7 +119,7 @@ LINEAR_ATTENTION: dict[str, Architecture] = {
         },
         fixed={"norm_topk_prob": True, "routed_scaling_factor": 1.0},
         adapt=_lfm2,
-        effects=frozenset({"expert_gating_func"}),
+        gating=SIGMOID,
         own_heads=True,
         eps="norm_eps",
         names=_LFM2_NAMES,

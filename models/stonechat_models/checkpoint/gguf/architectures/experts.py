@@ -3,16 +3,20 @@
 from dataclasses import replace
 
 from stonechat_models.checkpoint.gguf import layouts
-from stonechat_models.checkpoint.gguf.architecture import Architecture, Merge
-from stonechat_models.checkpoint.gguf.dense import GRANITE_EFFECTS, GRANITE_SCALES
+from stonechat_models.checkpoint.gguf.architecture import SIGMOID, Architecture, Merge
+from stonechat_models.checkpoint.gguf.architectures.dense import (
+    GRANITE_EFFECTS,
+    GRANITE_SCALES,
+    phi3_windows,
+)
 from stonechat_models.checkpoint.gguf.metadata import (
     Config,
+    expert_layers,
     flag,
     flag_at,
-    has,
     has_tensor,
     integer,
-    number,
+    per_layer,
     positive,
     positive_at,
     refusal,
@@ -20,11 +24,11 @@ from stonechat_models.checkpoint.gguf.metadata import (
     window_types,
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile
+from stonechat_models.checkpoint.gguf.rope import longrope_of
 from stonechat_models.checkpoint.hf_config import MAX_EXPERTS
 
-SIGMOID = 2
-"""The value of `expert_gating_func` for independent scores of experts."""
-GLM_FLASH_VOCAB = 154880
+PHIMOE_MSCALE = 1.243163121016122
+"""What the published models scale rotated queries and keys by. Their files do not name it."""
 
 
 def num_experts(gguf: GgufFile) -> int:
@@ -49,7 +53,7 @@ SHARED_EXPERT_NAMES = {
 SHARED_EXPERT_LAYOUTS = {"ffn_gate_inp_shexp.weight": layouts.row}
 EVERY_LAYER = {"decoder_sparse_step": 1, "mlp_only_layers": []}
 
-_ROUTED = {
+ROUTED = {
     "n_routed_experts": num_experts,
     **USED,
     "moe_intermediate_size": size_at("expert_feed_forward_length"),
@@ -60,8 +64,8 @@ _ROUTED = {
     "routed_scaling_factor": positive_at("expert_weights_scale", 1.0),
     "norm_topk_prob": flag_at("expert_weights_norm", False),
 }
-ROUTED_EFFECTS = frozenset({"expert_weights_scale", "expert_gating_func"})
-_SHARED_NAMES = {
+ROUTED_EFFECTS = frozenset({"expert_weights_scale"})
+SHARED_NAMES = {
     "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
     "ffn_gate_shexp": "mlp.shared_experts.gate_proj",
     "ffn_up_shexp": "mlp.shared_experts.up_proj",
@@ -79,48 +83,6 @@ def w_experts(prefix: str) -> dict[str, str]:
     return {name: target.format(prefix=prefix) for name, target in W_EXPERTS.items()}
 
 
-def _deepseek(gguf: GgufFile, config: Config) -> None:
-    """Files with `key_length_mla` store the heads' keys and values apart; older ones do not."""
-    is_split = gguf.value("attention.key_length_mla") is not None
-    rotary = integer(gguf, "rope.dimension_count")
-    key_size = integer(gguf, "attention.key_length" + ("_mla" if is_split else ""))
-    if key_size <= rotary:
-        raise refusal(gguf, f"RoPE covers {rotary} dimensions of heads of size {key_size}")
-    config["qk_rope_head_dim"], config["qk_nope_head_dim"] = rotary, key_size - rotary
-    config["v_head_dim"] = integer(gguf, "attention.value_length" + ("_mla" if is_split else ""))
-    config["num_key_value_heads"] = config["num_attention_heads"]
-    config["q_lora_rank"] = integer(gguf, "attention.q_lora_rank", 0, least=0) or None
-    del config["head_dim"]
-    rope = config["rope_parameters"]
-    scale = number(gguf, "rope.scaling.yarn_log_multiplier", 0.0)
-    if rope["rope_type"] == "yarn" and scale:
-        # The file has a tenth of `mscale_all_dim`, which equals `mscale` in published models.
-        rope["mscale"] = rope["mscale_all_dim"] = float(f"{10 * scale:.6g}")
-    config["rope_interleave"] = True
-    if config["model_type"] == "deepseek_v2":
-        config["topk_method"] = "group_limited_greedy" if config["n_group"] > 1 else "greedy"
-
-
-def _mistral4(gguf: GgufFile, config: Config) -> None:
-    _deepseek(gguf, config)
-    rope, nope = config["qk_rope_head_dim"], config["qk_nope_head_dim"]
-    config["rope_parameters"]["partial_rotary_factor"] = rope / (rope + nope)
-    config["rope_parameters"]["llama_4_scaling_beta"] = positive(
-        gguf, "attention.temperature_scale"
-    )
-
-
-def _has_no_experts(gguf: GgufFile) -> bool:
-    return not gguf.value("expert_count")
-
-
-def _is_deepseek_v3(gguf: GgufFile) -> bool:
-    """Files of GLM-4.7-Flash do not name how experts are chosen."""
-    function = integer(gguf, "expert_gating_func", 0, least=0)
-    is_flash = not function and gguf.value("vocab_size") == GLM_FLASH_VOCAB
-    return function == SIGMOID or is_flash or has(gguf, "exp_probs_b.bias")
-
-
 def _granite_moe(gguf: GgufFile, config: Config) -> None:
     shared = integer(gguf, "expert_shared_feed_forward_length", 0, least=0)
     if shared:
@@ -133,6 +95,37 @@ def _afmoe(gguf: GgufFile, config: Config) -> None:
     config["layer_types"] = window_types(gguf, 4)
     if not flag(gguf, "expert_weights_norm", True):
         raise refusal(gguf, "the weights of its experts do not add up to 1")
+
+
+def _phimoe(gguf: GgufFile, config: Config) -> None:
+    phi3_windows(gguf, config)
+    rope = config["rope_parameters"]
+    if rope["rope_type"] == "longrope":
+        rope["short_mscale"] = rope["long_mscale"] = PHIMOE_MSCALE
+
+
+def _exaone_moe(gguf: GgufFile, config: Config) -> None:
+    config["layer_types"] = window_types(gguf, 4)
+
+
+def _mimo2(gguf: GgufFile, config: Config) -> None:
+    """Layers with a window have twice as many key heads, and frequencies of their own."""
+    types = config["layer_types"] = window_types(gguf, 6)
+    config["mlp_layer_types"] = expert_layers(gguf)
+    heads = per_layer(gguf, "attention.head_count_kv")
+    full = {n for n, kind in zip(heads, types, strict=True) if kind == "full_attention"}
+    local = {n for n, kind in zip(heads, types, strict=True) if kind == "sliding_attention"}
+    count = config["num_key_value_heads"] = max(full, default=max(local, default=0) // 2)
+    if full - {count} or local - {2 * count}:
+        raise refusal(gguf, "attention.head_count_kv is not twice as large in layers with a window")
+    config["v_head_dim"] = integer(gguf, "attention.value_length")
+    share = integer(gguf, "rope.dimension_count") / config["head_dim"]
+    rope = {**config["rope_parameters"], "partial_rotary_factor": share}
+    if share > 1 or rope["rope_type"] != "default":
+        raise refusal(gguf, "RoPE scaling of this architecture is not supported")
+    theta = positive(gguf, "rope.freq_base_swa")
+    local_rope = {**rope, "rope_theta": theta}
+    config["rope_parameters"] = {"full_attention": rope, "sliding_attention": local_rope}
 
 
 MIXTRAL = Architecture(
@@ -149,42 +142,11 @@ _QWEN3_MOE = Architecture(
     keys={**EXPERTS, "attention_bias": has_tensor("attn_q.bias")},
     fixed={"use_sliding_window": False, "norm_topk_prob": True, **EVERY_LAYER},
 )
-_DEEPSEEK = Architecture(
-    "deepseek_v2",
-    "DeepseekV2ForCausalLM",
-    keys={
-        **_ROUTED,
-        "kv_lora_rank": size_at("attention.kv_lora_rank"),
-        "attention_bias": has_tensor("attn_q_a.bias"),
-    },
-    adapt=_deepseek,
-    effects=ROUTED_EFFECTS,
-    own_heads=True,
-    names={
-        **_SHARED_NAMES,
-        "attn_q_a": "self_attn.q_a_proj",
-        "attn_q_b": "self_attn.q_b_proj",
-        "attn_q_a_norm": "self_attn.q_a_layernorm",
-        "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-        "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-        "attn_kv_b": "self_attn.kv_b_proj",
-    },
-    merges=(
-        Merge(
-            "self_attn.kv_b_proj.weight",
-            ("attn_k_b.weight", "attn_v_b.weight"),
-            layouts.latent_heads,
-        ),
-    ),
+STACKED_EXPERTS = Merge(
+    "mlp.experts.gate_up_proj",
+    ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+    layouts.rows_joined(1),
 )
-_YOUTU = replace(
-    _DEEPSEEK,
-    model_type="youtu",
-    class_name="YoutuForCausalLM",
-    keys={key: read for key, read in _DEEPSEEK.keys.items() if key not in _ROUTED},
-    fixed={"pad_token_id": None},  # transformers' code clears the row of this token
-)
-_DEEPSEEK_V3 = replace(_DEEPSEEK, model_type="deepseek_v3", class_name="DeepseekV3ForCausalLM")
 GRANITE_SHARED = Merge(
     "shared_mlp.input_linear.weight",
     ("ffn_gate_shexp.weight", "ffn_up_shexp.weight"),
@@ -202,6 +164,57 @@ GRANITE_NAMES = {
 }
 
 MIXTURES: dict[str, Architecture] = {
+    "phimoe": Architecture(
+        "phimoe",
+        "PhimoeForCausalLM",
+        keys={
+            **LOCAL_EXPERTS,
+            "attention_bias": has_tensor("attn_q.bias"),
+            "lm_head_bias": lambda gguf: "output.bias" in gguf.tensors,
+        },
+        adapt=_phimoe,
+        rope=longrope_of,
+        names={"ffn_gate_inp": "block_sparse_moe.gate", **w_experts("block_sparse_moe")},
+    ),
+    "exaone-moe": Architecture(
+        "exaone_moe",
+        "ExaoneMoeForCausalLM",
+        keys={
+            **EXPERTS,
+            "num_shared_experts": size_at("expert_shared_count"),
+            "mlp_layer_types": expert_layers,
+            "n_group": size_at("expert_group_count", 1),
+            "topk_group": size_at("expert_group_used_count", 1),
+            "routed_scaling_factor": positive_at("expert_weights_scale", 1.0),
+            "norm_topk_prob": flag_at("expert_weights_norm", False),
+            "sliding_window": size_at("attention.sliding_window"),
+        },
+        adapt=_exaone_moe,
+        effects=ROUTED_EFFECTS,
+        gating=SIGMOID,
+        names={**SHARED_NAMES, "exp_probs_b.bias": "mlp.e_score_correction_bias"},
+    ),
+    "mimo2": Architecture(
+        "mimo_v2_flash",
+        "MiMoV2FlashForCausalLM",
+        keys={
+            "n_routed_experts": num_experts,
+            **USED,
+            "moe_intermediate_size": size_at("expert_feed_forward_length"),
+            "n_group": size_at("expert_group_count", 1),
+            "topk_group": size_at("expert_group_used_count", 1),
+            "routed_scaling_factor": positive_at("expert_weights_scale", 1.0),
+            "norm_topk_prob": flag_at("expert_weights_norm", True),
+            "sliding_window": size_at("attention.sliding_window"),
+            "attention_value_scale": positive_at("attention.value_scale"),
+            "attention_bias": has_tensor("attn_q.bias"),
+        },
+        adapt=_mimo2,
+        effects=ROUTED_EFFECTS | {"attention.value_scale"},
+        gating=SIGMOID,
+        own_heads=True,
+        names={**SHARED_NAMES, "attn_sinks.weight": "self_attn.attention_sink_bias"},
+    ),
     "qwen2moe": Architecture(
         "qwen2_moe",
         "Qwen2MoeForCausalLM",
@@ -215,13 +228,7 @@ MIXTURES: dict[str, Architecture] = {
     "qwen3vlmoe": replace(
         _QWEN3_MOE,
         names={"ffn_down_exps.weight": "mlp.experts.down_proj"},
-        merges=(
-            Merge(
-                "mlp.experts.gate_up_proj",
-                ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
-                layouts.rows_joined(1),
-            ),
-        ),
+        merges=(STACKED_EXPERTS,),
     ),
     "olmoe": Architecture(
         "olmoe",
@@ -260,20 +267,21 @@ MIXTURES: dict[str, Architecture] = {
             "use_bias": has_tensor("attn_q.bias"),
         },
         fixed={"moe_layer_end_index": -1},
-        names={**_SHARED_NAMES, "exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"},
+        names={**SHARED_NAMES, "exp_probs_b.bias": "mlp.moe_statics.e_score_correction_bias"},
         layouts={"exp_probs_b.bias": layouts.row},
     ),
     "glm4moe": Architecture(
         "glm4_moe",
         "Glm4MoeForCausalLM",
         keys={
-            **_ROUTED,
+            **ROUTED,
             "attention_bias": has_tensor("attn_q.bias"),
             "use_qk_norm": has_tensor("attn_q_norm.weight"),
         },
         effects=ROUTED_EFFECTS,
+        gating=SIGMOID,
         partial_rope=True,
-        names={**_SHARED_NAMES, "post_attention_norm": "post_attention_layernorm"},
+        names={**SHARED_NAMES, "post_attention_norm": "post_attention_layernorm"},
     ),
     "afmoe": Architecture(
         "afmoe",
@@ -288,8 +296,9 @@ MIXTURES: dict[str, Architecture] = {
         fixed={"mup_enabled": True, "attention_bias": False},
         adapt=_afmoe,
         effects=ROUTED_EFFECTS,
+        gating=SIGMOID,
         names={
-            **_SHARED_NAMES,
+            **SHARED_NAMES,
             "attn_gate": "self_attn.gate_proj",
             "post_attention_norm": "post_attention_layernorm",
             "ffn_norm": "pre_mlp_layernorm",
@@ -301,35 +310,17 @@ MIXTURES: dict[str, Architecture] = {
     "dots1": Architecture(
         "dots1",
         "Dots1ForCausalLM",
-        keys={**_ROUTED, "attention_bias": has_tensor("attn_q.bias")},
+        keys={**ROUTED, "attention_bias": has_tensor("attn_q.bias")},
         fixed={"sliding_window": None},
         effects=ROUTED_EFFECTS,
-        names=_SHARED_NAMES,
-    ),
-    "deepseek2": replace(
-        _DEEPSEEK, variants=((_has_no_experts, _YOUTU), (_is_deepseek_v3, _DEEPSEEK_V3))
-    ),
-    "mistral4": replace(
-        _DEEPSEEK,
-        model_type="mistral4",
-        class_name="Mistral4ForCausalLM",
-        adapt=_mistral4,
-        effects=ROUTED_EFFECTS | {"attention.temperature_scale"},
-        names={**_DEEPSEEK.names, "ffn_down_exps.weight": "mlp.experts.down_proj"},
-        merges=(
-            *_DEEPSEEK.merges,
-            Merge(
-                "mlp.experts.gate_up_proj",
-                ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
-                layouts.rows_joined(1),
-            ),
-        ),
+        gating=SIGMOID,
+        names=SHARED_NAMES,
     ),
     "minimax-m2": Architecture(
         "minimax_m2",
         "MiniMaxM2ForCausalLM",
         keys={**LOCAL_EXPERTS, "intermediate_size": size_at("expert_feed_forward_length")},
-        effects=frozenset({"expert_gating_func"}),
+        gating=SIGMOID,
         partial_rope=True,
         names={
             "ffn_gate_inp": "mlp.gate",

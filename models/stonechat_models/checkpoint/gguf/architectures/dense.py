@@ -12,7 +12,6 @@ from stonechat_models.checkpoint.gguf.metadata import (
     integer,
     num_blocks,
     numbers,
-    optional_at,
     positive,
     positive_at,
     refusal,
@@ -20,10 +19,9 @@ from stonechat_models.checkpoint.gguf.metadata import (
     window_types,
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile
-from stonechat_models.checkpoint.gguf.rope import longrope_of, rope_of
+from stonechat_models.checkpoint.gguf.rope import longrope_of
 
-GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
-GEMMA3_LOCAL_THETA, GEMMA3_PATTERN = 10000.0, 6
+MINICPM_EMBEDDING, MINICPM_DEPTH, MINICPM_BASE = 12.0, 1.4, 256
 NO_ROPE_PERIOD = 4
 """After this many layers of SmolLM3 and Llama 4, one has no RoPE."""
 
@@ -38,11 +36,6 @@ GRANITE_SCALES = {
     "logits_scaling": positive_at("logit_scale"),
 }
 GRANITE_EFFECTS = frozenset(("attention.scale", "embedding_scale", "residual_scale", "logit_scale"))
-_GEMMA_NAMES = {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
 _OUTPUT_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
@@ -54,38 +47,13 @@ def _smollm3(gguf: GgufFile, config: Config) -> None:
     config["no_rope_layers"] = [int((i + 1) % NO_ROPE_PERIOD != 0) for i in layers]
 
 
-def _phi3(gguf: GgufFile, config: Config) -> None:
+def phi3_windows(gguf: GgufFile, config: Config) -> None:
+    """Set the sliding window, and the length that LongRoPE extends."""
     has_window = gguf.value("attention.sliding_window")
     config["sliding_window"] = integer(gguf, "attention.sliding_window") if has_window else None
     config["original_max_position_embeddings"] = config["rope_parameters"].get(
         "original_max_position_embeddings", config["max_position_embeddings"]
     )
-
-
-def _gemma(gguf: GgufFile, config: Config, num_layers_27b: int) -> None:
-    heads, hidden_size = config["num_attention_heads"], config["hidden_size"]
-    is_27b = config["num_hidden_layers"] == num_layers_27b
-    config["query_pre_attn_scalar"] = hidden_size // heads if is_27b else config["head_dim"]
-    del config["hidden_act"]
-    config["sliding_window"] = integer(gguf, "attention.sliding_window")
-
-
-def _gemma2(gguf: GgufFile, config: Config) -> None:
-    _gemma(gguf, config, GEMMA2_27B_LAYERS)
-    config["layer_types"] = window_types(gguf, 2)
-    config["attn_logit_softcapping"] = positive(gguf, "attn_logit_softcapping", 50.0)
-    config["final_logit_softcapping"] = positive(gguf, "final_logit_softcapping", 30.0)
-
-
-def _gemma3(gguf: GgufFile, config: Config) -> None:
-    _gemma(gguf, config, GEMMA3_27B_LAYERS)
-    config["layer_types"] = window_types(gguf, GEMMA3_PATTERN)
-    theta = positive(gguf, "rope.freq_base_swa", GEMMA3_LOCAL_THETA)
-    local = {"rope_type": "default", "rope_theta": theta}
-    full = rope_of(gguf)
-    if gguf.value("rope.freq_base") is None:
-        full["rope_theta"] = 1e6
-    config["rope_parameters"] = {"sliding_attention": local, "full_attention": full}
 
 
 def _olmo3(gguf: GgufFile, config: Config) -> None:
@@ -104,10 +72,6 @@ def _exaone4(gguf: GgufFile, config: Config) -> None:
     else:
         config["sliding_window"] = None
         config["layer_types"] = ["full_attention"] * num_blocks(gguf)
-
-
-def _cohere2(gguf: GgufFile, config: Config) -> None:
-    config["layer_types"] = window_types(gguf, 4)
 
 
 def _refuse_image_rope(gguf: GgufFile, config: Config) -> None:
@@ -130,6 +94,15 @@ def _granite(gguf: GgufFile, config: Config) -> None:
     """Granite 4's dense models have the size of their feed-forward blocks under another key."""
     key = "expert_shared_feed_forward_length"
     config["intermediate_size"] = integer(gguf, key, config["intermediate_size"])
+
+
+def _minicpm(gguf: GgufFile, config: Config) -> None:
+    """Files from before the scales had keys have those of the published models."""
+    layers, hidden_size = config["num_hidden_layers"], config["hidden_size"]
+    config["embedding_multiplier"] = positive(gguf, "embedding_scale", MINICPM_EMBEDDING)
+    config["residual_multiplier"] = positive(gguf, "residual_scale", MINICPM_DEPTH / layers**0.5)
+    config["logits_scaling"] = positive(gguf, "logit_scale", hidden_size / MINICPM_BASE)
+    config["attention_multiplier"] = config["head_dim"] ** -0.5
 
 
 def _xielu(gguf: GgufFile) -> Iterator[tuple[str, np.ndarray]]:
@@ -175,39 +148,10 @@ DENSE: dict[str, Architecture] = {
     "phi3": Architecture(
         "phi3",
         "Phi3ForCausalLM",
-        adapt=_phi3,
+        adapt=phi3_windows,
         rope=longrope_of,
         partial_rope=True,
         names={"ffn_up": "mlp.gate_up_proj"},
-    ),
-    "gemma": Architecture(
-        "gemma",
-        "GemmaForCausalLM",
-        fixed={"hidden_act": "gelu_pytorch_tanh", "attention_bias": False},
-        norm_offset=1.0,
-    ),
-    "gemma2": Architecture(
-        "gemma2",
-        "Gemma2ForCausalLM",
-        fixed={"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
-        adapt=_gemma2,
-        effects=frozenset({"attn_logit_softcapping", "final_logit_softcapping"}),
-        names=_GEMMA_NAMES,
-        norm_offset=1.0,
-    ),
-    "gemma3": Architecture(
-        "gemma3_text",
-        "Gemma3ForCausalLM",
-        keys={"final_logit_softcapping": optional_at("final_logit_softcapping")},
-        fixed={
-            "hidden_activation": "gelu_pytorch_tanh",
-            "attention_bias": False,
-            "attn_logit_softcapping": None,
-        },
-        adapt=_gemma3,
-        effects=frozenset({"final_logit_softcapping"}),
-        names=_GEMMA_NAMES,
-        norm_offset=1.0,
     ),
     "granite": Architecture(
         "granite",
@@ -215,6 +159,16 @@ DENSE: dict[str, Architecture] = {
         keys=_BIASES | GRANITE_SCALES,
         adapt=_granite,
         effects=GRANITE_EFFECTS,
+        permuted_rope=True,
+    ),
+    "internlm2": _LLAMA,
+    "minicpm": Architecture(
+        "granite",
+        "GraniteForCausalLM",
+        keys=_BIASES,
+        adapt=_minicpm,
+        effects=GRANITE_EFFECTS - {"attention.scale"},
+        rope=longrope_of,
         permuted_rope=True,
     ),
     "olmo2": replace(
@@ -278,29 +232,6 @@ DENSE: dict[str, Architecture] = {
         "SeedOssForCausalLM",
         keys={**_BIASES, "attention_out_bias": has_tensor("attn_output.bias")},
         names={"post_attention_norm": "post_attention_layernorm"},
-    ),
-    "command-r": Architecture(
-        "cohere",
-        "CohereForCausalLM",
-        keys={
-            "logit_scale": positive_at("logit_scale"),
-            "use_qk_norm": has_tensor("attn_q_norm.weight"),
-        },
-        fixed={"attention_bias": False},
-        effects=frozenset({"logit_scale"}),
-        eps="layer_norm_eps",
-    ),
-    "cohere2": Architecture(
-        "cohere2",
-        "Cohere2ForCausalLM",
-        keys={
-            "logit_scale": positive_at("logit_scale"),
-            "sliding_window": size_at("attention.sliding_window"),
-        },
-        fixed={"attention_bias": False},
-        adapt=_cohere2,
-        effects=frozenset({"logit_scale"}),
-        eps="layer_norm_eps",
     ),
     "exaone4": Architecture("exaone4", "Exaone4ForCausalLM", adapt=_exaone4, names=_OUTPUT_NORMS),
     "hunyuan-dense": Architecture(

@@ -1,0 +1,1 @@
+"""The tables of architectures: how transformers names and configures each one."""
