@@ -13,7 +13,8 @@ from stonechat_models.grammar.schema_tree import Schema
 
 _LOCAL = "#/$defs/"
 _MAX_HOPS = 8
-_MAX_OPTIONS = 16
+_MAX_OPTIONS = 64
+"""More take the grammar's compiler seconds, and its memory."""
 
 
 def exclude_each_other(options: list[Any], definitions: Mapping[str, Any]) -> bool:
@@ -36,6 +37,8 @@ def exclusive_keys(required: list[frozenset[str]]) -> list[Schema] | None:
 
     The options are for `anyOf`. None also stands for sets that leave no object.
     """
+    if max(map(len, required), default=0) > _MAX_OPTIONS:
+        return None
     found: list[Schema] = []
     for i, keys in enumerate(required):
         ways: set[frozenset[str]] = {frozenset()}  # keys that are absent

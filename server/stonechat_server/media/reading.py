@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from stonechat_server.errors import APIError, unsupported
+from stonechat_server.errors import APIError, invalid
 from stonechat_server.media.budget import Share
 from stonechat_server.media.data_urls import least_bytes, read_inline
 from stonechat_server.media.errors import MediaError, refused, too_large
@@ -104,5 +104,5 @@ def _file_id(reference: MediaReference) -> str | None:
     file_id = reference.part.file.file_id
     if (file_id is None) == (not reference.data):
         message = f"'{reference.path}': a file has either a file_id or file_data."
-        raise unsupported(reference.path, message)
+        raise invalid(reference.path, message)
     return file_id

@@ -21,6 +21,7 @@ from stonechat_server.schema.messages import (
     ToolMessage,
     UserMessage,
     VideoPart,
+    chat_part,
 )
 
 if TYPE_CHECKING:
@@ -158,13 +159,9 @@ def _typed(part: Any, path: str) -> Any:
     try:
         if part["type"] in TOOL_PARTS:
             return TOOL_PARTS[part["type"]].model_validate(part)
-        if part.get("file_id") is not None:
-            file = {"file_id": part["file_id"], "detail": part.get("detail")}
-            return ImageFilePart.model_validate({"type": "file", "file": file})
-        url = part.get("image_url")
-        if isinstance(url, str):
-            url = {"url": url, "detail": part.get("detail")}
-        return ImagePart.model_validate({"type": "image_url", "image_url": url})
+        given: Any = chat_part(part)
+        kind = ImageFilePart if given["type"] == "file" else ImagePart
+        return kind.model_validate(given)
     except ValidationError as error:
         raise _malformed(error, path) from error
 

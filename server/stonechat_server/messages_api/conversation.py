@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from stonechat_server.errors import unsupported
+from stonechat_server.media.data_urls import is_data_url
 from stonechat_server.media.references import shortened
 from stonechat_server.messages_api import blocks
 from stonechat_server.messages_api.marks import from_call_id, hidden_thinking, to_arguments
@@ -110,7 +111,9 @@ def _image(source: Any) -> chat.ImagePart | chat.FilePart:
             file = chat.FileReference(file_id=source.file_id)
             return chat.ImageFilePart(type="file", file=file)
         case blocks.Base64Source():
-            url = f"data:{source.media_type};base64,{source.data}"
+            url = source.data
+            if not is_data_url(url):
+                url = f"data:{source.media_type};base64,{url}"
             source.data = f"... ({len(source.data)} characters)"
         case blocks.UrlSource():
             url, source.url = source.url, shortened(source.url)

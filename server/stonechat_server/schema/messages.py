@@ -133,9 +133,30 @@ class VideoPart(WireModel):
 
 
 TextParts = Annotated[ListOf[TextPart], Field(min_length=1)]
+
+
+def chat_part(part: object) -> object:
+    """A part as chat completions have it, if it is one of Responses: programs mix the two up."""
+    if not isinstance(part, dict):
+        return part
+    match part.get("type"):
+        case "input_text" | "output_text":
+            return {**part, "type": "text"}
+        case "input_image" if part.get("file_id") is not None:
+            file = {key: part[key] for key in ("file_id", "detail") if key in part}
+            return {"type": "file", "file": file}
+        case "input_image":
+            url = part.get("image_url")
+            if isinstance(url, str):
+                url = {"url": url, "detail": part.get("detail")}
+            return {"type": "image_url", "image_url": url}
+    return part
+
+
 UserPart = Annotated[
     TextPart | ImagePart | AudioPart | AudioUrlPart | VideoPart | FilePart,
     Field(discriminator="type"),
+    BeforeValidator(chat_part),
 ]
 UserParts = Annotated[ListOf[UserPart], Field(min_length=1)]
 """Instructions are of text alone, but their errors name what they have instead."""

@@ -179,6 +179,24 @@ def test_exactly_one_set_of_keys(required: list[list[str]]) -> None:
         assert is_allowed is is_valid(document), document
 
 
+def test_exactly_one_of_many_keys() -> None:
+    """As many as the arguments of a command may have; more would take too long."""
+    vocabulary, names = ByteVocabulary(), [f"k{i}" for i in range(64)]
+    properties = {name: {"type": "integer"} for name in names}
+    schema = {
+        "type": "object",
+        "properties": properties,
+        "oneOf": [{"required": [name]} for name in names],
+    }
+    compiled = GrammarCompiler(vocabulary, PADDED_VOCAB).compile(schema_spec(schema))
+    for chosen in ((), ("k0",), ("k63",), ("k0", "k63")):
+        text = json.dumps(dict.fromkeys(chosen, 1))
+        assert accepts(compiled.new_constraint(), vocabulary, text) is (len(chosen) == 1)
+    options = [{"required": [name]} for name in (*names, "more")]
+    with pytest.raises(GrammarError, match="oneOf"):
+        check_grammar(schema_spec({**schema, "oneOf": options}))
+
+
 @pytest.mark.parametrize("required", [[["a"], ["b"]], [["a"], []]], ids=str)
 def test_such_an_object_takes_no_other_keys(required: list[list[str]]) -> None:
     """Like any object that does not mention `additionalProperties`."""

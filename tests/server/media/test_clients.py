@@ -247,6 +247,14 @@ def test_messages(
     assert counted.input_tokens == usage.input_tokens + num_cached
 
 
+def test_the_data_of_a_source_may_be_a_whole_url(server: TestClient, engine: FakeEngine) -> None:
+    block = {"type": "image", "source": {**SOURCE, "data": data_url(png())}}
+    turns = [{"role": "user", "content": [block]}]
+    answer = server.post("/v1/messages", json={"max_tokens": 9, "messages": turns})
+    assert answer.status_code == 200
+    assert SHOWN in engine.prompt
+
+
 def test_errors_of_messages_have_their_names(server: TestClient) -> None:
     good = {
         "type": "image",

@@ -108,6 +108,8 @@ def file(data: str, **others: Any) -> dict[str, Any]:
         image(data_url(png("long" * 30)).partition(",")[2]),
         file(data_url(png())),
         file(data_url(png()).partition(",")[2]),
+        {"type": "input_image", "image_url": data_url(png()), "detail": "low"},
+        {"type": "input_image", "image_url": {"url": data_url(png())}, "file_id": None},
     ],
 )
 def test_other_ways_to_send_a_file(
@@ -115,6 +117,12 @@ def test_other_ways_to_send_a_file(
 ) -> None:
     ask(client, messages=[user(part)])
     assert len(engine.requests[0].media) == 1
+
+
+def test_texts_of_responses_are_texts(client: TestClient, engine: FakeEngine) -> None:
+    parts = [{"type": kind, "text": kind} for kind in ("input_text", "text", "output_text")]
+    ask(client, messages=[user(*parts)])
+    assert "input_texttextoutput_text" in engine.prompt.replace("\n", "")
 
 
 def test_a_pdf_is_named(client: TestClient) -> None:
@@ -271,8 +279,11 @@ def test_images_move_behind_results_that_take_only_text(
         ([audio(wav())], "content[0]", "unsupported_parameter"),
         ([{"type": "video_url", "video_url": {}}], "content[0]", "unsupported_parameter"),
         ([{"type": "file", "file": {"file_data": "x"}}], "content[0]", "invalid_base64_image"),
-        ([{"type": "file", "file": {}}], "content[0]", "unsupported_parameter"),
-        ([file("x", file_id="x")], "content[0]", "unsupported_parameter"),
+        ([{"type": "file", "file": {}}], "content[0]", "invalid_value"),
+        ([file("x", file_id="x")], "content[0]", "invalid_value"),
+        ([{"type": "input_image", "image_url": "x"}], "content[0]", "invalid_image_url"),
+        ([{"type": "input_image", "file_id": "x"}], "content[0]", "image_file_not_found"),
+        ([{"type": "input_text"}], "content[0].text", "missing_required_parameter"),
         ([file(data_url(b"%PDF-1.7"))], "content[0]", "unsupported_image_media_type"),
         ([{"type": "file", "file": {"file_id": "x"}}], "content[0]", "image_file_not_found"),
     ],
