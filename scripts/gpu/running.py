@@ -81,8 +81,10 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_lines(path: Path, offset: int, number: int) -> str:
+    """The last lines of what stands behind `offset`, or of a file that has been cut since."""
+    size = path.stat().st_size
     with path.open("rb") as file:
-        file.seek(max(offset, path.stat().st_size - 100_000))
+        file.seek(max(offset if offset <= size else 0, size - 100_000))
         lines = file.read().decode(errors="replace").splitlines()
     return "\n".join(line[:260] for line in lines[-number:])
 

@@ -42,13 +42,20 @@ def device() -> torch.device:
 
 @pytest.fixture(scope="session", autouse=True)
 def two_tiles() -> Iterator[None]:
-    """Engines choose between two tiles of decode attention only, since all take long to compile."""
+    """Engines choose between two tiles of each kernel only, since all take long to compile.
+
+    Tests of the kernels themselves try all.
+    """
     if not torch.cuda.is_available():
         yield
         return
     from stonechat_models.backends.transformers.attention import tile_choice
+    from stonechat_models.backends.transformers.fused import product_choice
 
     candidates = tile_choice.candidates
     with pytest.MonkeyPatch.context() as patch:
+        # The second of each fetches weights early.
+        patch.setattr(product_choice, "TILES", product_choice.TILES[::4])
+        patch.setattr(product_choice, "SOME_TILES", product_choice.SOME_TILES[:2])
         patch.setattr(tile_choice, "candidates", lambda *sizes: candidates(*sizes)[:2])
         yield

@@ -181,7 +181,7 @@ def test_products_are_timed_and_chosen(device):
     check_packing(module, device, module.config.vocab_size)
     fuse_modules(module)
     lines = []
-    timings = choose_products(module, lines.append)
+    timings = choose_products(module, lines.append, TILES, SOME_TILES)
     assert len(timings) == 4 * (len(ROW_COUNTS) + len(TIMED_COUNTS)), lines
     for timing in timings:
         print(timing)

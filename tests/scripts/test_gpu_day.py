@@ -327,6 +327,9 @@ def test_a_log_that_is_too_large_loses_its_middle(day, tmp_path):
     assert len(log.read_text()) <= 300
     assert log.read_text().startswith("start ")
     assert log.read_text().endswith(" end")
+    import running
+
+    assert running.last_lines(log, 1000, 1).endswith(" end")
 
 
 def test_what_the_bundle_holds():
