@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 GPU_TESTS = ["tests/gpu"]
 NEW_TESTS = [
     *("codes", "fused", "state", "build", "images", "experts", "sampler", "lora", "ranks"),
-    *("graphs", "mixed_graphs"),
+    *("graphs", "mixed_graphs", "attention"),
 ]
 """Of those in `GPU_TESTS`: first the ones of what has not run on a GPU, or has changed since."""
 KERNEL_TESTS = ("tests/models/backends", "tests/models/sampling", "tests/models/hardware")
