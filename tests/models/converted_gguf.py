@@ -52,7 +52,7 @@ def write_converted(
             getattr(writer, f"add_xielu_{part}")(numbers)
     write_tokenizer(writer, config["vocab_size"])
     changes = CHANGES | LAYER_NORM_CHANGES
-    names = gguf.get_tensor_name_map(ARCHES[architecture], blocks)
+    names = gguf.get_tensor_name_map(ARCHES[NAMED_AS.get(architecture, architecture)], blocks)
     for name, tensor in sorted(tensors.items()):
         for changed, value in stack_experts(name, tensor, tensors):
             for own, values in changes.get(architecture, unchanged)(changed, value, config):
@@ -68,6 +68,8 @@ def write_converted(
     return path
 
 
+NAMED_AS = {"deepseek32": "glm-dsa", "mellum": "qwen3moe", "laguna": "step35"}
+"""Architectures that the `gguf` package does not know yet, and ones with the same names."""
 ARCHES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
 
 
@@ -114,6 +116,7 @@ def add_common(writer: gguf.GGUFWriter, config: dict[str, Any], blocks: int) -> 
 
 
 NO_LENGTHS = (
+    "deepseek_v32",
     "glm_moe_dsa",
     "minicpm3",
     "kimi_linear",
@@ -137,6 +140,7 @@ OWN = {
         "mamba2",
     ),
     "add_head_count_kv": (
+        "deepseek_v32",
         "glm_moe_dsa",
         "mimo_v2_flash",
         "kimi_linear",
@@ -157,6 +161,7 @@ OWN = {
     "add_key_length": NO_LENGTHS,
     "add_value_length": NO_LENGTHS,
     "add_expert_count": (
+        "deepseek_v32",
         "glm_moe_dsa",
         "mimo_v2_flash",
         "glm4_moe",
@@ -168,7 +173,7 @@ OWN = {
     ),
     "add_layer_norm_eps": ("nemotron_h", "mamba", "mamba2"),
     "add_layer_norm_rms_eps": ("olmoe",),
-    "add_head_count": ("mamba", "mamba2"),
+    "add_head_count": ("laguna", "mamba", "mamba2"),
     "add_expert_group_count": ("nemotron_h",),
     "add_expert_used_count": ("nemotron_h",),
 }
@@ -471,6 +476,12 @@ def gemma3n(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
     yield name + ".weight" if name.endswith("_scale") else name, tensor
 
 
+def laguna(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
+    if name.endswith("e_score_correction_bias"):
+        name = f"blk.{name.split('.')[2]}.exp_probs_b.bias"
+    yield name, tensor
+
+
 def correction_bias(name: str, tensor: torch.Tensor, config: dict[str, Any]) -> Tensors:
     name = name.replace("e_score_correction_bias", "e_score_correction.bias")
     yield name.replace(".expert_bias", ".expert_bias.bias"), tensor
@@ -512,6 +523,8 @@ CHANGES: dict[str, Change] = {
     "exaone-moe": correction_bias,
     "mimo2": mimo2,
     "glm-dsa": deepseek2,
+    "deepseek32": deepseek2,
+    "laguna": laguna,
     "kimi-linear": kimi_linear,
     "jamba": jamba,
     "gemma3n": gemma3n,

@@ -394,6 +394,27 @@ def glm_dsa(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_indexer_top_k(config["index_topk"])
 
 
+def mellum(writer: gguf.GGUFWriter, config: Config) -> None:
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_sliding_window_pattern(windows(config))
+
+
+def laguna(writer: gguf.GGUFWriter, config: Config) -> None:
+    rope, size = config["rope_parameters"], config["head_dim"]
+    writer.add_head_count(config["num_attention_heads_per_layer"])
+    writer.add_sliding_window(config["sliding_window"])
+    writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+    writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
+    writer.add_expert_weights_norm(True)
+    writer.add_expert_weights_scale(config["moe_routed_scaling_factor"])
+    writer.add_expert_gating_func(SIGMOID)
+    writer.add_leading_dense_block_count(config["mlp_layer_types"].count("dense"))
+    full, local = (rope[f"{kind}_attention"] for kind in ("full", "sliding"))
+    writer.add_rope_dimension_count(int(size * full["partial_rotary_factor"]))
+    writer.add_rope_dimension_count_swa(int(size * local["partial_rotary_factor"]))
+
+
 def minicpm3(writer: gguf.GGUFWriter, config: Config) -> None:
     writer.add_q_lora_rank(config["q_lora_rank"])
     writer.add_kv_lora_rank(config["kv_lora_rank"])
@@ -479,6 +500,9 @@ PARAMETERS: dict[str, Callable[[gguf.GGUFWriter, Config], None]] = {
     "exaone-moe": exaone_moe,
     "mimo2": mimo2,
     "glm-dsa": glm_dsa,
+    "deepseek32": glm_dsa,
+    "mellum": mellum,
+    "laguna": laguna,
     "minicpm3": minicpm3,
     "kimi-linear": kimi_linear,
     "jamba": jamba,
@@ -500,6 +524,7 @@ EXTRA: dict[str, Callable[[Config], list[tuple[str, list[float]]]]] = {
     "minicpm3": phi3_rope,
     "llama": llama3_rope,
     "llama4": llama3_rope,
+    "exaone": llama3_rope,
     "exaone4": llama3_rope,
     "apertus": llama3_rope,
 }

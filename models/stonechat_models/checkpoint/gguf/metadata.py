@@ -114,11 +114,11 @@ def per_layer(gguf: GgufFile, key: str) -> list[int]:
     return counts[:count]
 
 
-def window_types(gguf: GgufFile, period: int) -> list[str]:
+def window_types(gguf: GgufFile, period: int, is_first_full: bool = False) -> list[str]:
     """Return the attention of each layer.
 
     The file says which layers have a sliding window by one flag for each layer, or by a period
-    after which one layer has none. A file without either has the architecture's own period.
+    whose last layer, or first, has none. A file without either has the architecture's own period.
     """
     count, key = num_blocks(gguf), "attention.sliding_window_pattern"
     pattern = gguf.value(key)
@@ -128,7 +128,7 @@ def window_types(gguf: GgufFile, period: int) -> list[str]:
         local = [bool(item) for item in pattern[:count]]
     else:
         period = integer(gguf, key, period)
-        local = [bool((i + 1) % period) for i in range(count)]
+        local = [bool((i if is_first_full else i + 1) % period) for i in range(count)]
     return ["sliding_attention" if is_local else "full_attention" for is_local in local]
 
 

@@ -518,6 +518,55 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
             "indexer_types": ["full", "shared", "full", "shared"],
         },
     ),
+    "deepseek32": (
+        "deepseek32",
+        "DeepseekV32Config",
+        {**_LATENT, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 8},
+    ),
+    "mellum": (
+        "mellum",
+        "MellumConfig",
+        {
+            **_EXPERTS,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "layer_types": _TYPES,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 20000.0},
+                "full_attention": {**_YARN, "attention_factor": 1.2},
+            },
+        },
+    ),
+    "laguna": (
+        "laguna",
+        "LagunaConfig",
+        {
+            **_EXPERTS,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "num_attention_heads_per_layer": [4, 6, 6, 6],
+            "shared_expert_intermediate_size": 48,
+            "moe_routed_scaling_factor": 1.7,
+            "layer_types": ["full_attention", *["sliding_attention"] * 3],
+            "rope_parameters": {
+                "sliding_attention": {**_THIRD, "partial_rotary_factor": 1.0},
+                "full_attention": {**_YARN, "attention_factor": 1.2, "partial_rotary_factor": 0.5},
+            },
+        },
+    ),
+    "laguna-m": (
+        "laguna",
+        "LagunaConfig",
+        {
+            **_EXPERTS,
+            "head_dim": 16,
+            "sliding_window": 8,
+            "gating": "per-element",
+            "shared_expert_intermediate_size": 48,
+            "layer_types": ["full_attention", *["sliding_attention"] * 3],
+        },
+    ),
+    "exaone": ("exaone", "LlamaConfig", {"rope_parameters": _LLAMA3}),
     "minicpm3": (
         "minicpm3",
         "MiniCPM3Config",

@@ -358,6 +358,7 @@ def read_all(file: GgufFile) -> None:
         ("mimo2", {**MIMO2, "rope.scaling.factor": 2.0}, "RoPE scaling of this architecture is"),
         ("llama", {**LLAMA, "attention.value_scale": 0.7}, "with attention.value_scale are not"),
         ("glm-dsa", LATENT, "attention.indexer.head_count is missing"),
+        ("laguna", {**MIXTURE, "expert_shared_feed_forward_length": 8}, "attn_gate does not have"),
         (
             "minicpm3",
             {**LATENT, "attention.q_lora_rank": 8, "attention.key_length": 24},

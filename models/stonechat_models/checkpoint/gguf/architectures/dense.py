@@ -162,6 +162,7 @@ DENSE: dict[str, Architecture] = {
         permuted_rope=True,
     ),
     "internlm2": _LLAMA,
+    "exaone": replace(_LLAMA, permuted_rope=False),
     "minicpm": Architecture(
         "granite",
         "GraniteForCausalLM",

@@ -16,6 +16,7 @@ from stonechat_models.checkpoint.gguf.metadata import (
     flag_at,
     has_tensor,
     integer,
+    num_blocks,
     per_layer,
     positive,
     positive_at,
@@ -128,6 +129,33 @@ def _mimo2(gguf: GgufFile, config: Config) -> None:
     config["rope_parameters"] = {"full_attention": rope, "sliding_attention": local_rope}
 
 
+def _mellum(gguf: GgufFile, config: Config, is_first_full: bool = False) -> None:
+    layers, full = num_blocks(gguf), config["rope_parameters"]
+    config["layer_types"] = ["full_attention"] * layers
+    if gguf.value("attention.sliding_window"):
+        config["sliding_window"] = integer(gguf, "attention.sliding_window")
+        config["layer_types"] = window_types(gguf, 4, is_first_full)
+    theta = positive(gguf, "rope.freq_base_swa", full["rope_theta"])
+    local = {"rope_type": "default", "rope_theta": theta}
+    config["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
+
+
+def _laguna(gguf: GgufFile, config: Config) -> None:
+    """Layers with a window may have more heads, and rotate them whole and without scaling."""
+    _mellum(gguf, config, is_first_full=True)
+    heads = config["num_attention_heads_per_layer"] = per_layer(gguf, "attention.head_count")
+    size, gate = config["head_dim"], gguf.tensors.get("blk.0.attn_gate.weight")
+    rows = 0 if gate is None else gate.shape[0]
+    if rows not in (heads[0], heads[0] * size):
+        raise refusal(gguf, f"attn_gate does not have the rows of {heads[0]} heads")
+    config["gating"] = True if rows == heads[0] else "per-element"
+    for kind, suffix in (("full_attention", ""), ("sliding_attention", "_swa")):
+        share = integer(gguf, f"rope.dimension_count{suffix}", size) / size
+        config["rope_parameters"][kind]["partial_rotary_factor"] = share
+        if share > 1:
+            raise refusal(gguf, f"rope.dimension_count{suffix} is larger than a head")
+
+
 MIXTRAL = Architecture(
     "mixtral",
     "MixtralForCausalLM",
@@ -164,6 +192,33 @@ GRANITE_NAMES = {
 }
 
 MIXTURES: dict[str, Architecture] = {
+    "mellum": Architecture(
+        "mellum",
+        "MellumForCausalLM",
+        keys={**EXPERTS, "attention_bias": has_tensor("attn_q.bias")},
+        fixed={"norm_topk_prob": True},
+        adapt=_mellum,
+    ),
+    "laguna": Architecture(
+        "laguna",
+        "LagunaForCausalLM",
+        keys={
+            **EXPERTS,
+            **SHARED_EXPERT,
+            "mlp_layer_types": expert_layers,
+            "moe_routed_scaling_factor": positive_at("expert_weights_scale", 1.0),
+            "attention_bias": has_tensor("attn_q.bias"),
+        },
+        adapt=_laguna,
+        effects=ROUTED_EFFECTS,
+        gating=SIGMOID,
+        own_heads=True,
+        names={
+            **SHARED_EXPERT_NAMES,
+            "attn_gate": "self_attn.g_proj",
+            "exp_probs_b.bias": "mlp.experts.e_score_correction_bias",
+        },
+    ),
     "phimoe": Architecture(
         "phimoe",
         "PhimoeForCausalLM",

@@ -139,6 +139,24 @@ _YOUTU = replace(
 _DEEPSEEK_V3 = replace(
     _DEEPSEEK, model_type="deepseek_v3", class_name="DeepseekV3ForCausalLM", gating=SIGMOID
 )
+_DEEPSEEK_V32 = replace(
+    _DEEPSEEK_V3,
+    model_type="deepseek_v32",
+    class_name="DeepseekV32ForCausalLM",
+    keys={
+        **_DEEPSEEK.keys,
+        "index_n_heads": size_at("attention.indexer.head_count"),
+        "index_head_dim": size_at("attention.indexer.key_length"),
+        "index_topk": size_at("attention.indexer.top_k"),
+    },
+    names={
+        **_DEEPSEEK.names,
+        "indexer.k_norm": "self_attn.indexer.k_norm",
+        "indexer.proj": "self_attn.indexer.weights_proj",
+        "indexer.attn_k": "self_attn.indexer.wk",
+        "indexer.attn_q_b": "self_attn.indexer.wq_b",
+    },
+)
 _KDA_NAMES = {
     "ssm_conv1d_q": "self_attn.q_conv1d",
     "ssm_conv1d_k": "self_attn.k_conv1d",
@@ -154,24 +172,12 @@ _KDA_NAMES = {
 }
 
 LATENT: dict[str, Architecture] = {
+    "deepseek32": _DEEPSEEK_V32,
     "glm-dsa": replace(
-        _DEEPSEEK_V3,
+        _DEEPSEEK_V32,
         model_type="glm_moe_dsa",
         class_name="GlmMoeDsaForCausalLM",
-        keys={
-            **_DEEPSEEK.keys,
-            "index_n_heads": size_at("attention.indexer.head_count"),
-            "index_head_dim": size_at("attention.indexer.key_length"),
-            "index_topk": size_at("attention.indexer.top_k"),
-        },
         adapt=_glm_dsa,
-        names={
-            **_DEEPSEEK.names,
-            "indexer.k_norm": "self_attn.indexer.k_norm",
-            "indexer.proj": "self_attn.indexer.weights_proj",
-            "indexer.attn_k": "self_attn.indexer.wk",
-            "indexer.attn_q_b": "self_attn.indexer.wq_b",
-        },
     ),
     "minicpm3": replace(
         _DEEPSEEK,
