@@ -31,8 +31,10 @@ from stonechat_models.model_info import (
     ModelUse,
     RankingInfo,
     SamplingDefaults,
+    SpeechInfo,
     size_text,
 )
+from stonechat_models.transcript import SpeechParams, SpeechSegment, SpeechWord, Transcript
 from stonechat_models.types import (
     GRAMMAR_FAILED,
     MAX_N,
@@ -129,6 +131,10 @@ __all__ = [
     "SamplingDefaults",
     "SamplingParams",
     "ServingForm",
+    "SpeechInfo",
+    "SpeechParams",
+    "SpeechSegment",
+    "SpeechWord",
     "StepError",
     "StopRules",
     "StopScope",
@@ -137,6 +143,7 @@ __all__ = [
     "TooManyChecksError",
     "TooManyMediaError",
     "TopLogprob",
+    "Transcript",
     "UnsupportedModelError",
     "__version__",
     "alias_model",

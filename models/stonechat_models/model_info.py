@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 MAX_PROMPT_LOGITS_BYTES = 256 << 20
 """A step computes at most this much of float32 logits for log-probabilities of prompts."""
-ModelUse = Literal["generation", "embeddings", "reranking"]
+ModelUse = Literal["generation", "embeddings", "reranking", "transcription"]
 """What a model does. One that generates may also make embeddings, or score documents."""
 PairTemplate = Literal["pair", "chat", "rerank"]
 """What makes the prompt of a question and a document: the tokenizer, as a pair of texts; the chat
@@ -122,6 +122,22 @@ class AudioInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeechInfo:
+    """How a model transcribes speech."""
+
+    languages: tuple[str, ...]
+    """The codes of the languages that it knows. Empty: English only, and it does not translate."""
+    max_prompt_tokens: int
+    """How long the text before a transcript may be."""
+    prompt_id: int
+    """The token before that text."""
+    start_id: int
+    """The token that starts a transcript."""
+    has_words: bool
+    """Whether it can say when each word is said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelInfo:
     """What was loaded and how it runs: for the start banner, `/v1/models` and the fingerprint."""
 
@@ -165,11 +181,14 @@ class ModelInfo:
     notes: tuple[str, ...] = ()
     """What the user should know of the model's files."""
     generates: bool = True
-    """False for a model that only makes embeddings, or scores. It may have a KV cache."""
+    """False for a model that only makes embeddings, scores or transcripts. A reranker may have a
+    KV cache."""
     embedding: EmbeddingInfo | None = None
     """The embeddings that the model makes; None if it makes none."""
     ranking: RankingInfo | None = None
     """How the model scores documents; None if it is no reranker."""
+    speech: SpeechInfo | None = None
+    """How the model transcribes speech; None if that is not all it does."""
     draft: DraftInfo | None = None
     """The draft model; None if there is none."""
     images: ImageInfo | None = None
@@ -194,6 +213,8 @@ class ModelInfo:
         """What the model is for."""
         if self.generates:
             return "generation"
+        if self.speech is not None:
+            return "transcription"
         return "embeddings" if self.ranking is None else "reranking"
 
     @property

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from stonechat_models.errors import InvalidParamsError
+from stonechat_models.transcript import SpeechParams, Transcript
 
 MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 64
@@ -222,6 +223,9 @@ class GenerateRequest:
     `ModelInfo.adapters`. Empty: the model alone."""
     media: tuple[MediaInput, ...] = ()
     """The images and audio clips of the prompt. Their placeholder tokens do not overlap."""
+    speech: SpeechParams | None = None
+    """Set: the only medium is a clip, without places in the prompt, and the output is what is said
+    in it. The prompt ends with the token that starts a transcript."""
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -259,6 +263,8 @@ class TokenOutput(msgspec.Struct, frozen=True, gc=False, array_like=True):
     embedding: bytes | None = None
     """The embedding of the prompt, as little-endian float32. Of a reranker: the score of the pair,
     and the number that the score is made of."""
+    transcript: Transcript | None = None
+    """What is said in the clip, in the last output."""
 
 
 class TopLogprob(msgspec.Struct, frozen=True, gc=False):
@@ -332,3 +338,5 @@ class RequestOutput(msgspec.Struct, frozen=True, gc=False):
     embedding: bytes | None = None
     """The embedding of the prompt, as little-endian float32. Of a reranker: the score of the pair,
     and the number that the score is made of."""
+    transcript: Transcript | None = None
+    """What is said in the clip, in the last output."""

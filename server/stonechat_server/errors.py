@@ -32,6 +32,7 @@ USES: Mapping[ModelUse, tuple[str, str]] = {
     "generation": ("generates text", "/v1/chat/completions"),
     "embeddings": ("makes embeddings", "/v1/embeddings"),
     "reranking": ("scores documents", "/v1/rerank"),
+    "transcription": ("transcribes speech", "/v1/audio/transcriptions"),
 }
 """What a model does, and the endpoint for it."""
 ENGINE_RETRY_AFTER = "5"

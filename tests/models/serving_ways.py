@@ -24,6 +24,7 @@ from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.support import context_length
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.media.speech import MODEL_TYPES as SPEECH_TYPES
 from tests.models.engines import CPU, model_info
 from tests.models.every_family import TYPES, hf_config, tiny_model
 
@@ -38,6 +39,7 @@ OWN = "own cache"
 OWN_WHOLE = "own cache; prompts in one piece"
 NO_CACHE = "no cache"
 EMBEDDINGS_ONLY = "for embeddings only"
+TRANSCRIPTIONS_ONLY = "for transcriptions only"
 MARK = "<!-- model types: "
 WAYS = (PAGED, RECURRENT, RECURRENT_WHOLE, OWN, OWN_WHOLE, NO_CACHE)
 NEEDS_PACKAGES = "not tried: transformers builds it only with Pillow and timm installed"
@@ -81,7 +83,7 @@ def way_of(model: AnyModel) -> str:
 
 def measured_ways() -> dict[str, str]:
     """Build a tiny model of every type, and return how each is served, or why not."""
-    ways = dict(UNTRIED)
+    ways = dict(UNTRIED) | dict.fromkeys(SPEECH_TYPES, TRANSCRIPTIONS_ONLY)
     for model_type in TYPES:
         if model_type not in ways:
             try:

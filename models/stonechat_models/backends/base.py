@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stonechat_models.errors import StepError
 from stonechat_models.media.features import MediaFeatures
 from stonechat_models.model_info import ModelInfo
-from stonechat_models.types import MediaInput
+from stonechat_models.transcript import SpeechSegment
+from stonechat_models.types import GenerateRequest, MediaInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -262,3 +264,42 @@ class EmbeddingModel(Protocol):
 
         Of a reranker, D is 2: the score of a pair of texts, and the number that it is made of.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What a model of speech hears at once of the clip of a request."""
+
+    request: GenerateRequest
+    features: "npt.NDArray[np.float32]"
+    """[bands, frames]: at most `SpeechModel.window_frames`, fewer at the end of the clip."""
+    start: int
+    """How many frames of the clip are before it."""
+    language: str
+    """Empty: not known yet."""
+    max_tokens: int | None
+    """How many tokens it may become; None: as many as fit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What a model of speech says of a window."""
+
+    language: str
+    segments: Sequence[SpeechSegment]
+    token_ids: tuple[int, ...]
+    """Those of the text of all segments."""
+    num_frames: int
+    """How far in the window the next one begins, at least 1."""
+    is_cut: bool
+    """Whether `Window.max_tokens` ended it."""
+
+
+class SpeechModel(Protocol):
+    """A loaded model that transcribes speech. Called from the engine's thread only."""
+
+    info: ModelInfo
+    window_frames: int
+
+    def hear(self, windows: Sequence[Window]) -> Sequence[Heard | StepError]:
+        """Transcribe windows of the same prompt, task and limit. An error is that of one alone."""

@@ -109,8 +109,7 @@ class FormPlanner:
             refuse_weight_format(self.config, self.device)
             self.use = model_use(headers.config, headers.weight_format, headers.has_modules)
         if self.use != "generation":
-            is_embedder = self.use == "embeddings"
-            self.native_refusal = "it is an embedding model" if is_embedder else "it is a reranker"
+            self.native_refusal = f"it is for {self.use}"
             return
         with self._noting():
             refuse_other_heads(self.headers.config)
@@ -203,7 +202,7 @@ class FormPlanner:
     def forms(self) -> Iterator[ServingForm]:
         """Yield the forms that the device supports."""
         if self.use != "generation":
-            yield self._embedder_form()
+            yield self._only_form()
             return
         default = self._default()
         for name, config in self._candidates():
@@ -224,8 +223,8 @@ class FormPlanner:
                     is_default=is_default,
                 )
 
-    def _embedder_form(self) -> ServingForm:
-        """Return the only form of an embedding model or reranker: the one that settings choose."""
+    def _only_form(self) -> ServingForm:
+        """Return the only form of a model that does not generate: the one that settings choose."""
         dtype = choose_dtype(self.config.dtype, self.headers.config.dtype, self.device)
         num_weights = sum(tensor.num_elements for tensor in self.headers.tensors)
         return ServingForm(

@@ -28,6 +28,7 @@ from stonechat_models.media.records import (
     UnusableMediaError,
     modality_of,
 )
+from stonechat_models.media.speech import SpeechProcessor, transcribes_speech
 from stonechat_models.model_file import reading, reason_of
 from stonechat_models.types import Modality
 
@@ -43,10 +44,13 @@ class _Worker:
 
     def __init__(self, folder: Path, modality: Modality, token_id: int) -> None:
         self.failure = ""
-        self._processor: HFProcessor | None = None
+        self._processor: HFProcessor | SpeechProcessor | None = None
         try:
             with reading(f"the {modality} processor of {folder}"):
-                self._processor = HFProcessor(folder, modality, token_id)
+                if transcribes_speech(folder):
+                    self._processor = SpeechProcessor(folder)
+                else:
+                    self._processor = HFProcessor(folder, modality, token_id)
         except ModelLoadError as error:
             self.failure = str(error)
 
@@ -74,7 +78,7 @@ class _WithoutTorch:
         return getattr(self._finder, name)
 
 
-def _answer(processor: HFProcessor, task: Task) -> Answer:
+def _answer(processor: HFProcessor | SpeechProcessor, task: Task) -> Answer:
     try:
         medium, facts = _decoded(task, processor)
         text, num_tokens, arrays = processor.prepare(medium)
@@ -102,7 +106,7 @@ def _answer(processor: HFProcessor, task: Task) -> Answer:
     )
 
 
-def _decoded(task: Task, processor: HFProcessor) -> tuple[Any, dict[str, Any]]:
+def _decoded(task: Task, processor: HFProcessor | SpeechProcessor) -> tuple[Any, dict[str, Any]]:
     """Return what the processor takes, and what `PreparedMedia` says of the file."""
     if isinstance(task.options, ImageOptions):
         from stonechat_models.media.image_decoding import decode_image

@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import (
@@ -32,7 +32,7 @@ from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.types import GenerateRequest, RequestOutput, TokenOutput
 
 if TYPE_CHECKING:  # these import torch, which a server with an engine process does not need
-    from stonechat_models.engine.embedding_engine import EmbeddingEngine
+    from stonechat_models.engine.batch_engine import BatchEngine
     from stonechat_models.engine.engine import Engine
     from stonechat_models.media.processor import MediaProcessor
 
@@ -81,7 +81,7 @@ class AsyncEngine:
     """The public engine. Build it with `from_config`, then `start` it in a running event loop."""
 
     def __init__(
-        self, engine: "Engine | EmbeddingEngine | EngineProcess", tokenizer: Tokenizer
+        self, engine: "Engine | BatchEngine[Any] | EngineProcess", tokenizer: Tokenizer
     ) -> None:
         self.tokenizer = tokenizer
         self._runner: EngineRunner
@@ -254,7 +254,7 @@ class AsyncEngine:
         elif num_prompt_tokens + (request.params.max_tokens != 0) > self.model.max_model_len:
             raise PromptTooLongError(num_prompt_tokens, self.model.max_model_len)
         text: Sequence[int] = request.prompt_token_ids
-        if request.media:
+        if request.media and request.speech is None:
             from stonechat_models.engine.prompt_media import check_media, text_tokens
 
             check_media(request, self.model)
@@ -287,12 +287,13 @@ class AsyncEngine:
             )
 
     def _check_kind(self, request: GenerateRequest) -> None:
-        """Refuse what the model does not do: to generate, or to make embeddings or scores."""
+        """Refuse what the model does not do: to generate, or to make embeddings, scores or
+        transcripts."""
         if request.adapter and request.adapter not in [a.name for a in self.model.adapters]:
             raise InvalidParamsError("model", f"there is no adapter {request.adapter}")
         params, info = request.embedding, self.model.embedding
         if params is None:
-            if not self.model.generates:
+            if not self.model.generates and (request.speech is None or self.model.speech is None):
                 raise InvalidParamsError("model", "this model does not generate")
             return
         if self.model.ranking is not None:

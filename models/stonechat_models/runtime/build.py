@@ -1,7 +1,7 @@
 """Builds an engine from its config: finds the model, chooses how to run it, sizes the KV cache."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stonechat_models.backends.base import CausalModel
 from stonechat_models.checkpoint import default_model
@@ -19,11 +19,13 @@ from stonechat_models.checkpoint.support import (
     refuse_other_heads,
 )
 from stonechat_models.config import EngineConfig
+from stonechat_models.engine.batch_engine import BatchEngine
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
 from stonechat_models.engine.embeddings import ACTIVATIONS
 from stonechat_models.engine.engine import Engine
 from stonechat_models.engine.overlapped import OverlappedEngine
 from stonechat_models.engine.speculation.speculation import PromptLookup
+from stonechat_models.engine.speech_engine import SpeechEngine
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import (
     HostDevice,
@@ -32,6 +34,7 @@ from stonechat_models.hardware.device import (
     free_memory,
     usable_cores,
 )
+from stonechat_models.media.speech import MODEL_TYPES as SPEECH_TYPES
 from stonechat_models.model_file import reading
 from stonechat_models.model_info import EmbeddingInfo, ModelInfo, ModelUse, RankingInfo
 from stonechat_models.runtime.cache_sizes import (
@@ -58,13 +61,15 @@ if TYPE_CHECKING:
     from stonechat_models.runtime.ranks.parallel_model import ParallelModel
 
 DEFAULT_BATCH_TOKENS = {"cuda": 8192, "mps": 2048, "cpu": 512}
+MAX_WINDOWS = {"cuda": 16, "mps": 4, "cpu": 4}
+"""How many windows of speech a step hears."""
 EMBEDDER_BATCH_TOKENS = {"cuda": 65_536, "mps": 8192, "cpu": 4096}
 """Tokens of a batch of texts, padding included. A longer text is a batch of its own."""
 
 
 def build_engine(
     config: EngineConfig, progress: Progress, give_up: "GiveUp | None" = None
-) -> tuple[Engine | EmbeddingEngine, Tokenizer]:
+) -> tuple[Engine | BatchEngine[Any], Tokenizer]:
     """Load a model and build its engine.
 
     `give_up` ends this process. It is needed for a model that several devices share.
@@ -78,7 +83,7 @@ def build_engine(
     with reading(files.name):
         use = model_use(files.config, files.weight_format, files.embedder is not None)
         if use != "generation":
-            return _build_embedding_engine(files, config, device, progress)
+            return _build_batch_engine(files, use, config, device, progress)
         refuse_other_heads(files.config)
         refuse_encoder_decoder(files.config)
         read_packing(files)
@@ -179,6 +184,8 @@ def model_use(config: HFConfig, weight_format: WeightFormat, has_modules: bool) 
     """
     if has_modules:
         return "embeddings"
+    if config.model_type in SPEECH_TYPES:
+        return "transcription"
     generates = config.architecture.endswith(("ForCausalLM", "ForConditionalGeneration"))
     if weight_format == "gguf" or generates:
         return "generation"
@@ -189,21 +196,37 @@ def model_use(config: HFConfig, weight_format: WeightFormat, has_modules: bool) 
     return "embeddings" if is_bare_encoder(config) else "generation"
 
 
+def _build_batch_engine(
+    files: ModelFiles,
+    use: ModelUse,
+    config: EngineConfig,
+    device: "torch.device | HostDevice",
+    progress: Progress,
+) -> tuple[BatchEngine[Any], Tokenizer]:
+    """Load a model that does not generate text, and build its engine."""
+    if config.draft_model is not None:
+        raise UnsupportedModelError(f"{files.name} is for {use}: nothing is drafted")
+    if config.tensor_parallel > 1:
+        raise UnsupportedModelError(f"{files.name} is for {use}: it is not split")
+    tokenizer = Tokenizer.from_folder(files.folder)
+    if use == "transcription":
+        return _build_speech_engine(files, config, device, tokenizer, progress), tokenizer
+    return _build_embedding_engine(files, config, device, tokenizer, progress), tokenizer
+
+
 def _build_embedding_engine(
-    files: ModelFiles, config: EngineConfig, device: "torch.device | HostDevice", progress: Progress
-) -> tuple[EmbeddingEngine, Tokenizer]:
+    files: ModelFiles,
+    config: EngineConfig,
+    device: "torch.device | HostDevice",
+    tokenizer: Tokenizer,
+    progress: Progress,
+) -> EmbeddingEngine:
     from stonechat_models.backends.transformers.pooling_models.embedder import (
         TransformersEmbedder,
         load_embedder,
     )
     from stonechat_models.backends.transformers.pooling_models.reranker import load_reranker
 
-    does = "makes embeddings" if files.reranker is None else "is a reranker"
-    if config.draft_model is not None:
-        raise UnsupportedModelError(f"{files.name} {does}: nothing is drafted")
-    if config.tensor_parallel > 1:
-        raise UnsupportedModelError(f"{files.name} {does}: it is not split")
-    tokenizer = Tokenizer.from_folder(files.folder)
     model: TransformersEmbedder
     if files.reranker is not None:
         model = load_reranker(files, config, as_torch(device), tokenizer, progress)
@@ -217,7 +240,28 @@ def _build_embedding_engine(
         file_format=files.weight_format,
         notes=(*files.notes, *model.info.notes),
     )
-    return EmbeddingEngine(model), tokenizer
+    return EmbeddingEngine(model)
+
+
+def _build_speech_engine(
+    files: ModelFiles,
+    config: EngineConfig,
+    device: "torch.device | HostDevice",
+    tokenizer: Tokenizer,
+    progress: Progress,
+) -> SpeechEngine:
+    from stonechat_models.backends.transformers.speech.load import load_speech_model
+
+    model = load_speech_model(files, config, as_torch(device), tokenizer, progress)
+    max_num_seqs = config.max_num_seqs or MAX_WINDOWS[device.type]
+    model.info = replace(
+        model.info,
+        max_num_seqs=max_num_seqs,
+        max_batch_tokens=max_num_seqs * model.info.max_model_len,
+        file_format=files.weight_format,
+        notes=files.notes,
+    )
+    return SpeechEngine(model)
 
 
 def assemble_engine(

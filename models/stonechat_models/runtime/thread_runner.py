@@ -5,9 +5,9 @@ import queue
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from stonechat_models.engine.embedding_engine import EmbeddingEngine
+from stonechat_models.engine.batch_engine import BatchEngine
 from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import EngineDeadError, GrammarError
 from stonechat_models.model_info import EngineStats, ModelInfo
@@ -42,7 +42,7 @@ class _CompiledRequest:
 class EngineThread:
     """Owns the engine: once started, no other thread calls it. See `EngineRunner`."""
 
-    def __init__(self, engine: Engine | EmbeddingEngine, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: Engine | BatchEngine[Any], tokenizer: Tokenizer) -> None:
         self.engine = engine
         self.model: ModelInfo = engine.model.info
         self.tokenizer = tokenizer

@@ -25,6 +25,7 @@ from stonechat_models.text.logprob_entries import logprob_entry, prompt_entries
 from stonechat_models.text.stop_filter import StopFilter
 from stonechat_models.text.stop_strings import StopStrings
 from stonechat_models.text.tokenizer import Detokenizer, Tokenizer
+from stonechat_models.transcript import Transcript
 from stonechat_models.types import (
     CompletionDelta,
     FinishReason,
@@ -62,6 +63,7 @@ class OutputProcessor:
         self._num_cache_written_tokens = 0
         self._error: str | None = None
         self._embedding: bytes | None = None
+        self._transcript: Transcript | None = None
         self.prompt_logprobs: Sequence[TokenLogprobs] | None = None
         """The log-probabilities of the prompt that wait for `add_prompt_logprobs`."""
         self._scheduled_time: float | None = None
@@ -80,6 +82,7 @@ class OutputProcessor:
                 self._num_cache_written_tokens, output.num_cache_written_tokens
             )
             self._embedding = self._embedding or output.embedding
+            self._transcript = self._transcript or output.transcript
             if output.prompt_logprobs is not None:
                 self.prompt_logprobs = output.prompt_logprobs
             if self._scheduled_time is None:
@@ -113,6 +116,7 @@ class OutputProcessor:
             num_cache_written_tokens=self._num_cache_written_tokens,
             error=self._error,
             embedding=self._embedding,
+            transcript=self._transcript,
         )
 
     def add_prompt_logprobs(self, output: RequestOutput) -> RequestOutput:

@@ -144,4 +144,5 @@ def _card(name: str, entry: Entry) -> ModelCard:
 
 
 def _modalities(info: ModelInfo) -> list[Literal["text", "image", "audio"]]:
-    return ["text", *modalities_of(info)]
+    modalities: list[Literal["text", "image", "audio"]] = [*modalities_of(info)]
+    return modalities if info.speech is not None else ["text", *modalities]

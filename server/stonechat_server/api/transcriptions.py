@@ -15,7 +15,14 @@ _FIELDS: dict[str, Any] = {
     "file": {"type": "string", "format": "binary"},
     "model": {"type": "string"},
     "prompt": {"type": "string"},
-    "response_format": {"type": "string", "enum": ["json", "text", "verbose_json"]},
+    "response_format": {
+        "type": "string",
+        "enum": ["json", "text", "verbose_json", "srt", "vtt"],
+    },
+    "timestamp_granularities[]": {
+        "type": "array",
+        "items": {"type": "string", "enum": ["segment", "word"]},
+    },
     "temperature": {"type": "number", "minimum": 0, "maximum": 2},
     "stream": {"type": "boolean"},
     "seed": {"type": "integer"},

@@ -19,6 +19,7 @@ FIRST_REQUESTS: "Mapping[ModelUse, tuple[str, dict[str, object]]]" = {
     ),
     "embeddings": ("embeddings", {"input": "Hello."}),
     "reranking": ("rerank", {"query": "Who?", "documents": ["Nobody.", "A friend."]}),
+    "transcription": ("audio/transcriptions", {}),
 }
 """A path below `/v1` and a body for a first try, by what the model does."""
 
@@ -47,11 +48,12 @@ def start_banner(
         **(_generation_rows(model) if model.num_blocks else {}),
         **_embedding_rows(model),
         **_ranking_rows(model),
+        **_speech_rows(model),
         **_media_rows("images", model.images, model.image_refusal, f"up to {max_images} a request"),
         **_media_rows(
             "audio", model.audio, model.audio_refusal, f"up to {max_audio_clips} clips a request"
         ),
-        "batch": f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step",
+        "batch": _batch_text(model),
         **_draft_rows(model),
         **_adapter_rows(model),
     }
@@ -67,6 +69,12 @@ def start_banner(
     labelled = [*rows.items(), *(("warning", text) for text in warnings)]
     lines = [f"  {label:<9} {text}" for label, text in labelled]
     return "\n".join(["", *lines, "", *_ending(name, url, needs_key, model.use)])
+
+
+def _batch_text(model: "ModelInfo") -> str:
+    if model.speech is not None:
+        return f"{model.max_num_seqs} windows of speech per step"
+    return f"{model.max_num_seqs} sequences and {model.max_batch_tokens:,} tokens per step"
 
 
 def _draft_rows(model: "ModelInfo") -> dict[str, str]:
@@ -156,6 +164,15 @@ def _ranking_rows(model: "ModelInfo") -> dict[str, str]:
     return rows | ({"prompt": repr(info.prompt)} if info.prompt else {})
 
 
+def _speech_rows(model: "ModelInfo") -> dict[str, str]:
+    """What the model transcribes; empty if that is not what it is for."""
+    info = model.speech
+    if info is None:
+        return {}
+    languages = f"{len(info.languages)} languages" if info.languages else "English only"
+    return {"speech": f"{languages}, {'with' if info.has_words else 'without'} times of words"}
+
+
 def _media_rows(name: str, info: object, refusal: str, limit: str) -> dict[str, str]:
     """Whether prompts may have images, or audio; empty for a model that cannot take them."""
     if info is not None:
@@ -172,9 +189,15 @@ def _sampling_text(model: "ModelInfo") -> str:
 def curl_line(name: str, url: str, needs_key: bool, use: "ModelUse" = "generation") -> str:
     """A curl command for a POSIX shell that sends a request for what the model does."""
     path, fields = FIRST_REQUESTS[use]
-    body = json.dumps({"model": name, **fields})
-    quoted = body.replace("'", "'\\''")
     # Without the variable, the shell prints the text in place of running the command.
     secret = f"${{{KEY_VARIABLE}:?put an API key into this variable}}"
     key = f' -H "Authorization: Bearer {secret}"' if needs_key else ""
-    return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{quoted}'"
+    if use == "transcription":
+        return f"curl {url}/v1/{path}{key} -F file=@speech.wav -F {_quoted(f'model={name}')}"
+    body = _quoted(json.dumps({"model": name, **fields}))
+    return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d {body}"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("'", "'\\''")
+    return f"'{escaped}'"

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from stonechat_server.catalog.served_model import ServedModel
 
 
-USES = {"generation": "completion", "embeddings": "embedding", "reranking": "rerank"}
+USES = {
+    "generation": "completion",
+    "embeddings": "embedding",
+    "reranking": "rerank",
+    "transcription": "audio",
+}
 """What Ollama calls what a model does. It has no word for rerankers."""
 NEVER = datetime(9999, 12, 31, tzinfo=UTC)
 """When a model ends that stays loaded."""

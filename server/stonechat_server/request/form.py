@@ -16,8 +16,7 @@ MAX_FIELD_BYTES = 1_024
 MAX_FILENAME_LENGTH = 255
 FILE = "file"
 LIST = "[]"
-"""The end of the name of a list, which has a part for each item. Of the parts, the last counts: no
-form here takes a list."""
+"""The end of the name of a list, which has a part for each item."""
 
 
 class Sink(Protocol):
@@ -47,6 +46,8 @@ class UploadForm:
             message = "The body must be a form with a file (multipart/form-data)."
             raise APIError(400, message, code="invalid_form")
         self.fields: dict[str, str] = {}
+        self.lists: dict[str, list[str]] = {}
+        """The items of each list, by its name without `LIST`."""
         self.filename: str | None = None
         self.num_bytes = 0
         self._sink, self._max_bytes, self._too_large = sink, max_bytes, too_large
@@ -130,8 +131,13 @@ class UploadForm:
             raise invalid(name, f"The field has more than {self._max_field_bytes} bytes.")
 
     def _end_part(self) -> None:
-        if self._name != FILE:
-            self.fields[self._name[:MAX_FIELD_BYTES]] = self._value.decode("utf-8", "replace")
+        if self._name == FILE:
+            return
+        name, value = self._name[:MAX_FIELD_BYTES], self._value.decode("utf-8", "replace")
+        if name.endswith(LIST):
+            self.lists.setdefault(name.removesuffix(LIST), []).append(value)
+        else:
+            self.fields[name] = value
 
     def _end(self) -> None:
         self._is_complete = True

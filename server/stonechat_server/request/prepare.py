@@ -6,7 +6,7 @@ Tools, formats and reasoning plug in here. A plain request does not enter their 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stonechat_models import EmbeddingParams, MediaInput, SamplingParams
+from stonechat_models import EmbeddingParams, MediaInput, SamplingParams, SpeechParams
 from stonechat_server.errors import invalid
 from stonechat_server.parsers.deltas import ParserFactory
 from stonechat_server.prompt.chat_template import TEMPLATE_ERROR, RenderOptions
@@ -65,6 +65,8 @@ class PreparedRequest:
     media: tuple[MediaInput, ...] = ()
     embedding: EmbeddingParams | None = None
     """Set: the engine makes an embedding of the prompt, and generates nothing."""
+    speech: SpeechParams | None = None
+    """Set: the engine says what is said in the only medium, which has no place in the prompt."""
 
 
 def prepare(

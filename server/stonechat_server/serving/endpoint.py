@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
-from stonechat_server.errors import APIError
+from stonechat_server.errors import APIError, other_use
 from stonechat_server.request.body import parse_request
 from stonechat_server.request.field_checks import ignored_params, refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest, prepare, render
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request as HTTPRequest
 
+    from stonechat_models import ModelInfo
     from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.media.references import MediaReference
@@ -128,6 +129,11 @@ class Endpoint(ABC):
     @abstractmethod
     def read(self, wire: Any, services: "Services", identity: "Identity") -> Call:
         """Check a parsed body, and translate it. Raises `APIError` 400."""
+
+    def check_model(self, call: Call, info: "ModelInfo") -> None:
+        """Raise `APIError` 400 for what the model does not do, before any media are loaded."""
+        if self.generates and not info.generates:
+            raise other_use(info, "does not generate", "model_not_generative")
 
     def takes_long(self, call: Call) -> bool:
         """Whether to prepare even a small body in a thread.

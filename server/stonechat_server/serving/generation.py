@@ -170,6 +170,7 @@ class Generation:
             embedding=prepared.embedding,
             adapter=self.model.adapter,
             media=prepared.media,
+            speech=prepared.speech,
         )
 
     def _count(self, admission: "Admission", output: "RequestOutput") -> None:

@@ -13,20 +13,18 @@ class AudioInputDetails(msgspec.Struct, kw_only=True):
     audio_tokens: int
 
 
-class TranscriptionUsage(msgspec.Struct, kw_only=True):
+class TranscriptionUsage(msgspec.Struct, kw_only=True, tag_field="type", tag="tokens"):
     """The tokens of a transcription."""
 
-    type: Literal["tokens"] = "tokens"
     input_tokens: int
     output_tokens: int
     total_tokens: int
     input_token_details: AudioInputDetails
 
 
-class DurationUsage(msgspec.Struct, kw_only=True):
+class DurationUsage(msgspec.Struct, kw_only=True, tag_field="type", tag="duration"):
     """The length of the audio."""
 
-    type: Literal["duration"] = "duration"
     seconds: float
 
 
@@ -42,7 +40,7 @@ class TranscriptDone(msgspec.Struct, kw_only=True):
 
     type: Literal["transcript.text.done"] = "transcript.text.done"
     text: str
-    usage: TranscriptionUsage
+    usage: TranscriptionUsage | DurationUsage
     finish_reason: Literal["length"] | UnsetType = UNSET
     """An extension, there only if the text is cut off at the limit of tokens."""
 
@@ -51,12 +49,36 @@ class Transcription(msgspec.Struct, kw_only=True):
     """The text of audio."""
 
     text: str
-    usage: TranscriptionUsage
+    usage: TranscriptionUsage | DurationUsage
     finish_reason: Literal["length"] | UnsetType = UNSET
 
 
+class TranscriptionSegment(msgspec.Struct, kw_only=True):
+    """A part of the text with its times, in seconds."""
+
+    id: int
+    seek: int
+    """Where the window begins in which it was heard, in frames of 10 ms."""
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class TranscriptionWord(msgspec.Struct, kw_only=True):
+    """A word with its times, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
 class VerboseTranscription(msgspec.Struct, kw_only=True):
-    """The text of audio, and what is known of the audio. The models give no timestamps."""
+    """The text of audio, and what is known of the audio."""
 
     task: Literal["transcribe", "translate"]
     language: str
@@ -64,5 +86,8 @@ class VerboseTranscription(msgspec.Struct, kw_only=True):
     duration: float
     """Seconds."""
     text: str
+    segments: list[TranscriptionSegment] | UnsetType = UNSET
+    """Only of models that give timestamps, as are the words."""
+    words: list[TranscriptionWord] | UnsetType = UNSET
     usage: DurationUsage
     finish_reason: Literal["length"] | UnsetType = UNSET

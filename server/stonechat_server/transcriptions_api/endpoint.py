@@ -1,7 +1,7 @@
 """The endpoints of transcriptions and translations: speech in a file to text."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stonechat_server.errors import invalid, unsupported
 from stonechat_server.media.references import MediaReference
@@ -19,11 +19,13 @@ from stonechat_server.transcriptions_api.families import (
     family_of,
     variables_of,
 )
-from stonechat_server.transcriptions_api.fields import NO_TIMES, TRANSCRIPTION_FIELDS
+from stonechat_server.transcriptions_api.fields import NO_SPEAKERS, TRANSCRIPTION_FIELDS
 from stonechat_server.transcriptions_api.request import TranscriptionRequest, read_form
+from stonechat_server.transcriptions_api.speech import check_speech, prepare_speech
 from stonechat_server.transcriptions_api.writer import TranscriptCollector, TranscriptWriter
 
 if TYPE_CHECKING:
+    from stonechat_models import ModelInfo, PreparedMedia
     from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.serving.services import Services
@@ -34,8 +36,8 @@ PATHS: dict[Task, str] = {
     "transcribe": "/v1/audio/transcriptions",
     "translate": "/v1/audio/translations",
 }
-Form = Literal["json", "text", "verbose_json"]
-TIMED_FORMATS = frozenset({"srt", "vtt", "diarized_json"})
+TIMED_FORMATS = frozenset({"srt", "vtt"})
+NO_TIMES = "this model gives no timestamps"
 SHARED_FIELDS = frozenset(
     {"model", "stream", "seed", "top_p", "max_completion_tokens", "max_tokens", "user"}
 )
@@ -47,6 +49,8 @@ class TranscriptionCall(Call):
     """A call, and how its answer is read."""
 
     part: AudioPart
+    seconds: float | None = None
+    """The length of the clip, for a model that counts no tokens of audio."""
     text: TextReader = field(default_factory=TextReader)
 
 
@@ -84,9 +88,25 @@ class TranscriptionEndpoint(Endpoint):
             part=part,
         )
 
+    def check_model(self, call: Call, info: "ModelInfo") -> None:
+        wire = cast(TranscriptionRequest, call.wire)
+        if info.speech is not None:
+            check_speech(wire, self._task, info.speech)
+            return
+        super().check_model(call, info)
+        if wire.response_format in TIMED_FORMATS:
+            message = f"'response_format' cannot be {wire.response_format} ({NO_TIMES})."
+            raise unsupported("response_format", message)
+        if wire.timestamp_granularities:
+            raise unsupported("timestamp_granularities", f"There are none: {NO_TIMES}.")
+
     def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
         call, wire = cast(TranscriptionCall, call), cast(TranscriptionRequest, call.wire)
         engine = model.engine
+        if engine.model.speech is not None:
+            media, limit = _media_of(call), call.request.token_limit
+            call.seconds = media.seconds
+            return [prepare_speech(wire, self._task, limit, media, model)]
         family = family_of(engine.model.architecture)
         if self._task == "translate" and not family.translates:
             raise unsupported("model", "This model transcribes speech, and does not translate it.")
@@ -116,22 +136,26 @@ class TranscriptionEndpoint(Endpoint):
     def writer(
         self, call: Call, head: "CompletionHead", reader: "AnswerReader"
     ) -> TranscriptWriter:
-        return TranscriptWriter(head, reader, cast(TranscriptionCall, call).text)
+        call = cast(TranscriptionCall, call)
+        return TranscriptWriter(head, reader, call.text, call.seconds)
 
     def collector(self, call: Call, head: "CompletionHead") -> TranscriptCollector:
         call, wire = cast(TranscriptionCall, call), cast(TranscriptionRequest, call.wire)
-        media = call.part.media
-        assert media is not None, "the file is loaded until the request ends"
         language = "english" if self._task == "translate" else wire.language or ""
-        form = cast(Form, wire.response_format or "json")  # others are refused
-        return TranscriptCollector(form, self._task, call.text, media.seconds, language)
+        return TranscriptCollector(wire, self._task, call.text, _media_of(call).seconds, language)
+
+
+def _media_of(call: TranscriptionCall) -> "PreparedMedia":
+    media = call.part.media
+    assert media is not None, "the file is loaded until the request ends"
+    return media
 
 
 def _check(wire: TranscriptionRequest, task: Task) -> None:
     """Raise `APIError` 400 for what is not supported."""
     refuse_rejected(wire, TRANSCRIPTION_FIELDS)
-    if wire.response_format in TIMED_FORMATS:
-        message = f"'response_format' cannot be {wire.response_format} ({NO_TIMES})."
+    if wire.response_format == "diarized_json":
+        message = f"'response_format' cannot be diarized_json ({NO_SPEAKERS})."
         raise unsupported("response_format", message)
     if wire.stream and wire.response_format not in (None, "json"):
         raise invalid("response_format", "A stream has events of JSON: response_format is json.")

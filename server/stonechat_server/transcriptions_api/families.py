@@ -5,7 +5,7 @@ The prompts are those that the processors of transformers and the models' cards 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from stonechat_server.schema.messages import (
     AssistantMessage,
@@ -16,6 +16,9 @@ from stonechat_server.schema.messages import (
     UserMessage,
 )
 from stonechat_server.transcriptions_api.languages import code_of, name_of
+
+if TYPE_CHECKING:
+    from stonechat_models import Transcript
 
 Task = Literal["transcribe", "translate"]
 MARKER = "<asr_text>"
@@ -32,6 +35,8 @@ class TextReader:
 
     language = ""
     """What the model says of it, if it says it."""
+    transcript: "Transcript | None" = None
+    """Of a model that gives timestamps: all that it says."""
 
     def add(self, text: str) -> str:
         """Return what the next piece adds to the transcript."""

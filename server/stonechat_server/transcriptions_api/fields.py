@@ -3,7 +3,7 @@ checks."""
 
 from stonechat_server.schema.fields import FIELDS, FieldNote, honoured, no_effect, rejected
 
-NO_TIMES = "the models here give no timestamps and no names of speakers"
+NO_SPEAKERS = "the models here give no names of speakers"
 TRANSCRIPTION_FIELDS: dict[str, FieldNote] = {
     "file": honoured("audio: WAV, MP3, FLAC or Ogg; a model may take only short clips"),
     "model": FIELDS["model"],
@@ -14,15 +14,18 @@ TRANSCRIPTION_FIELDS: dict[str, FieldNote] = {
         "names and words that may occur; no effect with models whose format has no place for it"
     ),
     "response_format": honoured(
-        "`json` (default), `text`, or `verbose_json`, which has the duration and the language; "
-        "`srt`, `vtt` and `diarized_json`: 400, as the models give no timestamps"
+        "`json` (default), `text`, or `verbose_json`, which has the duration and the language, and "
+        "segments if the model gives timestamps; `srt` and `vtt`: 400 if it gives none; "
+        "`diarized_json`: 400"
     ),
     "temperature": honoured("0 to 2, default 0"),
     "stream": honoured("events `transcript.text.delta` and `transcript.text.done`; not `text`"),
-    "timestamp_granularities": rejected(NO_TIMES),
+    "timestamp_granularities": honoured(
+        "`segment` (default) and `word`, in `verbose_json`; 400 if the model gives no timestamps"
+    ),
     "include": rejected("log-probabilities are those of chat completions"),
-    "known_speaker_names": rejected(NO_TIMES),
-    "known_speaker_references": rejected(NO_TIMES),
+    "known_speaker_names": rejected(NO_SPEAKERS),
+    "known_speaker_references": rejected(NO_SPEAKERS),
     "chunking_strategy": no_effect("a clip is heard whole"),
     "seed": FIELDS["seed"],
     "top_p": FIELDS["top_p"],

@@ -12,7 +12,7 @@ from pydantic import Field, PrivateAttr
 
 from stonechat_server.request.body import parse_request, too_large
 from stonechat_server.request.form import UploadForm
-from stonechat_server.schema.base import WireModel
+from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.sampling_fields import Fraction, Seed, TokenLimit
 
 MAX_FIELD_BYTES = 65_536
@@ -34,7 +34,7 @@ class TranscriptionRequest(WireModel):
     ) = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     stream: bool | None = None
-    timestamp_granularities: Any = None
+    timestamp_granularities: ListOf[Literal["segment", "word"]] | None = None
     include: Any = None
     chunking_strategy: Any = None
     known_speaker_names: Any = None
@@ -45,6 +45,16 @@ class TranscriptionRequest(WireModel):
     max_completion_tokens: TokenLimit | None = None
     max_tokens: TokenLimit | None = None
     user: str | None = None
+
+    @property
+    def with_words(self) -> bool:
+        """Whether the answer has the times of words."""
+        return "word" in (self.timestamp_granularities or ())
+
+    @property
+    def with_segments(self) -> bool:
+        """Whether the answer has segments."""
+        return "segment" in (self.timestamp_granularities or ("segment",))
 
     def take_content(self) -> bytes:
         """The file, which the request then has no longer."""
@@ -58,8 +68,8 @@ def read_form(body: bytes, content_type: str) -> TranscriptionRequest:
     form = UploadForm(content_type, sink, len(body), too_large, MAX_FIELD_BYTES)
     form.feed(body)
     form.finish()
-    fields = {name.removesuffix("[]"): _value(name, text) for name, text in form.fields.items()}
-    request = parse_request(json.dumps(fields).encode(), TranscriptionRequest)
+    fields = {name: _value(name, text) for name, text in form.fields.items()}
+    request = parse_request(json.dumps(fields | form.lists).encode(), TranscriptionRequest)
     request._content = sink.getvalue()
     return request
 
@@ -68,6 +78,8 @@ def _value(name: str, text: str) -> Any:
     """The value of a field as JSON would have it. Text that is none stays text, and is refused."""
     if name == "stream" and text.lower() in ("true", "false"):
         return text.lower() == "true"
+    if name == "timestamp_granularities" and text:
+        return [text]
     if name in NUMBERS and NUMBER.fullmatch(text):
         return int(text) if text.lstrip("-").isdigit() else float(text)
     return text or None

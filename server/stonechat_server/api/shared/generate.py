@@ -20,7 +20,7 @@ from stonechat_server.admission.refusals import RefusedError
 from stonechat_server.api.shared.media_loading import load_media, renamed
 from stonechat_server.api.shared.on_demand import answer_on_demand
 from stonechat_server.catalog.served_model import ServedModel
-from stonechat_server.errors import APIError, other_use, server_error, to_api_error
+from stonechat_server.errors import APIError, server_error, to_api_error
 from stonechat_server.request.body import check_json, discard_body, read_body, too_large
 from stonechat_server.request.field_checks import check_unknown
 from stonechat_server.schema.requests import ChatCompletionRequest
@@ -150,8 +150,7 @@ async def receive(
 async def _prepare(received: Received, model: ServedModel) -> None:
     """Load the media of a request, and make the input of the engine. Raises `APIError`."""
     endpoint = received.endpoint
-    if endpoint.generates and not model.engine.model.generates:
-        raise other_use(model.engine.model, "does not generate", "model_not_generative")
+    endpoint.check_model(received.call, model.engine.model)
     try:
         if received.call.media:
             await load_media(received, model)

@@ -1,0 +1,1 @@
+"""Models that transcribe speech, and do nothing else."""
