@@ -107,17 +107,31 @@ def test_a_part_that_fails_is_reported_and_the_rest_runs(bench, tmp_path, monkey
     assert "- model nothing: KeyError" in capsys.readouterr().out
 
 
-def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, children, tmp_path, monkeypatch):
-    hanging = tmp_path / "hanging.py"
-    hanging.write_text(
-        "import pathlib, sys, time\n"
+def part_that_ends(end, tmp_path):
+    """A script that has found something when it runs the line `end`."""
+    script = tmp_path / "part.py"
+    script.write_text(
+        "import os, pathlib, sys, time\n"
         "sys.stdin.readline()\n"
         "notes = pathlib.Path(sys.argv[sys.argv.index('--notes') + 1])\n"
         "notes.with_suffix('.tmp').write_text('{\"found\": 1}')\n"
         "notes.with_suffix('.tmp').replace(notes)\n"
-        "time.sleep(600)\n"
+        f"{end}\n"
     )
-    monkeypatch.setattr(children, "SCRIPT", hanging)
+    return script
+
+
+def test_a_part_that_is_killed_keeps_its_results(bench, children, tmp_path, monkeypatch):
+    """As the kernel kills one that takes all memory."""
+    script = part_that_ends("os.kill(os.getpid(), 9)", tmp_path)
+    monkeypatch.setattr(children, "SCRIPT", script)
+    results = {}
+    children.Child("device", tmp_path / "part.json", ["--out", str(tmp_path)]).run(100.0, results)
+    assert results == {"found": 1, "error": "ended by signal 9"}
+
+
+def test_a_part_that_hangs_is_ended_and_keeps_its_results(bench, children, tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "SCRIPT", part_that_ends("time.sleep(600)", tmp_path))
     monkeypatch.setitem(children.SECONDS, "device", 1.0)
     wait = subprocess.Popen.wait
     notes = tmp_path / "part.json"
