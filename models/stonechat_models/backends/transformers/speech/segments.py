@@ -30,6 +30,14 @@ class Part(NamedTuple):
     end: int
 
 
+class TimedToken(NamedTuple):
+    """A token, and the seconds in which it is said."""
+
+    token_id: int
+    start: float
+    end: float
+
+
 def split_at_times(
     token_ids: Sequence[int], first_time: int, num_frames: int
 ) -> tuple[list[Part], int]:
@@ -59,22 +67,23 @@ def compression_ratio(text: str) -> float:
 
 
 def words_of(
-    token_ids: Sequence[int], times: Sequence[float], tokenizer: Tokenizer, language: str
+    tokens: Sequence[TimedToken], tokenizer: Tokenizer, language: str
 ) -> tuple[SpeechWord, ...]:
-    """Return the words of a text. `times`: when each token starts, and the end of the last one.
+    """Return the words of a text.
 
     A word begins with a space, so that punctuation belongs to the word before it.
     """
     words: list[SpeechWord] = []
-    first = 0
-    for last in range(1, len(token_ids) + 1):
-        text = tokenizer.decode(token_ids[first:last])
-        if text.endswith(INCOMPLETE) and last < len(token_ids):
+    waiting: list[TimedToken] = []
+    for token in tokens:
+        waiting.append(token)
+        text = tokenizer.decode([one.token_id for one in waiting])
+        if text.endswith(INCOMPLETE) and token is not tokens[-1]:
             continue
-        start, end = times[first], times[last]
+        start = waiting[0].start
         if words and not text.startswith(" ") and language not in UNSPACED:
             text, start = words[-1].text + text, words.pop().start
-        words.append(SpeechWord(text, start, end))
-        first = last
+        words.append(SpeechWord(text, start, token.end))
+        waiting = []
     stripped = [SpeechWord(word.text.strip(), word.start, word.end) for word in words]
     return tuple([word for word in stripped if word.text])
