@@ -37,13 +37,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Keep all that was imported and collected out of later garbage collections."""
+    """Keep all that was imported and collected out of later garbage collections.
+
+    These look for garbage less often than by default, since most tests make none that is large.
+    """
     if "triton.runtime.interpreter" in sys.modules:
         from tests import triton_interpreter
 
         triton_interpreter.speed_up()
-    gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
     gc.enable()
 
 
