@@ -80,7 +80,8 @@ def _shell(folder: str, command: str, work: Path) -> Setup:
 def _python(folder: str, module: str, work: Path) -> Setup:
     python = CLIENTS / folder / "bin" / "python"
     command = str(python) if python.is_file() else sys.executable
-    if subprocess.run([command, "-c", f"import {module}"], capture_output=True).returncode:
+    look = f"import importlib.util; assert importlib.util.find_spec({module!r})"
+    if subprocess.run([command, "-c", look], capture_output=True).returncode:
         pytest.skip(f"{command} has no package {module} (make test-clients installs it)")
     return [command], []
 
