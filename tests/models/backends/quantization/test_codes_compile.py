@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests.models.compiled import SHARED_MEMORY, compiled_kernels
-from tests.nightly import nightly
 
 pytest.importorskip("triton")
 MODULE = "tests.models.backends.quantization.compile_code_kernels"
@@ -13,16 +12,18 @@ SCRIPTS = Path(__file__).parents[4] / "scripts/gpu"
 MAX_STACK = 16
 
 
-ALL = [[str(capability), "--all"] for capability in SHARED_MEMORY]
+@pytest.mark.nightly
+@pytest.mark.parametrize("capability", SHARED_MEMORY)
+def test_all_kernels_compile(capability, tmp_path):
+    words = ("-m", MODULE, str(capability), "--all")
+    check(compiled_kernels(tmp_path, *words, folders=(SCRIPTS,)), capability)
 
 
-@pytest.mark.parametrize("words", [["90"], *nightly(*ALL)])
-def test_kernels_compile(words, tmp_path):
-    compiled = compiled_kernels(tmp_path, "-m", MODULE, *words, folders=(SCRIPTS,))
+def check(compiled, capability):
     assert {row["kernel"] for row in compiled} == {"rows_kernel", "dequantise_kernel"}
     for row in compiled:
         assert row["stack"] <= MAX_STACK, row
-        assert row["capability"] == int(words[0])
+        assert row["capability"] == capability
         assert row["shared"] <= SHARED_MEMORY[row["capability"]], row
         has_floats = row["type"].startswith("FP8") or row["kernel"] != "rows_kernel"
         assert row["integers"] is not has_floats, row

@@ -8,7 +8,6 @@ the stack bytes of its threads.
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -295,4 +294,4 @@ def compile_all() -> None:
 
 
 if __name__ == "__main__":
-    compile_all() if sys.argv[1:] == ["--all"] else compile_some()
+    compile_all()

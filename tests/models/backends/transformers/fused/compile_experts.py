@@ -5,7 +5,6 @@ whether its machine code uses tensor cores, and the bytes of registers that its 
 """
 
 import json
-import sys
 
 import torch
 import triton
@@ -181,4 +180,4 @@ def compile_all():
 
 
 if __name__ == "__main__":
-    compile_all() if sys.argv[1:] == ["--all"] else compile_some()
+    compile_all()

@@ -7,7 +7,6 @@ bytes of registers that its threads spill.
 """
 
 import json
-import sys
 
 import torch
 import triton
@@ -87,11 +86,16 @@ def compile_others(dtype, capability):
     compile_kernel(gated_norm_kernel, dtype, NORM, 8, capability)
 
 
-if __name__ == "__main__":
-    if sys.argv[1:] != ["--all"]:
-        compile_delta(torch.bfloat16, 90)
-        sys.exit()
+def compile_some():
+    compile_delta(torch.bfloat16, 90)
+
+
+def compile_all():
     for capability in (80, 89, 90, 120):
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             compile_delta(dtype, capability)
             compile_others(dtype, capability)
+
+
+if __name__ == "__main__":
+    compile_all()
