@@ -35,14 +35,16 @@ PROMPT = [400, 500, 600, 700, 800]
 
 @pytest.fixture(scope="module")
 def config(default_model_files, tmp_path_factory) -> EngineConfig:
-    """A tiny random model with a real tokenizer, on disk."""
+    """A tiny random model with a real tokenizer, on disk, whose process imports no PyTorch."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_tiny_model(folder, "llama", default_model_files.folder, vocab_size=VOCAB_SIZE)
+    save_tiny_model(
+        folder, "llama", default_model_files.folder, vocab_size=VOCAB_SIZE, num_attention_heads=1,
+        num_key_value_heads=1, intermediate_size=64,
+    )  # fmt: skip
     return EngineConfig(
         model=str(folder),
         device="cpu",
-        dtype="float32",
-        backend="transformers",
+        backend="native",
         threads=1,
         kv_cache_bytes=4 << 20,
         engine_process=True,
