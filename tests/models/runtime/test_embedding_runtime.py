@@ -1,4 +1,4 @@
-"""The public engine with an embedding model, in a thread and in a process of its own."""
+"""The public engine with an embedding model."""
 
 import asyncio
 
@@ -53,9 +53,8 @@ def run(config, test):
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("in_process", [False, True], ids=["thread", "process"])
-def test_many_requests_at_a_time(folder, in_process):
-    config = EngineConfig(model=str(folder), device="cpu", threads=1, engine_process=in_process)
+def test_many_requests_at_a_time(folder):
+    config = EngineConfig(model=str(folder), device="cpu", threads=1)
 
     async def test(engine):
         assert engine.model.embedding.size == HIDDEN_SIZE
