@@ -1,7 +1,8 @@
 """Reads an answer that begins with calls as plain JSON, without the marks of the tool format.
 
-Small models answer so. The JSON is an object with `name` and `arguments` (or `parameters`), several
-such objects, or a list of them; a code fence, or a tag such as `<tools>`, may surround it.
+Small models answer so. The JSON is an object with `name` (or `function`) and `arguments` (or
+`parameters`), several such objects, or a list of them; a code fence, or a tag such as `<tools>`,
+may surround it.
 """
 
 from dataclasses import replace

@@ -36,6 +36,8 @@ CALLS: dict[str, tuple[str, str, list[tuple[str, Any]]]] = {
     "with whitespace": (f"\n\n {PARIS}\n", "", [PARIS_CALL]),
     "pretty": (json.dumps(json.loads(PARIS), indent=2), "", [PARIS_CALL]),
     "parameters": (GET, "", [GET_CALL]),
+    "function": (PARIS.replace('"name"', '"function"'), "", [PARIS_CALL]),
+    "function and a type": (f'{{"type": "function", "function": {GET[9:]}', "", [GET_CALL]),
     "arguments first": (
         f'{{"arguments": {PARIS_ARGUMENTS}, "name": "get_weather"}}',
         "",
@@ -78,6 +80,8 @@ TEXTS = [
     '{"arguments": {"city": 3}, "name": "get_weather"}',
     '{"city": "Paris"}',
     '{"name": "get", "name": "get"}',
+    '{"name": "get", "function": "get", "arguments": {}}',
+    '{"function": {"name": "get", "arguments": {}}}',
     '{"name": "get", "arguments": {}, "parameters": {}}',
     '{"name": "get", "arguments": {},}',
     '{"type": "object", "name": "get", "arguments": {}}',

@@ -15,7 +15,8 @@ _OPENING_FENCES = (_FENCE, _FENCE + "json")
 _OPENING_TAGS = ("<tools>", "<tool_call>", "<tool_calls>", "<function_call>", "<json>")
 """Tags that models put around such calls, beside the marks of their own format."""
 _ARGUMENT_KEYS = ("arguments", "parameters")
-_TEXT_KEYS = ("name", "type", "id")
+_NAME_KEYS = ("name", "function")
+_TEXT_KEYS = (*_NAME_KEYS, "type", "id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +133,12 @@ class BareCallReader:
 
     def _in_key(self, char: str) -> None:
         options = [key for key in (*_TEXT_KEYS, *_ARGUMENT_KEYS) if key not in self._keys]
-        if self._arguments:
-            options = [key for key in options if key not in _ARGUMENT_KEYS]
+        for same in (_ARGUMENT_KEYS, _NAME_KEYS):
+            if not self._keys.isdisjoint(same):
+                options = [key for key in options if key not in same]
         if char == '"' and self._word in options:
             self._keys.add(self._word)
-            self.is_named |= self._word == "name"
+            self.is_named |= self._word in _NAME_KEYS
             self._state = self._before_colon
             return
         self._word += char
@@ -159,9 +161,10 @@ class BareCallReader:
             self._fail()
 
     def _in_text(self, char: str) -> None:
-        options = {"name": self._functions, "type": ("function",)}.get(self._key)
+        is_name = self._key in _NAME_KEYS
+        options = self._functions if is_name else ("function",) if self._key == "type" else None
         if char == '"' and (options is None or self._word in options):
-            self._name = self._word if self._key == "name" else self._name
+            self._name = self._word if is_name else self._name
             self._state = self._after_value
             return
         self._word += char
