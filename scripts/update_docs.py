@@ -19,6 +19,7 @@ from stonechat_server.cli import COMMANDS, load_command
 from stonechat_server.commands import serve
 from stonechat_server.completions_api.fields import COMPLETION_FIELDS
 from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
+from stonechat_server.infill_api.fields import INFILL_FIELDS
 from stonechat_server.messages_api.fields import FIELDS as MESSAGES_FIELDS
 from stonechat_server.ollama_api.fields import TABLE as OLLAMA_FIELDS
 from stonechat_server.options import detail
@@ -119,6 +120,7 @@ FIELD_TABLES = {
     "chat-completions": CHAT_FIELDS,
     "completions": COMPLETION_FIELDS,
     "embeddings": EMBEDDING_FIELDS,
+    "infill": INFILL_FIELDS,
     "rerank": RERANK_FIELDS,
     "messages": MESSAGES_FIELDS,
     "ollama": OLLAMA_FIELDS,

@@ -22,6 +22,7 @@ from stonechat_server.api import (
     embeddings,
     files,
     health,
+    infill,
     messages,
     metrics,
     models,
@@ -62,7 +63,7 @@ CPU_BATCH_REQUESTS = 32
 models. With more of them each step takes longer, which other requests feel."""
 
 ROUTES = (
-    *(chat, completions, responses, messages, embeddings, rerank, transcriptions),
+    *(chat, completions, responses, messages, embeddings, rerank, transcriptions, infill),
     *(files, batches, ollama, render, tokens, models, health, metrics),
 )
 

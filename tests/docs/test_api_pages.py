@@ -18,6 +18,7 @@ from stonechat_models import (
     RequestOutput,
 )
 from stonechat_server.app import create_app
+from stonechat_server.completions_api.fill_in import FORMATS
 from stonechat_server.settings import Settings
 from tests.server.api.openapi.test_document import schema_problems
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
@@ -65,7 +66,9 @@ def client() -> Iterator[TestClient]:
             embedding=EMBEDDING,
             ranking=RankingInfo(activation="Sigmoid"),
         ),
-        tokenizer=WrappedTokenizer(vocab_size=VOCAB_SIZE),
+        tokenizer=WrappedTokenizer(
+            vocab_size=VOCAB_SIZE, added_tokens=frozenset(FORMATS[0].tokens)
+        ),
     )
     settings = Settings(served_model_name=[MODEL])
     with TestClient(create_app(settings, engine), "http://localhost") as client:

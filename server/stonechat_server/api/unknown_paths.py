@@ -41,7 +41,6 @@ COMPLETIONS_INSTEAD = "That is another server's own API; here, use POST /v1/comp
 NOTES = {
     **dict.fromkeys(MANAGEMENT, NO_MANAGEMENT),
     "/completion": COMPLETIONS_INSTEAD,
-    "/infill": COMPLETIONS_INSTEAD,
     "/generate": COMPLETIONS_INSTEAD,
     "/generate_stream": COMPLETIONS_INSTEAD,
     "/engines": COMPLETIONS_INSTEAD,

@@ -22,11 +22,12 @@ from stonechat_server.request.sampling_params import (
 from stonechat_server.schema.fields import OTHER_NAMES
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.streaming.answer_reader import AnswerReader
-from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.streaming.answer_writer import AnswerWriter, Collector, CompletionHead
 
 if TYPE_CHECKING:
     from stonechat_server.access.auth import Identity
     from stonechat_server.catalog.served_model import ServedModel
+    from stonechat_server.schema.base import WireModel
     from stonechat_server.serving.services import Services
 
 MAX_CHOICES = 2048
@@ -52,7 +53,7 @@ class CompletionsEndpoint(Endpoint):
     """Text completions."""
 
     path = "/v1/completions"
-    wire_type = CompletionRequest
+    wire_type: "type[WireModel]" = CompletionRequest
     id_prefix = "cmpl-"
     prompt_fields = frozenset({"prompt", "suffix"})
 
@@ -80,8 +81,7 @@ class CompletionsEndpoint(Endpoint):
         request, engine = cast(CompletionRequest, call.request), model.engine
         max_total = model.settings.max_completion_total
         form = model.structure.text_form(request)
-        as_text = model.settings.special_tokens_as_text
-        encoder = PromptEncoder(request, engine, as_text=as_text)
+        encoder = self.encoder(call, model)
         predicted = prediction_token_ids(request, engine) if request.prediction else ()
         prompts = [encoder.encode(prompt, path) for path, prompt in prompts_of(request)]
         limits = [_limits(request, model, prompt, len(prompts)) for prompt in prompts]
@@ -110,12 +110,17 @@ class CompletionsEndpoint(Endpoint):
             for prompt, limit in zip(prompts, limits, strict=True)
         ]
 
-    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> CompletionWriter:
+    def encoder(self, call: Call, model: "ServedModel") -> PromptEncoder:
+        """What encodes the prompts of a request. Raises `APIError` 400."""
+        as_text = model.settings.special_tokens_as_text
+        return PromptEncoder(cast(CompletionRequest, call.request), model.engine, as_text=as_text)
+
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> AnswerWriter:
         request = cast(CompletionRequest, call.request)
         prompts = [prompt.prompt for prompt in cast(Sequence[PreparedPrompt], call.prepared)]
         return CompletionWriter(head, reader, WriterOptions.of(request), prompts)
 
-    def collector(self, call: Call, head: CompletionHead) -> CompletionCollector:
+    def collector(self, call: Call, head: CompletionHead) -> Collector:
         return CompletionCollector(head, cast(CompletionRequest, call.request))
 
 

@@ -57,7 +57,7 @@ class PromptEncoder:
         self._as_text = as_text
         self._echoes = bool(request.echo)
         self._suffix = request.suffix or ""
-        self._fill_in = _fill_in(tokenizer) if request.suffix else None
+        self._fill_in = known_fill_in(tokenizer, "suffix") if request.suffix else None
         is_added = request.add_special_tokens is not False
         self._beginning = _added_before(tokenizer) if is_added else []
 
@@ -122,11 +122,14 @@ def _spells(pieces: list[bytes], text: str) -> bool:
     return b"".join(as_shown(pieces, text)).startswith(text.encode())
 
 
-def _fill_in(tokenizer: "Tokenizer") -> FillInFormat:
+def known_fill_in(tokenizer: "Tokenizer", param: str) -> FillInFormat:
+    """How the model is told of a gap. Raises `APIError` 400, for `param`, if it has no tokens."""
     found = fill_in_format(tokenizer.added_tokens)
     if found is None:
-        message = "This model's tokenizer has no tokens to fill in the middle, which suffix needs."
-        raise unsupported("suffix", message)
+        message = (
+            f"This model's tokenizer has no tokens to fill in the middle, which '{param}' needs."
+        )
+        raise unsupported(param, message)
     return found
 
 

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stonechat_server.app import create_app
+from stonechat_server.completions_api.fill_in import FORMATS
 from stonechat_server.settings import Settings
 from tests.server.bodies import error_of
-from tests.server.fake_engine import FakeEngine
+from tests.server.fake_engine import ByteTokenizer, FakeEngine
 
 HI = {"role": "user", "content": "hi"}
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -106,6 +107,19 @@ BODIES: dict[str, dict[str, Any]] = {
         "stream": False,
         "stop": ["x"],
         "logit_bias": {"5": -1},
+    },
+    "/infill": {
+        "model": "tiny-test",
+        "input_prefix": "a",
+        "input_suffix": "b",
+        "input_extra": [{"filename": "x", "text": "hi"}],
+        "prompt": "there",
+        "n_predict": 3,
+        "n_indent": 1,
+        "t_max_predict_ms": 100,
+        "samplers": ["top_k"],
+        "response_fields": ["content"],
+        "stream": False,
     },
     "/v1/responses": RESPONSES,
     "/v1/responses/input_tokens": RESPONSES,
@@ -251,7 +265,8 @@ def mutate(draw: st.DataObject, body: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
-    app = create_app(Settings(), FakeEngine())
+    tokenizer = ByteTokenizer(added_tokens=frozenset(FORMATS[0].tokens))
+    app = create_app(Settings(), FakeEngine(tokenizer=tokenizer))
     with TestClient(app, "http://127.0.0.1:8000", raise_server_exceptions=False) as client:
         yield client
 

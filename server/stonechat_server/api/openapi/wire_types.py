@@ -14,6 +14,8 @@ from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.embeddings_api.answer import EmbeddingList
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.files_api.answer import DeletedFile, FileList, FileObject
+from stonechat_server.infill_api.answer import InfillAnswer
+from stonechat_server.infill_api.request import InfillRequest
 from stonechat_server.messages_api.answer import MessageAnswer, MessageEvent, TokenCount
 from stonechat_server.messages_api.errors import MessagesError
 from stonechat_server.messages_api.models import ModelInfo, ModelPage
@@ -66,7 +68,7 @@ PREFIXES = {
 }
 """What the name of a type begins with, by its package, if several types have its name."""
 REQUESTS: tuple[type[BaseModel], ...] = (
-    *(ChatCompletionRequest, CompletionRequest, ResponsesRequest),
+    *(ChatCompletionRequest, CompletionRequest, InfillRequest, ResponsesRequest),
     *(MessagesRequest, CountTokensRequest, EmbeddingRequest),
     *(RerankRequest, ScoreRequest, BatchRequest),
     *(tokens.TokenizeTextRequest, tokens.TokenizeChatRequest, tokens.DetokenizeRequest),
@@ -74,7 +76,7 @@ REQUESTS: tuple[type[BaseModel], ...] = (
     *(OllamaChat, OllamaGenerate, OllamaEmbed, OllamaEmbeddings, OllamaModelName),
 )
 ANSWERS: tuple[type, ...] = (
-    *(ChatCompletion, ChatCompletionChunk, Completion, Response),
+    *(ChatCompletion, ChatCompletionChunk, Completion, InfillAnswer, Response),
     *(ResponseItemList, DeletedResponse, InputTokens),
     *(MessageAnswer, TokenCount, MessagesError, EmbeddingList),
     *(RerankAnswer, ScoreList),
@@ -93,6 +95,7 @@ _MESSAGES = [{"role": "user", "content": "Name a river."}]
 EXAMPLES: dict[str, dict[str, object]] = {
     "ChatCompletionRequest": {"messages": _MESSAGES, "max_completion_tokens": 50},
     "CompletionRequest": {"prompt": "The river is called", "max_tokens": 50},
+    "InfillRequest": {"input_prefix": "def add(a, b):\n", "input_suffix": "\n", "n_predict": 50},
     "ResponsesRequest": {"input": "Name a river.", "max_output_tokens": 50},
     "MessagesRequest": {"messages": _MESSAGES, "max_tokens": 50},
     "CountTokensRequest": {"messages": _MESSAGES},

@@ -56,6 +56,8 @@ def test_the_examples_of_bodies_are_accepted(client: TestClient, document: Docum
             continue
         if path.startswith(("/v1/models/", "/api/show", "/api/pull")):  # these name a model
             continue
+        if path == "/infill":  # needs a model for code
+            continue
         media = operations["post"]["requestBody"]["content"]["application/json"]
         text, *images = [each["value"] for each in media["examples"].values()]
         for example in (text, *images):

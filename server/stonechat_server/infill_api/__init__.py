@@ -1,0 +1,1 @@
+"""llama.cpp's endpoint to fill in the middle of a text, which editors use."""
