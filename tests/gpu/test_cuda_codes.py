@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from stonechat_models.backends.quantization.code_products import dequantise_into
-from stonechat_models.backends.quantization.coded_linear import (
-    CodedLinear,
-    dequantised,
-    merged_coded,
-)
+from stonechat_models.backends.quantization.coded_linear import CodedLinear, merged_coded
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.quantization.random_codes import (
     random_blocks,
@@ -38,6 +34,7 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
 from tests.gpu.built import build
 from tests.models.coded_gguf import write_coded_gguf
+from tests.models.dequantised import dequantised
 from tests.models.engines import deviations, generate_all, greedy
 from tests.models.packed_writers import CASES, is_linear_or_expert, save_packed, stack_experts
 
@@ -112,7 +109,7 @@ def test_ways_for_some_rows_are_timed_and_run_in_a_graph(device):
         for seed in range(2):
             torch.manual_seed(seed)
             x.copy_(torch.randn_like(x))
-            expected = x.double() @ layer.dequantised().double().T
+            expected = x.double() @ dequantised(layer).double().T
             assert float((replay() - expected).norm() / expected.norm()) < 7e-3
 
 
@@ -126,7 +123,7 @@ def test_products_run_in_a_graph(device):
         for seed in range(2):
             torch.manual_seed(seed)
             x.copy_(torch.randn_like(x))
-            expected = x.double() @ layer.dequantised().double().T
+            expected = x.double() @ dequantised(layer).double().T
             assert float((replay() - expected).norm() / expected.norm()) < 6e-3
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.coded_linear import dequantised
 from stonechat_models.backends.quantization.random_codes import random_codes
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
@@ -22,6 +21,7 @@ from stonechat_models.backends.transformers.fused.moe.experts import (
 from stonechat_models.backends.transformers.fused.moe.mixture import FusedMixture
 from stonechat_models.backends.transformers.fused.moe.router import FusedRouter, Scoring
 from tests.gpu.test_cuda_engine import assert_near, build, prompts, tiny_pair
+from tests.models.dequantised import dequantised
 from tests.models.engines import generate_all, greedy
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}

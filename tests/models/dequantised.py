@@ -1,9 +1,11 @@
-"""The weights that quantised linear layers multiply by."""
+"""The weights that quantised layers multiply by."""
 
 import ctypes
 
 import torch
 
+from stonechat_models.backends.quantization.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.codes import Codes
 from stonechat_models.backends.quantization.cpu_linear import (
     NativeLinear,
     TorchLinear,
@@ -13,9 +15,20 @@ from stonechat_models.backends.quantization.fp8_linear import Fp8Linear
 from stonechat_models.backends.quantization.groupwise import GroupwiseWeight
 
 
-def dequantised(layer: torch.nn.Module | GroupwiseWeight) -> torch.Tensor:
+def dequantised(layer: torch.nn.Module | GroupwiseWeight | Codes) -> torch.Tensor:
     """float32[out_features, in_features]"""
     match layer:
+        case Codes():
+            from stonechat_models.backends.quantization.code_products import dequantise_into
+
+            values = torch.empty(layer.shape, dtype=torch.float32, device=layer.low.device)
+            dequantise_into(values, layer)
+            return values
+        case CodedLinear():
+            values = torch.cat([dequantised(part) for part in layer.parts])
+            if layer.order is None:
+                return values
+            return torch.empty_like(values).index_copy_(1, layer.order, values)
         case NativeLinear():
             values = torch.empty(layer.out_features, layer._k)
             for i, row in enumerate(values):

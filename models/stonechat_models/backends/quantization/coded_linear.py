@@ -109,15 +109,6 @@ class CodedLinear(QuantizedLinear):
             start = end
         return output
 
-    def dequantised(self) -> torch.Tensor:
-        """The weight that the product multiplies by, float32[out_features, in_features]."""
-        values = torch.cat([dequantised(part) for part in self.parts])
-        if self.order is None:
-            return values
-        weight = torch.empty_like(values)
-        weight[:, self.order] = values
-        return weight
-
 
 def merged_coded(linears: Sequence[CodedLinear]) -> CodedLinear | None:
     """One layer with the outputs of all `linears` in order, or None if they cannot be merged.
@@ -172,12 +163,3 @@ class CodedEmbedding(nn.Module):
         if self.scale is not None:
             rows *= self.scale
         return rows.view(*ids.shape, self.embedding_dim)
-
-
-def dequantised(codes: Codes) -> torch.Tensor:
-    """The whole weight, float32[n, k]."""
-    from stonechat_models.backends.quantization.code_products import dequantise_into
-
-    values = torch.empty(codes.shape, dtype=torch.float32, device=codes.low.device)
-    dequantise_into(values, codes)
-    return values

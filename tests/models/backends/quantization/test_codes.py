@@ -10,12 +10,12 @@ from stonechat_models.backends.quantization.code_products import dequantise_into
 from stonechat_models.backends.quantization.coded_linear import (
     CodedEmbedding,
     CodedLinear,
-    dequantised,
     merged_coded,
 )
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.quantization.random_codes import random_blocks, random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
+from tests.models.dequantised import dequantised
 from tests.nightly import nightly
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -89,7 +89,7 @@ def test_rows_of_activations_need_not_be_contiguous():
     layer = CodedLinear([codes], None, Scratch(DEVICE, torch.float32), torch.float32)
     wide = random_rows(3, 512, torch.float32).to(DEVICE)
     for x in (wide[:, :256], wide[:, ::2], wide[::2, 256:], wide[:0, :256]):
-        torch.testing.assert_close(layer(x), x.double() @ layer.dequantised().double().T, **NEAR)
+        torch.testing.assert_close(layer(x), x.double() @ dequantised(layer).double().T, **NEAR)
 
 
 NEAR = {"check_dtype": False, "rtol": 1e-3, "atol": 2e-3}
@@ -131,7 +131,7 @@ def test_columns_in_another_order():
     codes = random_codes("Q8_0", 8, 256, DEVICE)
     layer = CodedLinear([codes], None, Scratch(DEVICE, torch.float32), torch.float32, order)
     x = random_rows(2, 256, torch.float32).to(DEVICE)
-    weight = layer.dequantised()
+    weight = dequantised(layer)
     assert not torch.equal(weight, dequantised(codes))
     torch.testing.assert_close(layer(x), x @ weight.T, **NEAR)
 

@@ -6,14 +6,11 @@ import torch
 pytest.importorskip("triton")
 
 from stonechat_models.backends.quantization.code_products import dequantise_into
-from stonechat_models.backends.quantization.coded_linear import (
-    CodedLinear,
-    dequantised,
-    merged_coded,
-)
+from stonechat_models.backends.quantization.coded_linear import CodedLinear, merged_coded
 from stonechat_models.backends.quantization.codes import Codes
 from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
 from stonechat_models.backends.quantization.scratch import Scratch
+from tests.models.dequantised import dequantised
 from tests.models.packed_writers import E2M1, e4m3_values
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,7 +93,7 @@ def test_merged_layers_keep_the_factor_of_each():
     assert merged is not None
     assert len(merged.parts) == 1
     expected = torch.cat([weight for _, weight in parts]).float()
-    torch.testing.assert_close(merged.dequantised().cpu(), expected, **ROUNDED)
+    torch.testing.assert_close(dequantised(merged).cpu(), expected, **ROUNDED)
 
 
 def test_matrices_that_have_no_codes():

@@ -20,6 +20,7 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.checkpoint.gguf.converted_models import converted_model
 from tests.models.coded_gguf import write_coded_gguf
 from tests.models.converted_gguf import write_converted
+from tests.models.dequantised import dequantised
 from tests.models.media.compiled_models import make_model
 from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
 from tests.models.tiny_mmproj import write_mmproj, write_text
@@ -191,7 +192,7 @@ def test_the_check_runs_each_kernel(num_rows, monkeypatch):
     """A product that is wrong for one number of rows only is found."""
     codes = random_codes("Q4_K", 16, 256, DEVICE)
     layer = CodedLinear([codes], None, Scratch(DEVICE, torch.float32), torch.float32)
-    weight = layer.dequantised().cpu()
+    weight = dequantised(layer).cpu()
     stored_codes.check_product(layer, weight.__getitem__, "name")
 
     def wrong(output, x, *args, **settings):

@@ -11,11 +11,7 @@ from transformers import AutoModelForCausalLM
 pytest.importorskip("triton")
 
 from stonechat_models.backends.quantization import code_products
-from stonechat_models.backends.quantization.coded_linear import (
-    CodedEmbedding,
-    CodedLinear,
-    dequantised,
-)
+from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
 from stonechat_models.backends.quantization.group_codes import (
     Groups,
     bits_of,
@@ -38,6 +34,7 @@ from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.packed.layouts import IntegerLayout
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
+from tests.models.dequantised import dequantised
 from tests.models.packed_writers import (
     CASES,
     FP8,
@@ -112,7 +109,7 @@ def test_formats(name, tmp_path, monkeypatch):
     for key, part in module.named_modules():
         if isinstance(part, CodedLinear):
             expected = floats[f"{key}.weight"].to(DEVICE)
-            torch.testing.assert_close(part.dequantised(), expected, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(dequantised(part), expected, rtol=1e-5, atol=1e-6)
     config = EngineConfig(model=str(tmp_path))
     files = resolve_model(config, lambda line: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (8, 0))

@@ -6,7 +6,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear, dequantised
+from stonechat_models.backends.quantization.coded_linear import CodedLinear
 from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
 from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.quantization.group_codes import (
@@ -35,6 +35,7 @@ from stonechat_models.backends.transformers.fused.row_products.some_rows import 
     SomeRowsTile,
 )
 from tests.models.backends.quantization.test_codes import blocks_and_weight, error, random_rows
+from tests.models.dequantised import dequantised
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float16: 1.5e-3, torch.bfloat16: 8e-3}
@@ -221,7 +222,7 @@ def test_the_faster_way_is_chosen_for_each_number_of_rows():
     assert [(t.num_rows, t.torch, t.own) for t in timings[:2]] == [(16, 1, 2), (64, 2, 1)]
     for layer in layers:
         assert [n for n in range(1, 70) if layer._ways.get(n)] == list(range(17, 65))
-        weight = layer.dequantised().cpu()
+        weight = dequantised(layer).cpu()
         for num_rows in (3, 16, 40):
             x = random_rows(num_rows, 256, torch.bfloat16)
             assert error(layer(x.to(DEVICE)), x.double() @ weight.double().T) < 1e-2
