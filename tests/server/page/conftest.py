@@ -77,7 +77,8 @@ def browser() -> "Iterator[Browser]":
         try:
             browser = playwright.chromium.launch(
                 executable_path=path,
-                args=["--no-sandbox", "--disable-gpu"],
+                # Without either rasterizer there is no process for a GPU.
+                args=["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"],
             )
         except sync_api.Error as error:
             pytest.skip(f"no Chromium to run: {str(error).splitlines()[0]}")
