@@ -22,11 +22,14 @@ class LineEnds(ContentParser):
         self._indent = indent
         self._max_seconds = max_seconds
         self._now = now
-        self._began = now()
+        self._began: float | None = None
+        """When the first text came."""
         self._held = ""
         self._has_lines = False
 
     def feed(self, text: str, finished: bool) -> list[ParsedDelta]:
+        now = self._now()
+        self._began = now if self._began is None else self._began
         text, self._held = self._held + text, ""
         for match in _LINE_BREAKS.finditer(text):
             self._has_lines = True
@@ -37,5 +40,5 @@ class LineEnds(ContentParser):
             if indent < self._indent and match.end() < len(text):
                 return [*super().feed(text[: match.start()], finished), EndDelta()]
         deltas = super().feed(text, finished)
-        is_late = 0 < self._max_seconds < self._now() - self._began
+        is_late = 0 < self._max_seconds < now - self._began
         return [*deltas, EndDelta()] if is_late and self._has_lines and not finished else deltas

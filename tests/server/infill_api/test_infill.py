@@ -141,7 +141,8 @@ def read(text: str, indent: int, late_after: int | None = None) -> tuple[str, bo
 
     def run(pieces: list[str]) -> tuple[str, bool]:
         now = [0.0]
-        parser = LineEnds(indent, 0.0 if late_after is None else late_after - 0.5, lambda: now[0])
+        parser = LineEnds(indent, 0.0 if late_after is None else late_after - 1.5, lambda: now[0])
+        now[0] = 100.0  # the prompt took long
         deltas = []
         for piece in [*pieces, ""]:
             now[0] += 1
