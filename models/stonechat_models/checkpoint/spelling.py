@@ -4,12 +4,20 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 SIMILARITY = 0.7
+MIN_START = 3
+"""Characters of a word that may be the beginning of a longer name."""
 
 
 def nearest(word: str, spellings: Mapping[str, str]) -> str | None:
-    """Return the name whose spelling is most like `word`, or None. Case does not count."""
+    """Return the name whose spelling is most like `word`, or None. Case does not count.
+
+    If none is much like it, that is the shortest one that begins with it.
+    """
     by_folded = {spelling.casefold(): name for spelling, name in spellings.items()}
-    found = get_close_matches(word.casefold(), by_folded, n=1, cutoff=SIMILARITY)
+    folded = word.casefold()
+    found = get_close_matches(folded, by_folded, n=1, cutoff=SIMILARITY)
+    if not found and len(folded) >= MIN_START:
+        found = sorted((s for s in by_folded if s.startswith(folded)), key=len)
     return by_folded[found[0]] if found else None
 
 
