@@ -56,8 +56,8 @@ class ModelSettings(BaseSettings):
     )
     mmproj: str | None = model_option(
         None,
-        "GGUF file with the vision part of a GGUF model, or its name on the hub, or none (default: "
-        "the mmproj file beside the model or in its repository, if there is one)",
+        "GGUF file with the vision and audio parts of a GGUF model, or its name on the hub, or "
+        "none (default: the mmproj file beside the model or in its repository, if there is one)",
         metavar="FILE",
     )
     trust_remote_code: bool = model_option(False, "run the Python code that comes with the model")

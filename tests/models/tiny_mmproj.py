@@ -15,6 +15,7 @@ import transformers
 from transformers import PreTrainedTokenizerFast
 
 from tests.models.converted_gguf import write_converted
+from tests.models.media.audio_prompts import AudioModel
 from tests.models.media.prompts import VisionModel
 from tests.models.vision_models import ALL_FAMILIES, vision_tokenizer
 
@@ -48,17 +49,30 @@ def write_text(
     without: str = "",
 ) -> Path:
     """Write the language model and the tokenizer. `without`: a token that the vocabulary lacks."""
-    whole, (architecture, class_name, config_name) = model.module, TEXTS[name]
+    tokenizer = vision_tokenizer(ALL_FAMILIES[name])
+    return write_text_of(model, tokenizer, TEXTS[name], path, kind, without)
+
+
+def write_text_of(
+    model: VisionModel | AudioModel,
+    tokenizer: PreTrainedTokenizerFast,
+    names: tuple[str, str, str],
+    path: Path,
+    kind: gguf.GGMLQuantizationType | None = None,
+    without: str = "",
+) -> Path:
+    """`names`: the architecture of the file, and the classes for the text alone."""
+    whole, (architecture, class_name, config_name) = model.module, names
     config = whole.config.get_text_config().to_dict()
     config.pop("model_type")
-    config["tie_word_embeddings"] = bool(whole.config.tie_word_embeddings)
+    is_tied = getattr(whole.config, "tie_word_embeddings", config.get("tie_word_embeddings"))
+    config["tie_word_embeddings"] = bool(is_tied)
     text = getattr(transformers, class_name)(getattr(transformers, config_name)(**config))
     weights = {f"model.{k}": v for k, v in whole.get_decoder().state_dict().items()}
     weights["lm_head.weight"] = whole.get_output_embeddings().weight
     text.load_state_dict(weights)
 
     def write_tokenizer(writer: Writer, vocab_size: int) -> None:
-        tokenizer = vision_tokenizer(ALL_FAMILIES[name])
         template = (model.folder / "chat_template.jinja").read_text()
         add_tokenizer(writer, tokenizer, vocab_size, without, template)
 
@@ -253,7 +267,7 @@ def first(size: Any) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-def tower_tensors(model: VisionModel, name: str) -> dict[str, torch.Tensor]:
+def tower_tensors(model: VisionModel | AudioModel, name: str) -> dict[str, torch.Tensor]:
     """Return the tensors of the file of the vision part."""
     whole, (_, change, _) = model.module, PROJECTORS[name]
     vision = whole.config.vision_config.to_dict()
@@ -265,7 +279,7 @@ def tower_tensors(model: VisionModel, name: str) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     kept = whole.state_dict().keys()
     for own, parameter in (*whole.named_parameters(), *whole.named_buffers()):
-        if own not in kept:
+        if own not in kept or "audio" in own:
             continue
         for changed, values in change(own, parameter, vision) if id(parameter) not in text else ():
             target = names.get_name(changed, try_suffixes=(".weight", ".bias", *BOUNDS)) or changed
@@ -277,7 +291,7 @@ def tower_tensors(model: VisionModel, name: str) -> dict[str, torch.Tensor]:
 
 
 def write_mmproj(
-    model: VisionModel,
+    model: VisionModel | AudioModel,
     name: str,
     path: Path,
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
@@ -285,10 +299,12 @@ def write_mmproj(
     skip: str = "",
     projector: str = "",
     depth: int = 0,
+    add_audio: Callable[[Writer], None] | None = None,
 ) -> Path:
     """Write the vision part. Matrices are `kind` if their rows fit. `skip`: a metadata key.
 
-    `depth`: another number of layers than there are.
+    `depth`: another number of layers than there are. `add_audio` writes the metadata of an audio
+    part, whose tensors are among `tensors`.
     """
     own_type, _, add = PROJECTORS[name]
     config = model.module.config.to_dict()
@@ -296,7 +312,11 @@ def write_mmproj(
     writer = gguf.GGUFWriter(path, "clip")
     writer.add_type(gguf.GGUFType.MMPROJ)
     writer.add_clip_has_vision_encoder(True)
-    writer.add_clip_projector_type(projector or own_type)
+    if add_audio is None:
+        writer.add_clip_projector_type(projector or own_type)
+    else:
+        writer.add_clip_vision_projector_type(projector or own_type)
+        add_audio(writer)
     writer.add_vision_projection_dim(config["text_config"]["hidden_size"])
     patch = first(vision["patch_size"])
     positions = vision.get("num_position_embeddings", 1600)
@@ -312,7 +332,17 @@ def write_mmproj(
     add(writer, config, processor)
     if skip:
         del writer.kv_data[0][skip]
-    for target, values in (tensors or tower_tensors(model, name)).items():
+    return write_tensors(writer, tensors or tower_tensors(model, name), kind, path)
+
+
+def write_tensors(
+    writer: Writer,
+    tensors: Mapping[str, torch.Tensor],
+    kind: gguf.GGMLQuantizationType,
+    path: Path,
+) -> Path:
+    """Write tensors and close the file. Matrices are `kind` if their rows fit."""
+    for target, values in tensors.items():
         array = np.ascontiguousarray(values.detach().float().numpy())
         is_matrix = array.ndim == 2 and "position" not in target and "norm" not in target
         fits = array.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0

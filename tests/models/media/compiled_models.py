@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.models import vision_families, vision_models
+from tests.models import audio_models, vision_families, vision_models
+from tests.models.media.audio_prompts import AudioModel
 from tests.models.media.prompts import Prompt, VisionModel
 from tests.models.test_model_file import ROOT, child_environment
 
@@ -87,7 +88,17 @@ def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Visi
     return VisionModel(folder, f"compiled {name}")
 
 
-def check(model: VisionModel, result: Any, prompt: Prompt) -> None:
+def make_audio_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> AudioModel:
+    """Return a model that hears, large enough for the compiled code."""
+    family = audio_models.FAMILIES[name]
+    text = {**family.text, "intermediate_size": 64, "head_dim": 32}
+    if name in ("audioflamingo3", "musicflamingo", "qwen2_audio"):  # its heads divide its width
+        text |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+    monkeypatch.setitem(audio_models.FAMILIES, name, replace(family, text=text))
+    return AudioModel(folder, name)
+
+
+def check(model: VisionModel | AudioModel, result: Any, prompt: Prompt) -> None:
     """The answers are equal, up to a token whose two best choices are as good but for rounding."""
     token_ids, logprobs = model.reference(prompt, NUM_OUTPUT)
     assert result.error is None

@@ -1,4 +1,5 @@
-"""Reads the vision part of a model from its own GGUF file, which llama.cpp calls `mmproj`."""
+"""Reads the vision and audio parts of a model from their own GGUF file, which llama.cpp calls
+`mmproj`."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,8 +12,10 @@ import numpy as np
 
 from stonechat_models.checkpoint.gguf.config import SEEING
 from stonechat_models.checkpoint.gguf.metadata import integer
-from stonechat_models.checkpoint.gguf.projector_configs import deep_layers, width_of
-from stonechat_models.checkpoint.gguf.projectors import PROJECTORS, Projector, Whole
+from stonechat_models.checkpoint.gguf.projectors.audio import AUDIO_PROJECTORS
+from stonechat_models.checkpoint.gguf.projectors.configs import deep_layers, width_of
+from stonechat_models.checkpoint.gguf.projectors.projector import Projector, Whole
+from stonechat_models.checkpoint.gguf.projectors.vision import PROJECTORS
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor, read_gguf
 from stonechat_models.checkpoint.gguf.weights import dequantize
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
@@ -25,14 +28,14 @@ NO_TOWER = (
 TYPES = ("BF16", "F16", "F32")
 """The types of files in the order in which one is chosen; other types are behind them."""
 AUDIO = ("a.", "mm.a.")
-"""How the names of tensors of an audio part begin, which may lie in the same file."""
-_LAYER = re.compile(r"^(v\.(?:blk|deepstack))\.(\d{1,4})\.")
+"""How the names of tensors of an audio part begin."""
+_LAYER = re.compile(r"^(a\.blk|v\.(?:blk|deepstack))\.(\d{1,4})\.")
 _KERNEL_DIMENSIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class TowerWeight:
-    """A parameter of a vision tower, and the tensors that make it."""
+    """A parameter of a tower, and the tensors that make it."""
 
     name: str
     """Its name in transformers."""
@@ -59,66 +62,85 @@ class TowerWeight:
 
 
 def read_mmproj(path: Path) -> GgufFile:
-    """Read the file of a vision part. Raises `ModelLoadError` for another file."""
+    """Read the file of a vision or audio part. Raises `ModelLoadError` for another file."""
     mmproj = read_gguf(path)
     if mmproj.architecture != "clip":
         raise ModelLoadError(
-            f"{path} is not the vision part of a model (mmproj), but a model of architecture "
-            f"{mmproj.architecture!r}"
+            f"{path} is not the vision or audio part of a model (mmproj), but a model of "
+            f"architecture {mmproj.architecture!r}"
         )
     return mmproj
 
 
-def projector_of(mmproj: GgufFile) -> Projector:
-    """Return the entry of its projector's type. Raises `UnsupportedModelError` if none exists."""
+def projectors_of(mmproj: GgufFile) -> list[Projector]:
+    """Return the entries of its parts: vision, audio, or both in this order.
+
+    An audio part without an entry is left out beside a vision part. Raises `UnsupportedModelError`
+    if no entry exists.
+    """
     name = mmproj.value("vision.projector_type") or mmproj.value("projector_type")
-    if not isinstance(name, str) or name not in PROJECTORS:
+    pairs = ((PROJECTORS, name), (AUDIO_PROJECTORS, mmproj.value("audio.projector_type") or name))
+    found = [table[str(own)] for table, own in pairs if str(own) in table]
+    known = PROJECTORS | AUDIO_PROJECTORS
+    if not found or (name is not None and str(name) not in known):
         kind = "without a type" if name is None else f"of type {name!r}"
         raise UnsupportedModelError(
-            f"{mmproj.path.name}: vision parts {kind} are not supported; those of type "
-            f"{', '.join(PROJECTORS)} are"
+            f"{mmproj.path.name}: vision and audio parts {kind} are not supported; those of type "
+            f"{', '.join(known)} are"
         )
-    return PROJECTORS[name]
+    return found
 
 
 def whole_of(mmproj: GgufFile, gguf: GgufFile) -> Whole:
-    """Return what a vision part and a language model are together.
+    """Return what the parts and a language model are together.
 
     Raises `UnsupportedModelError` if they are not parts of one model.
     """
-    projector = projector_of(mmproj)
-    whole = projector.models.get(gguf.architecture)
-    if whole is None:
+    wholes = []
+    for projector in projectors_of(mmproj):
+        if gguf.architecture not in projector.models:
+            raise UnsupportedModelError(
+                f"{mmproj.path.name} belongs to models of architecture "
+                f"{', '.join(projector.models)}, and {gguf.path.name} is one of {gguf.architecture}"
+            )
+        width, size = width_of(mmproj, *projector.output), integer(gguf, "embedding_length")
+        if width != size:
+            raise UnsupportedModelError(
+                f"{mmproj.path.name} belongs to another model than {gguf.path.name}: it makes "
+                f"embeddings of size {width}, and the model has {size}"
+            )
+        wholes.append(projector.models[gguf.architecture])
+    if len({whole.model_type for whole in wholes}) > 1:
         raise UnsupportedModelError(
-            f"{mmproj.path.name} belongs to models of architecture {', '.join(projector.models)}, "
-            f"and {gguf.path.name} is one of {gguf.architecture}"
+            f"{mmproj.path.name}: the vision part and the audio part are not those of one model"
         )
-    width, size = width_of(mmproj, *projector.output), integer(gguf, "embedding_length")
-    if width != size:
-        raise UnsupportedModelError(
-            f"{mmproj.path.name} belongs to another model than {gguf.path.name}: it makes "
-            f"embeddings of size {width}, and the model has {size}"
-        )
-    return whole
+    return wholes[0]
 
 
 def tower_weights(mmproj: GgufFile) -> Iterator[TowerWeight]:
-    """Yield the parameters of a vision tower.
+    """Yield the parameters of the towers.
 
     Raises `UnsupportedModelError` for a tensor that towers of its type do not have.
     """
-    projector, is_swapped = projector_of(mmproj), _is_swapped(mmproj)
-    order = list(projector.names)
+    projectors, is_swapped = projectors_of(mmproj), _is_swapped(mmproj)
+    of_audio = next((p for p in projectors if p.section != "vision_config"), None)
+    of_vision = next((p for p in projectors if p is not of_audio), None)
     groups: dict[str, list[tuple[int, GgufTensor]]] = {}
+    layouts = {}
     for tensor in mmproj.tensors.values():
         name = _swapped(tensor.name) if is_swapped else tensor.name
-        if name not in projector.unused and not name.startswith(AUDIO):
+        projector = of_audio if name.startswith(AUDIO) else of_vision
+        if projector is not None and name not in projector.unused:
             key, target = _place(mmproj, projector, name)
-            groups.setdefault(target, []).append((order.index(key), tensor))
+            groups.setdefault(target, []).append(([*projector.names].index(key), tensor))
+            layouts[target] = projector.layouts.get(_of_any_layer(tensor.name), _as_stored)
     for target, found in groups.items():
         parts = [tensor for _, tensor in sorted(found, key=lambda pair: pair[0])]
-        layout = projector.layouts.get(_of_any_layer(parts[0].name), lambda _, values: values)
-        yield TowerWeight(target, tuple(parts), partial(layout, mmproj))
+        yield TowerWeight(target, tuple(parts), partial(layouts[target], mmproj))
+
+
+def _as_stored(mmproj: GgufFile, values: np.ndarray) -> np.ndarray:
+    return values
 
 
 def tower_dtype(type_names: Iterable[str]) -> str:
@@ -161,8 +183,10 @@ def _is_swapped(mmproj: GgufFile) -> bool:
     Early converters wrote them so.
     """
     down = mmproj.tensors.get("v.blk.0.ffn_down.weight")
+    if down is None:
+        return False
     width = integer(mmproj, "vision.embedding_length")
-    return down is not None and down.shape[0] != width and down.shape[-1] == width
+    return down.shape[0] != width and down.shape[-1] == width
 
 
 def _swapped(name: str) -> str:

@@ -136,7 +136,8 @@ def whole_name(config: HFConfig, name: str) -> str:
 
     It is another one in a model of several parts.
     """
-    if config.raw.get("vision_config") is None or not name.startswith("model."):
+    towers = (config.raw.get("vision_config"), config.raw.get("audio_config"))
+    if towers == (None, None) or not name.startswith("model."):
         return name
     prefix = LANGUAGE_MODELS.get(config.model_type, "model.language_model.")
     return prefix + name.removeprefix("model.")

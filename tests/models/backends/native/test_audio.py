@@ -1,6 +1,5 @@
 """Models that hear whose language model is compiled answer as plain transformers does."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,12 @@ from stonechat_models.backends.native import footprint, tower_part
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.runtime.build import build_engine
-from tests.models import audio_models
 from tests.models.engines import add, greedy, run
-from tests.models.media.audio_prompts import AudioModel, sound
-from tests.models.media.compiled_models import NUM_OUTPUT, check
+from tests.models.media.audio_prompts import sound
+from tests.models.media.compiled_models import NUM_OUTPUT, check, make_audio_model
 
 CLIPS = [sound(seconds, seed) for seed, seconds in enumerate((1.1, 1.7, 3.1))]
 NAMES = ("audioflamingo3", "glmasr", "musicflamingo", "qwen2_audio", "qwen3_asr", "voxtral")
-
-
-def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> AudioModel:
-    """Return a model whose language model is large enough for the compiled code."""
-    family = audio_models.FAMILIES[name]
-    text = {**family.text, "intermediate_size": 64, "head_dim": 32}
-    if name in ("audioflamingo3", "musicflamingo", "qwen2_audio"):  # its heads divide its width
-        text |= {"num_attention_heads": 1, "num_key_value_heads": 1}
-    monkeypatch.setitem(audio_models.FAMILIES, name, replace(family, text=text))
-    return AudioModel(folder, name)
 
 
 def engine_of(folder: Path, **settings: Any) -> Any:
@@ -41,7 +29,7 @@ def engine_of(folder: Path, **settings: Any) -> Any:
 def test_answers_equal_plain_transformers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(tmp_path / "model", name, monkeypatch)
+    model = make_audio_model(tmp_path / "model", name, monkeypatch)
     prompts = {
         "one": model.prompt("Listen: # What is it?", CLIPS[0]),
         "two": model.prompt("Is # like # or not?", *CLIPS[1:3]),
@@ -64,7 +52,7 @@ def test_answers_equal_plain_transformers(
 def test_the_tower_is_loaded_alone_and_with_the_first_clip(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = make_model(tmp_path / "model", "qwen3_asr", monkeypatch)
+    model = make_audio_model(tmp_path / "model", "qwen3_asr", monkeypatch)
     engine = engine_of(tmp_path / "model")
     config = EngineConfig(model=str(tmp_path / "model"), device="cpu")
     planned = footprint(read_headers(config, lambda line: None), config)
@@ -82,7 +70,7 @@ def test_the_tower_is_loaded_alone_and_with_the_first_clip(
 
 
 def test_why_no_audio_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = make_model(tmp_path / "model", "voxtral", monkeypatch).folder
+    folder = make_audio_model(tmp_path / "model", "voxtral", monkeypatch).folder
     weights = load_file(folder / "model.safetensors")
     layer = [name for name in weights if "audio_tower" in name and ".layers.1." in name]
     cut = {name: weight for name, weight in weights.items() if name not in layer[:1]}

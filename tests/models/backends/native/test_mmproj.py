@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stonechat_models.backends.native import footprint
-from stonechat_models.checkpoint.gguf import projectors
+from stonechat_models.checkpoint.gguf.projectors import vision
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
@@ -37,7 +37,7 @@ FAMILIES = ("gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "lfm2_vl", "idef
 OTHERS = ("qwen2_vl", "qwen3_5", "qwen3_5_moe", "mistral3", "smolvlm")
 PADDING = vision_tokenizer(ALL_FAMILIES["gemma4_small"]).pad_token_id
 LFM2 = ALL_FAMILIES["lfm2_vl"].image_processor
-LFM2_LIMITS = {key: LFM2[key] for key in projectors.LFM2_LIMITS}
+LFM2_LIMITS = {key: LFM2[key] for key in vision.LFM2_LIMITS}
 BY_PYTORCH = ("gemma4", "gemma4_small")
 
 
@@ -57,8 +57,8 @@ def written(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[VisionModel, Path, Path]:
     """Return a tiny model, and the paths of its two files in `folder`."""
-    monkeypatch.setattr(projectors, "GEMMA4_TOKENS", 70)  # as the families' own processor has it
-    monkeypatch.setattr(projectors, "LFM2_LIMITS", LFM2_LIMITS)
+    monkeypatch.setattr(vision, "GEMMA4_TOKENS", 70)  # as the families' own processor has it
+    monkeypatch.setattr(vision, "LFM2_LIMITS", LFM2_LIMITS)
     is_compiled = name in TEXT_PARTS
     place = folder / "folder"
     model = make_model(place, name, monkeypatch) if is_compiled else VisionModel(place, name)

@@ -148,11 +148,11 @@ Rewrite = Callable[[Pair, Path], object]
 BROKEN: dict[str, tuple[Rewrite, str]] = {
     "a model": (
         lambda pair, path: shutil.copy(pair.text, path),
-        "is not the vision part of a model .* but a model of architecture 'gemma3'",
+        "is not the vision or audio part of a model .* but a model of architecture 'gemma3'",
     ),
     "another type": (
         lambda pair, path: write_mmproj(pair.model, "gemma3", path, projector="gemma9"),
-        "vision parts of type 'gemma9' are not supported; those of type gemma3, qwen2vl_merger",
+        "vision and audio parts of type 'gemma9' are not supported; those of type gemma3,",
     ),
     "another width": (
         lambda pair, path: write_mmproj(

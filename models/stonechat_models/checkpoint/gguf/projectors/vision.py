@@ -5,72 +5,17 @@ model's processor is set, and where the tensors belong. Metadata keys are those 
 behind `clip.`. What no file says has the value of the published models.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-
 import numpy as np
 
-from stonechat_models.checkpoint.gguf import projector_configs as configs
-from stonechat_models.checkpoint.gguf import projector_names as names
-from stonechat_models.checkpoint.gguf.metadata import Config, integer
-from stonechat_models.checkpoint.gguf.reader import GgufFile
+from stonechat_models.checkpoint.gguf.metadata import integer
+from stonechat_models.checkpoint.gguf.projectors import configs, names
+from stonechat_models.checkpoint.gguf.projectors.projector import Projector, Whole, within
 
 QWEN2_PIXELS, QWEN3_PIXELS = (3136, 12845056), (65536, 16777216)
 GEMMA4_TOKENS = 280
 """The most that an image becomes."""
 LFM2_LIMITS = {"tile_size": 512, "max_tiles": 10, "min_image_tokens": 64, "max_image_tokens": 256}
 SOFT_TOKEN = "<image_soft_token>"
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A model of two parts: its type and class in transformers."""
-
-    model_type: str
-    class_name: str
-    text_type: str = ""
-    """The type of its text. Empty: the same as without the vision part."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Projector:
-    """One type of vision parts."""
-
-    models: Mapping[str, Whole]
-    """By the architecture of the language model's file."""
-    vision: Callable[[GgufFile], Config]
-    """Returns `vision_config`."""
-    text: Callable[[GgufFile], Config] = lambda gguf: {}
-    """Returns what the config of the text says beside a vision part, by the text's file."""
-    whole: Callable[[GgufFile], Config] = lambda mmproj: {}
-    """Returns what config.json says beside its two parts."""
-    tokens: Mapping[str, str]
-    """Keys of config.json, and the tokens whose ids they have. The first one is the placeholder."""
-    spare: str = ""
-    """Matches tokens that stand for nothing. One of them becomes the placeholder if the vocabulary
-    lacks it, as that of files made from a SentencePiece model does."""
-    named_tokens: Mapping[str, str] = field(default_factory=dict)
-    """Attributes of the tokenizer, and their tokens."""
-    processor_class: str
-    image_processor: Callable[[GgufFile], Config]
-    """Returns preprocessor_config.json without the class."""
-    processor: Callable[[GgufFile], Config] = lambda mmproj: {}
-    """Returns processor_config.json without the class."""
-    names: Mapping[str, str]
-    """Names of tensors without `.weight` or `.bias`, or whole; `*` is the number of a layer.
-    Tensors with one target are joined, in this order."""
-    layouts: Mapping[str, Callable[[GgufFile, np.ndarray], np.ndarray]] = field(
-        default_factory=dict
-    )
-    """Turn the stored values of tensors, float32, into those of parameters; by whole names."""
-    unused: frozenset[str] = frozenset()
-    """Tensors that the tower does not compute with."""
-    output: tuple[str, int]
-    """A tensor, and which of its dimensions is the size of the language model's states."""
-
-
-def _in(prefix: str, names: Mapping[str, str]) -> dict[str, str]:
-    return {name: prefix + target for name, target in names.items()}
 
 
 _INTERNVL_WHOLE = Whole("internvl", "InternVLForConditionalGeneration")
@@ -85,7 +30,7 @@ _QWEN_TOKENS = {
 PROJECTORS: dict[str, Projector] = {
     "gemma3": Projector(
         models={"gemma3": Whole("gemma3", "Gemma3ForConditionalGeneration")},
-        vision=lambda m: configs.siglip(m, "siglip_vision_model", vision_use_head=False),
+        tower=lambda m: configs.siglip(m, "siglip_vision_model", vision_use_head=False),
         whole=lambda m: {"mm_tokens_per_image": configs.gemma3_tokens(m)},
         tokens={
             "image_token_index": SOFT_TOKEN,
@@ -99,10 +44,10 @@ PROJECTORS: dict[str, Projector] = {
             "eoi_token": "<end_of_image>",
         },
         processor_class="Gemma3Processor",
-        image_processor=configs.gemma3_images,
+        prepare=configs.gemma3_images,
         processor=lambda m: {"image_seq_length": configs.gemma3_tokens(m)},
         names={
-            **_in("model.vision_tower.", names.SIGLIP),
+            **within("model.vision_tower.", names.SIGLIP),
             "mm.input_projection.weight": "model.multi_modal_projector.mm_input_projection_weight",
             "mm.soft_emb_norm": "model.multi_modal_projector.mm_soft_emb_norm",
         },
@@ -111,22 +56,22 @@ PROJECTORS: dict[str, Projector] = {
     ),
     "qwen2vl_merger": Projector(
         models={"qwen2vl": Whole("qwen2_vl", "Qwen2VLForConditionalGeneration", "qwen2_vl_text")},
-        vision=configs.qwen2,
+        tower=configs.qwen2,
         tokens=_QWEN_TOKENS,
         processor_class="Qwen2VLProcessor",
-        image_processor=lambda m: configs.qwen_images(m, QWEN2_PIXELS),
-        names=_in("model.visual.", names.QWEN2),
+        prepare=lambda m: configs.qwen_images(m, QWEN2_PIXELS),
+        names=within("model.visual.", names.QWEN2),
         output=("mm.2.weight", 0),
     ),
     "qwen2.5vl_merger": Projector(
         models={
             "qwen2vl": Whole("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl_text")
         },
-        vision=configs.qwen25,
+        tower=configs.qwen25,
         tokens=_QWEN_TOKENS,
         processor_class="Qwen2_5_VLProcessor",
-        image_processor=lambda m: configs.qwen_images(m, QWEN2_PIXELS),
-        names=_in("model.visual.", names.QWEN25),
+        prepare=lambda m: configs.qwen_images(m, QWEN2_PIXELS),
+        names=within("model.visual.", names.QWEN25),
         output=("mm.2.weight", 0),
     ),
     "qwen3vl_merger": Projector(
@@ -138,16 +83,16 @@ PROJECTORS: dict[str, Projector] = {
             "qwen35": Whole("qwen3_5", "Qwen3_5ForConditionalGeneration"),
             "qwen35moe": Whole("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration"),
         },
-        vision=configs.qwen3,
+        tower=configs.qwen3,
         tokens=_QWEN_TOKENS,
         processor_class="Qwen3VLProcessor",
-        image_processor=lambda m: configs.qwen_images(m, QWEN3_PIXELS),
-        names=_in("model.visual.", names.QWEN3),
+        prepare=lambda m: configs.qwen_images(m, QWEN3_PIXELS),
+        names=within("model.visual.", names.QWEN3),
         output=("mm.2.weight", 0),
     ),
     "pixtral": Projector(
         models={"mistral3": _MISTRAL3, "llama": _MISTRAL3},
-        vision=configs.pixtral,
+        tower=configs.pixtral,
         whole=lambda m: {
             "spatial_merge_size": integer(m, "vision.spatial_merge_size"),
             "multimodal_projector_bias": "mm.1.bias" in m.tensors,
@@ -156,7 +101,7 @@ PROJECTORS: dict[str, Projector] = {
         },
         tokens={"image_token_index": "[IMG]"},
         processor_class="PixtralProcessor",
-        image_processor=lambda m: {
+        prepare=lambda m: {
             "image_processor_type": "PixtralImageProcessor",
             "patch_size": integer(m, "vision.patch_size"),
             "size": {"longest_edge": integer(m, "vision.image_size")},
@@ -166,21 +111,21 @@ PROJECTORS: dict[str, Projector] = {
             "patch_size": integer(m, "vision.patch_size"),
             "spatial_merge_size": integer(m, "vision.spatial_merge_size"),
         },
-        names=_in("model.", names.PIXTRAL),
+        names=within("model.", names.PIXTRAL),
         layouts={f"v.blk.*.attn_{part}.weight": configs.split_pairs for part in "qk"},
         unused=frozenset({"v.token_embd.img_break"}),
         output=("mm.2.weight", 0),
     ),
     "idefics3": Projector(
         models={"llama": Whole("idefics3", "Idefics3ForConditionalGeneration")},
-        vision=lambda m: configs.siglip(m, "idefics3_vision"),
+        tower=lambda m: configs.siglip(m, "idefics3_vision"),
         whole=lambda m: {"scale_factor": configs.idefics3_scale(m)},
         tokens={"image_token_id": "<image>"},
         processor_class="Idefics3Processor",
-        image_processor=configs.idefics3_images,
+        prepare=configs.idefics3_images,
         processor=lambda m: {"image_seq_len": configs.tokens(m, configs.idefics3_scale(m))},
         names={
-            **_in("model.vision_model.", names.SIGLIP),
+            **within("model.vision_model.", names.SIGLIP),
             "mm.model.fc": "model.connector.modality_projection.proj",
         },
         output=("mm.model.fc.weight", 0),
@@ -188,7 +133,7 @@ PROJECTORS: dict[str, Projector] = {
     "gemma4v": Projector(
         models={"gemma4": Whole("gemma4", "Gemma4ForConditionalGeneration")},
         text=configs.gemma4_text,
-        vision=configs.gemma4,
+        tower=configs.gemma4,
         tokens={
             "image_token_id": "<|image|>",
             "boi_token_id": "<|image>",
@@ -204,7 +149,7 @@ PROJECTORS: dict[str, Projector] = {
             "eoa_token": "<audio|>",
         },
         processor_class="Gemma4Processor",
-        image_processor=lambda m: {
+        prepare=lambda m: {
             "image_processor_type": "Gemma4ImageProcessor",
             "patch_size": integer(m, "vision.patch_size"),
             "pooling_kernel_size": configs.gemma4_kernel(m),
@@ -212,7 +157,7 @@ PROJECTORS: dict[str, Projector] = {
         },
         processor=lambda m: {"image_seq_length": GEMMA4_TOKENS},
         names={
-            **_in("model.vision_tower.", names.GEMMA4),
+            **within("model.vision_tower.", names.GEMMA4),
             "mm.input_projection": "model.embed_vision.embedding_projection",
         },
         layouts={
@@ -227,7 +172,7 @@ PROJECTORS: dict[str, Projector] = {
     ),
     "lfm2": Projector(
         models={"lfm2": Whole("lfm2_vl", "Lfm2VlForConditionalGeneration")},
-        vision=configs.siglip2,
+        tower=configs.siglip2,
         whole=lambda m: {
             "downsample_factor": integer(m, "vision.projector.scale_factor", 2),
             "projector_hidden_size": configs.width_of(m, "mm.1.weight", 0),
@@ -237,7 +182,7 @@ PROJECTORS: dict[str, Projector] = {
         },
         tokens={"image_token_id": "<image>"},
         processor_class="Lfm2VlProcessor",
-        image_processor=lambda m: {
+        prepare=lambda m: {
             "image_processor_type": "Lfm2VlImageProcessor",
             "encoder_patch_size": integer(m, "vision.patch_size"),
             "downsample_factor": integer(m, "vision.projector.scale_factor", 2),
@@ -245,7 +190,7 @@ PROJECTORS: dict[str, Projector] = {
             **configs.normalisation(m),
         },
         names={
-            **_in("model.vision_tower.", names.SIGLIP),
+            **within("model.vision_tower.", names.SIGLIP),
             "mm.input_norm": "model.multi_modal_projector.layer_norm",
             "mm.1": "model.multi_modal_projector.linear_1",
             "mm.2": "model.multi_modal_projector.linear_2",
@@ -255,7 +200,7 @@ PROJECTORS: dict[str, Projector] = {
     ),
     "internvl": Projector(
         models=dict.fromkeys(("qwen2", "qwen3", "qwen3moe", "llama"), _INTERNVL_WHOLE),
-        vision=configs.internvl,
+        tower=configs.internvl,
         whole=lambda m: {
             "downsample_ratio": 1 / integer(m, "vision.projector.scale_factor"),
             "image_seq_length": configs.internvl_tokens(m),
@@ -272,9 +217,9 @@ PROJECTORS: dict[str, Projector] = {
             "video_token": "<video>",
         },
         processor_class="InternVLProcessor",
-        image_processor=configs.internvl_images,
+        prepare=configs.internvl_images,
         processor=lambda m: {"image_seq_length": configs.internvl_tokens(m)},
-        names=_in("model.", names.INTERNVL),
+        names=within("model.", names.INTERNVL),
         layouts={
             "v.class_embd": lambda m, values: values.reshape(1, 1, -1),
             "v.position_embd.weight": lambda m, values: values.reshape(1, -1, values.shape[-1]),

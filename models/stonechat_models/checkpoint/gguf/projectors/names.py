@@ -1,4 +1,4 @@
-"""Where the tensors of vision parts belong in transformers' modules; see `Projector.names`."""
+"""Where tensors of vision and audio parts belong in transformers' modules; see `Projector`."""
 
 SIGLIP = {
     "v.patch_embd": "embeddings.patch_embedding",
@@ -114,4 +114,61 @@ INTERNVL = {
     "mm.model.mlp.0": "multi_modal_projector.layer_norm",
     "mm.model.mlp.1": "multi_modal_projector.linear_1",
     "mm.model.mlp.3": "multi_modal_projector.linear_2",
+}
+_LAYERS = {
+    "a.blk.*.ln1": "layers.*.self_attn_layer_norm",
+    "a.blk.*.attn_q": "layers.*.self_attn.q_proj",
+    "a.blk.*.attn_k": "layers.*.self_attn.k_proj",
+    "a.blk.*.attn_v": "layers.*.self_attn.v_proj",
+    "a.blk.*.attn_out": "layers.*.self_attn.out_proj",
+    "a.blk.*.ln2": "layers.*.final_layer_norm",
+    "a.blk.*.ffn_up": "layers.*.fc1",
+    "a.blk.*.ffn_down": "layers.*.fc2",
+}
+WHISPER = {
+    **_LAYERS,
+    "a.conv1d.1": "conv1",
+    "a.conv1d.2": "conv2",
+    "a.position_embd": "embed_positions",
+    "a.post_ln": "layer_norm",
+}
+QWEN3_AUDIO = {
+    **_LAYERS,
+    **{f"a.conv2d.{i}": f"conv2d{i}" for i in (1, 2, 3)},
+    "a.conv_out": "conv_out",
+    "a.post_ln": "ln_post",
+}
+GEMMA4_AUDIO_LINEARS = {
+    **{f"a.blk.*.attn_{part}": f"layers.*.self_attn.{part}_proj" for part in "qkv"},
+    "a.blk.*.attn_out": "layers.*.self_attn.post",
+    "a.blk.*.ffn_up": "layers.*.feed_forward1.ffw_layer_1",
+    "a.blk.*.ffn_down": "layers.*.feed_forward1.ffw_layer_2",
+    "a.blk.*.ffn_up_1": "layers.*.feed_forward2.ffw_layer_1",
+    "a.blk.*.ffn_down_1": "layers.*.feed_forward2.ffw_layer_2",
+    "a.blk.*.conv_pw1": "layers.*.lconv1d.linear_start",
+    "a.blk.*.conv_pw2": "layers.*.lconv1d.linear_end",
+}
+GEMMA4_AUDIO = {
+    **{f"a.conv1d.{i}": f"subsample_conv_projection.layer{i}.conv" for i in (0, 1)},
+    **{f"a.conv1d.{i}.norm": f"subsample_conv_projection.layer{i}.norm" for i in (0, 1)},
+    "a.input_projection": "subsample_conv_projection.input_proj_linear",
+    **{own: f"{name}.linear" for own, name in GEMMA4_AUDIO_LINEARS.items()},
+    **{
+        f"{own}.{bound}": f"{name}.{bound}"
+        for own, name in GEMMA4_AUDIO_LINEARS.items()
+        for bound in BOUNDS
+    },
+    "a.blk.*.ffn_norm": "layers.*.feed_forward1.pre_layer_norm",
+    "a.blk.*.ffn_post_norm": "layers.*.feed_forward1.post_layer_norm",
+    "a.blk.*.ffn_norm_1": "layers.*.feed_forward2.pre_layer_norm",
+    "a.blk.*.ffn_post_norm_1": "layers.*.feed_forward2.post_layer_norm",
+    "a.blk.*.per_dim_scale.weight": "layers.*.self_attn.per_dim_scale",
+    "a.blk.*.attn_k_rel": "layers.*.self_attn.relative_k_proj",
+    "a.blk.*.attn_pre_norm": "layers.*.norm_pre_attn",
+    "a.blk.*.attn_post_norm": "layers.*.norm_post_attn",
+    "a.blk.*.conv_dw": "layers.*.lconv1d.depthwise_conv1d",
+    "a.blk.*.conv_norm": "layers.*.lconv1d.pre_layer_norm",
+    "a.blk.*.norm_conv": "layers.*.lconv1d.conv_norm",
+    "a.blk.*.ln2": "layers.*.norm_out",
+    "a.pre_encode.out": "output_proj",
 }
