@@ -166,6 +166,9 @@ class ModelInfo:
     """This field and the three above it are 0 until the KV cache is sized."""
     keeps_state: bool = False
     """Whether the model keeps more of a sequence than the KV cache has."""
+    packs_prompts: bool = True
+    """Whether one call of the model computes all sequences of a step. If not, each prompt is a call
+    of its own."""
     state_bytes: int = 0
     """Bytes of recurrent state per sequence."""
     num_state_slots: int = 0

@@ -176,6 +176,12 @@ class ForwardBatch:
         return replace(self, media=replace(self.media, visible_ends=None))
 
     @property
+    def decodes_all(self) -> bool:
+        """Whether each sequence has one token in this step, which is not its first."""
+        starts = self.query_start_list
+        return starts == list(range(len(starts))) and min(self.context_lens_list) > 1
+
+    @property
     def num_seqs(self) -> int:
         return len(self.context_lens_list)
 

@@ -110,8 +110,7 @@ class TransformersModel:
         media = batch.media
         seen = nullcontext() if media is None else media_rows(self.module, media)
         with as_current_device(self.device), seen:
-            logits = packed_forward(
-                self.module,
+            logits = self._logits(
                 token_ids,
                 positions,
                 PagedContext(batch, self._cache, self.backend, self.bidirectional_layers),
@@ -121,6 +120,16 @@ class TransformersModel:
                 logits = logits[batch.logits_index.to(logits.device)]
             # On CUDA the sampler's kernels convert them, which spares a copy of all logits.
             return logits if self._is_on_cuda else logits.float()
+
+    def _logits(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: PagedContext,
+        logits_to_keep: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """See `packed_forward`."""
+        return packed_forward(self.module, token_ids, positions, context, logits_to_keep)
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
         with HeadTap(self.module) as tap:

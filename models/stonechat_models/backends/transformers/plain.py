@@ -49,6 +49,7 @@ class PlainModel:
             attention_backend="",
             kv_bytes_per_token=kv_bytes,
             keeps_state=True,
+            packs_prompts=False,
             state_bytes=state_bytes,
         )
 

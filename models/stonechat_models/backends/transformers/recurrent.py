@@ -1,10 +1,12 @@
 """Runs models whose layers keep a recurrent state: linear attention, state spaces, convolutions.
 
 Attention layers use the paged KV cache, as in `TransformersModel`. The other layers get their state
-through transformers' cache interface, from a pool with one slot per sequence. Such a state cannot
-be packed, so a step consists of several calls: one for all sequences that decode, [N, 1] tokens,
-and one for each prompt or part of a prompt, [1, T] tokens. A step that only decodes reads no number
-on the host, so it can be captured as a CUDA graph.
+through transformers' cache interface, from a pool with one slot per sequence. If each of them is a
+`SlotMixer`, a step is one call with packed tokens.
+
+Transformers' own layers cannot pack states. A step of theirs consists of several calls: one for all
+sequences that decode, [N, 1] tokens, and one for each prompt or part of a prompt, [1, T] tokens. A
+step that only decodes reads no number on the host, so it can be captured as a CUDA graph.
 """
 
 import inspect
@@ -36,7 +38,7 @@ from stonechat_models.backends.transformers.cache_argument import cache_argument
 from stonechat_models.backends.transformers.head_tap import HeadTap
 from stonechat_models.backends.transformers.media_rows import media_rows
 from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.backends.transformers.slot_states import SlotMixer
+from stonechat_models.backends.transformers.slot_states import SlotMixer, StepSequences
 from stonechat_models.errors import EngineError, ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import as_current_device
 from stonechat_models.hardware.transfers import to_device
@@ -109,18 +111,22 @@ class StatePool:
                 f"no memory for {num_slots} recurrent states, {size_text(needed)}: {error}"
             ) from error
 
-    def load(self, cache: Cache, slots: torch.Tensor, in_place: Set[int] = frozenset()) -> None:
-        """Give the layers of `cache` copies of the states in `slots`, int64[N].
+    def load(
+        self, cache: Cache, sequences: StepSequences, in_place: Set[int], *, has_past: bool
+    ) -> None:
+        """Give the layers of `cache` copies of the sequences' states, unless they begin.
 
-        The layers `in_place` get the states themselves, of all slots, and the slots.
+        The layers `in_place` get the states themselves, of all slots, and the sequences.
         """
-        rows = self._rows(slots)
+        rows = self._rows(sequences.slots)
         for shape, tensor in zip(self._shapes, self._tensors, strict=True):
             layer: Any = cache.layers[shape.layer]
             if shape.layer in in_place:
-                state, layer.slots = tensor, rows[tensor.device]
-            else:
+                state, layer.sequences = tensor, sequences
+            elif has_past:
                 state = tensor[rows[tensor.device]]
+            else:
+                continue
             getattr(layer, shape.kind)[shape.index] = state
             getattr(layer, f"is_{shape.kind}_initialized")[shape.index] = True
             layer.has_previous_state[shape.index] = True
@@ -128,7 +134,7 @@ class StatePool:
             if shape.kind == "conv_states":
                 layer.conv_kernel_size[shape.index] = state.shape[-1]
 
-    def store(self, cache: Cache, slots: torch.Tensor, in_place: Set[int] = frozenset()) -> None:
+    def store(self, cache: Cache, slots: torch.Tensor, in_place: Set[int]) -> None:
         """Keep the states of the layers of `cache` in `slots`, except for those `in_place`."""
         rows = self._rows(slots)
         for shape, tensor in zip(self._shapes, self._tensors, strict=True):
@@ -200,18 +206,23 @@ class RecurrentModel(TransformersModel):
         """Raises `UnsupportedModelError` if the module does not run in this way."""
         probe = ProbeContext([0, PROBE_LENGTH])
         self._shapes = probe_states(module, probe)
-        info = replace(info, keeps_state=True, state_bytes=sum(s.num_bytes for s in self._shapes))
+        self._in_place = {m.layer_idx for m in module.modules() if isinstance(m, SlotMixer)}
+        info = replace(
+            info,
+            keeps_state=True,
+            packs_prompts=all(shape.layer in self._in_place for shape in self._shapes),
+            state_bytes=sum(s.num_bytes for s in self._shapes),
+        )
         super().__init__(module, info, backend, probe=probe, kv_dtype=kv_dtype)
         self._states: StatePool | None = None
-        self._in_place = {m.layer_idx for m in module.modules() if isinstance(m, SlotMixer)}
         self.replay: Callable[[ForwardBatch], torch.Tensor] | None = None
         """How the sequences of a step that decode are computed while others have prompts: by a CUDA
         graph. None: there is none."""
 
     @property
     def copied_state_bytes(self) -> int:
-        """Bytes of a sequence's states that a decode step copies, instead of changing them where
-        they lie."""
+        """Bytes of a sequence's states that a step copies, instead of changing them where they
+        lie."""
         return sum(s.num_bytes for s in self._shapes if s.layer not in self._in_place)
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
@@ -236,9 +247,36 @@ class RecurrentModel(TransformersModel):
         """The pool keeps its size."""
 
     def forward(self, batch: ForwardBatch) -> torch.Tensor:
+        if self.info.packs_prompts:
+            return super().forward(batch)
         return self._forward(batch, self.replay)
 
+    def _logits(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        context: PagedContext,
+        logits_to_keep: torch.Tensor | None,
+    ) -> torch.Tensor:
+        cache = new_cache(self.module, 0)
+        self._load(cache, context.batch, has_past=True)
+        rows = 0 if logits_to_keep is None else logits_to_keep  # 0: all
+        tokens = token_ids.unsqueeze(0)
+        return _call(self.module, tokens, positions.unsqueeze(-2), cache, context, rows)[0]
+
+    def _load(self, cache: Cache, batch: ForwardBatch, *, has_past: bool) -> torch.Tensor:
+        """Give `cache` the states of the sequences. Returns their slots, int64[N]."""
+        assert self._states is not None
+        slots = batch.state_index
+        if slots is None:
+            slots = to_device(list(batch.state_slots), self.device, torch.int64)
+        sequences = StepSequences.of(batch, slots)
+        self._states.load(cache, sequences, self._in_place, has_past=has_past)
+        return slots
+
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.info.packs_prompts:
+            return super().forward_hidden(batch)
         with HeadTap(self.module) as tap:
             logits = self._forward(batch, None)
         parts = enumerate(_parts(batch))
@@ -249,13 +287,13 @@ class RecurrentModel(TransformersModel):
         self, batch: ForwardBatch, replay: Callable[[ForwardBatch], torch.Tensor] | None
     ) -> torch.Tensor:
         with as_current_device(self.device):
-            if _decodes_all(batch):
+            if batch.decodes_all and len(batch.logits_index) == batch.num_seqs:
                 logits = self._run(batch, 1)[:, 0]
             else:
                 calls = []
                 for indices, num_rows in _parts(batch):
                     part = batch.select(indices)
-                    if replay is not None and _decodes_all(part):
+                    if replay is not None and part.decodes_all:
                         calls.append(replay(part).unsqueeze(1))
                     else:
                         calls.append(self._run(part, num_rows))
@@ -275,12 +313,7 @@ class RecurrentModel(TransformersModel):
         cache = new_cache(self.module, start)
         if self.adapter_rows is not None:  # the part has one sequence, or a token of each
             self.adapter_rows.set(part, head_reads_all=True)
-        slots = part.state_index
-        if slots is None:
-            slots = to_device(list(part.state_slots), self.device, torch.int64)
-        in_place = self._in_place if start and length == 1 else set()
-        if start:
-            self._states.load(cache, slots, in_place)
+        slots = self._load(cache, part, has_past=start > 0)
         media, positions = part.media, part.positions.view(-1, length)
         if media is not None and media.rope_positions is not None:
             positions = media.rope_positions.view(3, -1, length)
@@ -294,14 +327,8 @@ class RecurrentModel(TransformersModel):
                 PagedContext(part, self._cache, self.backend),
                 num_rows,
             )
-        self._states.store(cache, slots, in_place)
+        self._states.store(cache, slots, self._in_place)
         return logits[:, -num_rows:]
-
-
-def _decodes_all(batch: ForwardBatch) -> bool:
-    """Whether each sequence of a step has one token, which is not its first, and one row."""
-    is_decode = batch.num_tokens == batch.num_seqs == len(batch.logits_index)
-    return is_decode and min(batch.context_lens_list) > 1
 
 
 def _parts(batch: ForwardBatch) -> list[tuple[list[int], int]]:
@@ -361,18 +388,18 @@ def _call(
     positions: torch.Tensor,
     cache: Cache,
     context: PagedContext | ProbeContext,
-    num_rows: int = 1,
+    rows: int | torch.Tensor = 1,
 ) -> torch.Tensor:
     """Return the logits [N, R, V] of token ids int64[N, T] and positions int64[N, T] or [3, N, T].
 
-    R is T, or `num_rows` if the module can select the last ones.
+    R is T, unless the module can select rows: so many of the last ones, or those of int64[R].
     """
     parameters = inspect.signature(module.forward).parameters
     extra: dict[str, Any] = {cache_argument(module.forward): cache}
     if "position_ids" in parameters:
         extra["position_ids"] = positions
     if "logits_to_keep" in parameters:
-        extra["logits_to_keep"] = num_rows
+        extra["logits_to_keep"] = rows
     logits: torch.Tensor = module(
         input_ids=token_ids, use_cache=True, stonechat=context, **extra
     ).logits

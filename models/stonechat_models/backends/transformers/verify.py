@@ -16,12 +16,13 @@ from stonechat_models.errors import UnsupportedModelError
 TOLERANCE = {
     "logits": {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.25},
     "attention": {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2},
+    "states": {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2},
     "fused": {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2},
 }
 """Largest allowed error by what is compared, and by dtype: some roundings.
 
 The unit of logits is their standard deviation; that of an attention output is its token's largest
-number; that of a fused part's output is its largest number."""
+number; that of a fused part's output and of recurrent states is their largest number."""
 
 
 def random_batch(

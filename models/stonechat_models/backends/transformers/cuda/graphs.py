@@ -61,7 +61,8 @@ class GraphedModel:
     """A model whose steps replay CUDA graphs. Steps that fit in no graph run without one.
 
     The model's KV cache must be allocated, with one more block than `info.num_blocks`, and one more
-    recurrent state than `info.num_state_slots`. If it keeps states, only decode steps have graphs.
+    recurrent state than `info.num_state_slots`. Unless it packs prompts, only decode steps have
+    graphs.
     """
 
     def __init__(self, model: CausalModel, device: torch.device) -> None:
@@ -73,7 +74,7 @@ class GraphedModel:
             info.attention_backend,
             info.max_num_seqs,
             info.max_batch_tokens,
-            keeps_state=info.keeps_state,
+            packs_prompts=info.packs_prompts,
         )
         self._decode_shapes = [shape for shape in shapes if shape.is_decode]
         self._mixed_shapes = [shape for shape in shapes if not shape.is_decode]
@@ -119,7 +120,7 @@ class GraphedModel:
             return
         if reason_of_mixed is not None:
             progress(f"running steps with prompts without CUDA graphs: {reason_of_mixed}")
-        if self.info.keeps_state:  # it computes prompts one by one, and what decodes in one call
+        if not self.info.packs_prompts:  # it computes prompts one by one, then all that decode
             cast(Any, self.model).replay = self.forward
         seconds = time.perf_counter() - started
         progress(f"captured {len(self._graphs)} CUDA graphs in {seconds:.1f} s, and checked them")
@@ -196,23 +197,23 @@ class GraphedModel:
                 previous_size = shape.seqs
             else:
                 batch = mixed_step(sequences, shape)
-            num_rows = len(batch.logits_index)
+            num_rows, num_seqs = len(batch.logits_index), batch.num_seqs
             view = self._buffers.view(shape, self.info.block_size)
             self._fill(self._buffers, batch, shape)
-            begin.restore(num_rows)
+            begin.restore(num_seqs)
             actual = self._graphs[shape]()[:num_rows].clone()
             states = begin.present()
-            begin.restore(num_rows)
+            begin.restore(num_seqs)
             expected = self.model.forward(view)[:num_rows]
             begin.refuse_other(states, tolerance)
             difference = float(logits_error(expected, actual).max())
-            begin.restore(num_rows)
+            begin.restore(num_seqs)
             if difference > tolerance and difference > 2 * self._noise(view, expected):
                 raise RuntimeError(
                     f"the graph for {shape} gives logits that are off by {difference:.2g} "
                     f"standard deviations; rounding explains {tolerance:g} at most"
                 )
-            begin.restore(num_rows)
+            begin.restore(num_seqs)
             padding_differences.append(logits_error(self.model.forward(batch), actual))
         typical = float(torch.cat(padding_differences).median()) if shapes else 0.0
         if not typical <= tolerance:
@@ -245,7 +246,7 @@ class GraphedModel:
             return None
         is_decode = batch.num_tokens == batch.num_seqs == len(batch.logits_index)
         if self.info.keeps_state and min(batch.context_lens_list) == 1:
-            return None  # a sequence that begins has no state yet
+            is_decode = False  # a sequence that begins has no state yet
         shapes = self._decode_shapes if is_decode else self._mixed_shapes
         return next((s for s in shapes if s.fits(batch) and s in self._graphs), None)
 
@@ -262,7 +263,7 @@ class GraphedModel:
 
 
 class _Beginning:
-    """The recurrent states with which the steps of a check begin: row i has that in slot i.
+    """The recurrent states with which the steps of a check begin: sequence i has that in slot i.
 
     They are the present states of the first `num_states` slots, again and again.
     """
@@ -279,10 +280,10 @@ class _Beginning:
         states: list[torch.Tensor] = self._model.read_states(self._num_states)
         return states
 
-    def restore(self, num_rows: int) -> None:
-        """Give the rows of a step these states. A step changes them."""
+    def restore(self, num_seqs: int) -> None:
+        """Give the sequences of a step these states. A step changes them."""
         if self._states:
-            self._model.write_states(self._states, num_rows)
+            self._model.write_states(self._states, num_seqs)
 
     def refuse_other(self, states: list[torch.Tensor], tolerance: float) -> None:
         """Raise `RuntimeError` if the step before has left other states than `states`."""

@@ -133,11 +133,13 @@ def step_memory(
     `ModelLoadError` if not even one such step fits.
     """
     info, block_size = model.info, model.info.block_size
-    # Models that keep a state compute each prompt in a call of its own.
-    num_seqs = 1 if info.keeps_state else info.max_num_seqs
+    num_seqs = info.max_num_seqs if info.packs_prompts else 1
     batch = largest_batch(info.max_batch_tokens, num_seqs, info.max_model_len, block_size)
     batch = _with_most_rows(batch, info)
-    model.info = replace(info, num_state_slots=batch.num_seqs if info.keeps_state else 0)
+    if info.keeps_state:  # all share one, since many may take more memory than is free
+        model.info = replace(info, num_state_slots=1)
+        shared = torch.zeros(batch.num_seqs, dtype=torch.int64)
+        batch = replace(batch, state_slots=shared.tolist(), state_index=shared)
     num_blocks = sum(-(-length // block_size) for length in batch.context_lens_list)
     # Edits of rows with log-probabilities keep these rows a second time.
     params = SamplingParams(top_p=0.9, top_logprobs=MAX_TOP_LOGPROBS, repetition_penalty=1.1)
@@ -155,7 +157,7 @@ def step_memory(
                 info.attention_backend,
                 info.max_num_seqs,
                 info.max_batch_tokens,
-                keeps_state=info.keeps_state,
+                packs_prompts=info.packs_prompts,
             )
             buffers = StaticBuffers.allocate(
                 shapes,
@@ -174,10 +176,10 @@ def step_memory(
         ) from error
     model.allocate_kv_cache(1, block_size)
     torch.cuda.empty_cache()
-    if info.keeps_state:  # a step that decodes for all: its states before and after, its logits
+    if not info.packs_prompts:  # a step that decodes for all: states before and after, logits
         copied = getattr(model, "copied_state_bytes", info.state_bytes)
         needed += info.max_num_seqs * (2 * copied + 8 * info.vocab_size)
-        needed += info.state_bytes  # that of padding
+    needed += info.state_bytes  # that of padding
     return needed
 
 

@@ -78,15 +78,15 @@ def buckets(max_num_seqs: int) -> list[int]:
 
 
 def captured_shapes(
-    attention_backend: str, max_num_seqs: int, max_batch_tokens: int, *, keeps_state: bool = False
+    attention_backend: str, max_num_seqs: int, max_batch_tokens: int, *, packs_prompts: bool = True
 ) -> list[StepShape]:
     """The shapes of decode steps, then those of mixed steps, each from the smallest on.
 
-    Mixed steps need an attention backend that reads their lengths on the device, and a model whose
-    layers do not compute each prompt alone (`keeps_state`).
+    Mixed steps need an attention backend that reads their lengths on the device, and a model that
+    computes all sequences in one call (`packs_prompts`).
     """
     shapes = [StepShape.decode(size) for size in buckets(max_num_seqs)]
-    if attention_backend == "triton" and not keeps_state:
+    if attention_backend == "triton" and packs_prompts:
         shapes += mixed_shapes(max_num_seqs, max_batch_tokens)
     return shapes
 

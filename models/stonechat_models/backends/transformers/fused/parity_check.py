@@ -32,14 +32,17 @@ def random_rows(shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     return torch.randn(*shape, generator=generator).to(like)
 
 
-def agree(expected: object, actual: object) -> bool:
-    """Whether both are tensors of one dtype and shape, and equal within a few roundings."""
+def agree(expected: object, actual: object, kind: str = "fused") -> bool:
+    """Whether both are tensors of one dtype and shape, and equal within a few roundings.
+
+    `kind`: which tolerance counts.
+    """
     if not isinstance(expected, torch.Tensor) or not isinstance(actual, torch.Tensor):
         return False
     if (expected.dtype, expected.shape) != (actual.dtype, actual.shape):
         return False
     error = relative_error(expected.float(), actual.float(), expected.float().abs().max())
-    return bool((error <= TOLERANCE["fused"][expected.dtype]).all())
+    return bool((error <= TOLERANCE[kind][expected.dtype]).all())
 
 
 def output_of(part: nn.Module, *args: Any, **kwargs: Any) -> object:

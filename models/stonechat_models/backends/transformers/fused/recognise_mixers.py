@@ -1,6 +1,9 @@
-"""Recognises the recurrent layers that can decode on the states in the pool."""
+"""Recognises the recurrent layers that can run on the states in the pool."""
 
 import logging
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +25,11 @@ from stonechat_models.backends.transformers.fused.parity_check import (
     agree,
     random_rows,
 )
-from stonechat_models.backends.transformers.slot_states import SlotMixer, SlotStates
+from stonechat_models.backends.transformers.slot_states import (
+    SlotMixer,
+    SlotStates,
+    StepSequences,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +51,8 @@ HYBRID_LAYERS = {
     **dict.fromkeys(("Qwen3NextDecoderLayer", "Qwen3_5DecoderLayer"), _QWEN),
 }
 """Layers of transformers that are norm, attention or recurrent layer, add, norm, MLP, add."""
-PROMPT_LENGTH = 6
+LENGTHS = (22, 2, 1)
+"""Tokens of each sequence of the check: its prompt, which crosses tiles, and two further steps."""
 SLOTS = (3, 0, 2)
 """Where the states of the check's sequences lie. Slot 1 is free, and the last is for padding."""
 NUM_SLOTS = 4
@@ -62,9 +70,9 @@ def fused_mixer(original: nn.Module) -> SlotMixer | None:
         return None
     fused = kind(original)
     try:
-        return fused if _decodes_alike(original, fused) else None
+        return fused if _mixes_alike(original, fused) else None
     except Exception as error:  # after any error, the model keeps its own layer
-        logger.warning("%s decodes as in transformers", type(original).__name__, exc_info=error)
+        logger.warning("%s runs as in transformers", type(original).__name__, exc_info=error)
         return None
 
 
@@ -94,39 +102,62 @@ def fused_hybrid_layer(original: nn.Module, call: Call) -> FusedHybridLayer | No
     return fused if agree(expected, actual) else None
 
 
-def _decodes_alike(original: nn.Module, fused: SlotMixer) -> bool:
-    """Whether a token after a prompt gives the same output and states, and changes no others."""
+def _mixes_alike(original: nn.Module, fused: SlotMixer) -> bool:
+    """Whether prompts, more tokens of each, and one token of each give the same outputs and states,
+    and change no other states."""
     conv = original._modules.get("conv1d") or original._modules.get("conv")
     assert isinstance(conv, nn.Conv1d)
     hidden_size = original.out_proj.out_features  # type: ignore[union-attr]
-    hidden = random_rows((len(SLOTS), PROMPT_LENGTH + 1, int(hidden_size)), conv.weight)  # type: ignore[arg-type]
+    hidden = random_rows((len(SLOTS), sum(LENGTHS), int(hidden_size)), conv.weight)  # type: ignore[arg-type]
     cache = Cache(layers=[LinearAttentionLayer() for _ in range(fused.layer_idx + 1)])
-    layer = cache.layers[-1]
-    cached = {fused.cache_name: cache}
-    original(hidden[:, :PROMPT_LENGTH], **cached)
-    states = SlotStates(
-        _pool(layer.conv_states[0]),
-        None if layer.recurrent_states[0] is None else _pool(layer.recurrent_states[0]),
-        torch.tensor([*SLOTS, NUM_SLOTS], device=hidden.device),
-    )
-    tokens = hidden[:, PROMPT_LENGTH:]
-    rows = torch.cat([tokens[:, 0], tokens[:1, 0]])  # the last one is padding
-    output = fused.decode(rows, states)[: len(SLOTS)]
-    if not agree(original(tokens, **cached)[:, 0], output):
-        return False
-    pools = [(states.conv, layer.conv_states[0]), (states.recurrent, layer.recurrent_states[0])]
-    return all(
-        agree(expected.to(hidden.dtype), pool[list(SLOTS)].to(hidden.dtype))
-        and bool((pool[[1, NUM_SLOTS]] == 1).all())
-        for pool, expected in pools
-        if pool is not None and expected is not None
+    layer, num_before = cache.layers[-1], 0
+    pools: list[Any] = []
+    for length in LENGTHS:
+        tokens = hidden[:, num_before : num_before + length]
+        expected = original(tokens, **{fused.cache_name: cache})
+        pools = pools or [_pool(layer.conv_states[0]), _pool(layer.recurrent_states[0])]
+        sequences = _sequences(length, num_before, hidden.device)
+        rows = torch.cat([tokens.flatten(0, 1), tokens[0, :1]])  # the last one is padding
+        output = fused.mix(rows, SlotStates(pools[0], pools[1], sequences))[:-1]
+        if not agree(expected, output.view(expected.shape), "states"):
+            return False
+        states = (layer.conv_states[0], layer.recurrent_states[0])
+        if not all(_is_same(*pair, hidden.dtype) for pair in zip(pools, states, strict=True)):
+            return False
+        num_before += length
+    return True
+
+
+def _sequences(length: int, num_before: int, device: torch.device) -> StepSequences:
+    """Sequences of equal length in their slots, and a token of padding."""
+    lengths = [length] * len(SLOTS) + [1]
+    contexts = [num_before + length] * len(SLOTS) + [0]
+    of_tokens = [i for i, n in enumerate(lengths) for _ in range(n)]
+
+    def numbers(values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=device)
+
+    return StepSequences(
+        slots=numbers([*SLOTS, NUM_SLOTS]).long(),
+        query_start=numbers([0, *accumulate(lengths)]),
+        context_lens=numbers(contexts),
+        of_tokens=numbers(of_tokens) if length > 1 else None,
     )
 
 
-def _pool(state: torch.Tensor) -> torch.Tensor:
-    """States in their slots, and ones in the others."""
+def _pool(state: torch.Tensor | None) -> torch.Tensor | None:
+    """Ones in all slots: a sequence that begins does not read them."""
+    if state is None:
+        return None
     if state.dim() == 4 and state[0, 0].numel() > LARGEST_STATE:
         raise ValueError(f"a head has a state of {state[0, 0].numel()} numbers")
-    pool = state.new_ones(NUM_SLOTS + 1, *state.shape[1:])
-    pool[list(SLOTS)] = state
-    return pool
+    return state.new_ones(NUM_SLOTS + 1, *state.shape[1:])
+
+
+def _is_same(pool: torch.Tensor | None, expected: torch.Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether the sequences have the states `expected`, within roundings of `dtype`, and all other
+    slots are as they were."""
+    if pool is None or expected is None:
+        return pool is expected
+    are_ones = bool((pool[[1, NUM_SLOTS]] == 1).all())
+    return are_ones and agree(expected.to(dtype), pool[list(SLOTS)].to(dtype), "states")

@@ -54,7 +54,7 @@ def test_shapes_by_attention_backend():
     decode = [StepShape(n, n, n, is_decode=True) for n in (1, 2, 4)]
     assert captured_shapes("batched", 4, 100) == decode
     assert captured_shapes("triton", 4, 100) == decode + mixed_shapes(4, 100)
-    assert captured_shapes("triton", 4, 100, keeps_state=True) == decode
+    assert captured_shapes("triton", 4, 100, packs_prompts=False) == decode
 
 
 def test_the_host_is_told_of_single_tokens_and_of_prompts():

@@ -13,7 +13,25 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stonechat_models.backends.transformers.fused.mixers import CHANNELS_AT_ONCE, tile_warps
+from stonechat_models.backends.transformers.fused.conv_kernels import (
+    conv_keep_kernel,
+    conv_packed_kernel,
+)
+from stonechat_models.backends.transformers.fused.mixers import (
+    CHANNELS_AT_ONCE,
+    COLUMNS_AT_ONCE,
+    SCAN_WARPS,
+    TOKENS_AT_ONCE,
+    precision_of,
+    tile_warps,
+)
+from stonechat_models.backends.transformers.fused.scan_kernels import (
+    delta_scan_kernel,
+    delta_solve_kernel,
+    mamba_scan_kernel,
+    norm_gate_kernel,
+    scores_kernel,
+)
 from stonechat_models.backends.transformers.fused.state_kernels import (
     conv_update_kernel,
     delta_update_kernel,
@@ -33,19 +51,22 @@ CONVS = {
 }
 DELTA = {"HEADS": 32, "KEY_HEADS": 16, "DK": 128, "DV": 128, "BLOCK_K": 128, "BLOCK_V": 128}
 MAMBA = {"HEADS": 64, "GROUPS": 1, "SIZE": 64, "STATE": 128, "BLOCK_SIZE": 64, "BLOCK_STATE": 128}
+FLOATS = ("states", "values", "keys", "scores")
 NORM = {"GROUPS": 1, "SIZE": 4096, "BLOCK": 4096}
 
 
 def argument_type(name, dtype, constants):
     if name in constants:
         return "constexpr"
-    if name == "epsilon":
+    if name in ("epsilon", "shortest", "longest"):
         return "fp32"
     if name == "slots":
         return "*i64"
-    if name.startswith("stride") or name == "padding_slot":
+    if name in ("query_start", "context_lens", "sequences"):
+        return "*i32"
+    if name.startswith("stride") or name in ("padding_slot", "num_tokens"):
         return "i32"
-    return f"*{'fp32' if name == 'states' else ELEMENTS[dtype]}"
+    return f"*{'fp32' if name in FLOATS else ELEMENTS[dtype]}"
 
 
 def compile_kernel(kernel, dtype, constants, num_warps, capability):
@@ -59,7 +80,7 @@ def compile_kernel(kernel, dtype, constants, num_warps, capability):
     compiled = triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=GPUTarget("cuda", capability, 32),
-        options={"num_warps": num_warps},
+        options={"num_warps": num_warps, "num_stages": 1},
     )
     result = {
         "kernel": kernel.__name__,
@@ -78,6 +99,34 @@ def compile_delta(dtype, capability):
     compile_kernel(delta_update_kernel, dtype, sizes, tile_warps(128 * 128), capability)
 
 
+def compile_scan(dtype, capability):
+    """The gated delta rule over packed tokens."""
+    settings = {"PRECISION": precision_of(dtype)}
+    sizes = {**DELTA, "AB_GROUP": 2, **settings}
+    compile_kernel(delta_solve_kernel, dtype, sizes, SCAN_WARPS, capability)
+    columns = {"WIDTH": 8192, "QUERY": 0, "KEY": 2048, "GROUPS": 16, "IS_UNIT": True}
+    scores = {**columns, "DK": 128, "BLOCK_K": 128, **settings}
+    compile_kernel(scores_kernel, dtype, scores, SCAN_WARPS, capability)
+    sizes["BLOCK_V"] = COLUMNS_AT_ONCE
+    compile_kernel(delta_scan_kernel, dtype, sizes, SCAN_WARPS, capability)
+
+
+def compile_packed(dtype, capability):
+    """What else computes packed tokens."""
+    for conv in CONVS.values():
+        constants = {**conv, "BLOCK": CHANNELS_AT_ONCE}
+        shared = {name: n for name, n in constants.items() if name != "ACTIVATES"}
+        compile_kernel(conv_keep_kernel, dtype, shared, 4, capability)
+        constants |= {"HAS_BIAS": True, "TILE": TOKENS_AT_ONCE}
+        compile_kernel(conv_packed_kernel, dtype, constants, 4, capability)
+    names = ("HEADS", "KEY_HEADS", "DV", "BLOCK_V")
+    sizes = {**{name: DELTA[name] for name in names}, "Z_GROUP": 256, "TILE": TOKENS_AT_ONCE}
+    compile_kernel(norm_gate_kernel, dtype, sizes, 4, capability)
+    settings = {"PRECISION": precision_of(dtype)}
+    sizes = {**MAMBA, "BLOCK_SIZE": COLUMNS_AT_ONCE, **settings}
+    compile_kernel(mamba_scan_kernel, dtype, sizes, SCAN_WARPS, capability)
+
+
 def compile_others(dtype, capability):
     for conv in CONVS.values():
         constants = {**conv, "BLOCK": CHANNELS_AT_ONCE, "HAS_BIAS": True}
@@ -88,12 +137,15 @@ def compile_others(dtype, capability):
 
 def compile_some():
     compile_delta(torch.bfloat16, 90)
+    compile_scan(torch.bfloat16, 90)
 
 
 def compile_all():
     for capability in (80, 89, 90, 120):
         for dtype in (torch.bfloat16, torch.float16, torch.float32):
             compile_delta(dtype, capability)
+            compile_scan(dtype, capability)
+            compile_packed(dtype, capability)
             compile_others(dtype, capability)
 
 
