@@ -9,6 +9,8 @@ pytest.importorskip("triton")
 
 TILED = ("delta_solve_kernel", "delta_scan_kernel", "scores_kernel", "mamba_scan_kernel")
 """Their exact products of float32 numbers take more registers than there are."""
+FEW_BYTES = 64
+"""What a thread of these may spill for half precision."""
 
 
 @pytest.mark.nightly
@@ -22,7 +24,8 @@ def test_all_kernels_compile(tmp_path):
 def check(compiled):
     for kernel in compiled:
         assert kernel["shared"] <= SHARED_MEMORY[kernel["capability"]], kernel
-        may_spill = kernel["dtype"] == "torch.float32" and kernel["kernel"] in TILED
+        is_allowed = kernel["dtype"] == "torch.float32" or kernel["stack"] <= FEW_BYTES
+        may_spill = is_allowed and kernel["kernel"] in TILED
         assert kernel["stack"] == 0 or may_spill, kernel
         assert kernel["any_slot"], kernel
         assert kernel["waits"] is (kernel["capability"] >= 90), kernel
