@@ -4,7 +4,7 @@ Between two kernels of a stream a device otherwise stands idle for about a micro
 launched in this way must call `wait_for_inputs` in every program, before it reads what another
 kernel wrote, before it writes at all, and before it returns. Then any kernels may follow each
 other: a wait ends when the kernel before is complete, and that one waited too. Weights may be read
-before the wait.
+before the wait, and so may what copies and kernels that start late wrote.
 
 It needs compute capability 9.0. `STONECHAT_PDL=0` switches it off, to measure what it gains.
 """
@@ -36,8 +36,9 @@ def wait_for_inputs(EARLY: tl.constexpr) -> None:  # noqa: N803
 def prefetch_rows(rows, first, last, LINES: tl.constexpr) -> None:  # type: ignore[no-untyped-def]  # noqa: N803
     """Ask for the first lines of 128 bytes of `rows` (pointers [R, 1]) from column `first` on.
 
-    The device's cache then has them when they are loaded. Only for what no kernel writes, such as
-    weights; `last` is the end of the columns. Triton's interpreter cannot run it.
+    The device's cache then has them when they are loaded. All multiprocessors share it, so a kernel
+    may still write what is asked for. `last` is the end of the columns. Triton's interpreter cannot
+    run it.
     """
     line: tl.constexpr = 1024 // rows.dtype.element_ty.primitive_bitwidth
     columns = tl.minimum(first + tl.arange(0, LINES) * line, last - 1)

@@ -20,6 +20,7 @@ from stonechat_models.checkpoint.gguf.architectures.own_experts import OWN_EXPER
 from stonechat_models.checkpoint.gguf.architectures.state_spaces import STATE_SPACES
 from stonechat_models.checkpoint.gguf.metadata import (
     Config,
+    flag,
     integer,
     num_blocks,
     per_layer,
@@ -103,6 +104,7 @@ def config_of(gguf: GgufFile) -> Config:
     config |= architecture.fixed
     config |= {key: read(gguf) for key, read in architecture.keys.items()}
     architecture.adapt(gguf, config)
+    _check_experts(gguf, config)
     return config
 
 
@@ -184,6 +186,17 @@ def _check_effects(gguf: GgufFile, architecture: Architecture) -> None:
     gating = integer(gguf, "expert_gating_func", 0, least=0)
     if gating not in (0, architecture.gating):
         raise refusal(gguf, f"expert_gating_func is {gating}, and not {architecture.gating}")
+
+
+def _check_experts(gguf: GgufFile, config: Config) -> None:
+    """Refuse experts that the module would choose or weigh in another way than the file says."""
+    if gguf.value("expert_count") is None:
+        return
+    is_normed = config.get("norm_topk_prob")
+    if is_normed is not None and flag(gguf, "expert_weights_norm", is_normed) != is_normed:
+        raise refusal(gguf, f"expert_weights_norm is not {is_normed}")
+    if integer(gguf, "expert_group_count", 1, least=0) > 1 and "n_group" not in config:
+        raise refusal(gguf, "its experts are in groups")
 
 
 def _check_heads(gguf: GgufFile, config: Config, partial_rope: bool) -> None:

@@ -19,7 +19,7 @@ from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.model_file import reading
 
 # Part of the cache key. Raise it whenever the result of a conversion changes.
-CONVERSION_VERSION = 5
+CONVERSION_VERSION = 6
 SAMPLING_KEYS = {
     "temperature": "temp",
     "top_k": "top_k",

@@ -75,20 +75,23 @@ def read_mmproj(path: Path) -> GgufFile:
 def projectors_of(mmproj: GgufFile) -> list[Projector]:
     """Return the entries of its parts: vision, audio, or both in this order.
 
-    An audio part without an entry is left out beside a vision part. Raises `UnsupportedModelError`
-    if no entry exists.
+    Beside a vision part, an audio part is left out if it has no entry, or that of other models.
+    Raises `UnsupportedModelError` if no entry exists.
     """
     name = mmproj.value("vision.projector_type") or mmproj.value("projector_type")
-    pairs = ((PROJECTORS, name), (AUDIO_PROJECTORS, mmproj.value("audio.projector_type") or name))
-    found = [table[str(own)] for table, own in pairs if str(own) in table]
+    audio_name = mmproj.value("audio.projector_type") or name
+    vision, audio = PROJECTORS.get(str(name)), AUDIO_PROJECTORS.get(str(audio_name))
     known = PROJECTORS | AUDIO_PROJECTORS
-    if not found or (name is not None and str(name) not in known):
-        kind = "without a type" if name is None else f"of type {name!r}"
+    if not (vision or audio) or (name is not None and str(name) not in known):
+        unknown = audio_name if name is None else name
+        kind = "without a type" if unknown is None else f"of type {unknown!r}"
         raise UnsupportedModelError(
             f"{mmproj.path.name}: vision and audio parts {kind} are not supported; those of type "
             f"{', '.join(known)} are"
         )
-    return found
+    if vision and audio and not {*vision.models.values()} & {*audio.models.values()}:
+        audio = None
+    return [part for part in (vision, audio) if part is not None]
 
 
 def whole_of(mmproj: GgufFile, gguf: GgufFile) -> Whole:
@@ -96,8 +99,8 @@ def whole_of(mmproj: GgufFile, gguf: GgufFile) -> Whole:
 
     Raises `UnsupportedModelError` if they are not parts of one model.
     """
-    wholes = []
-    for projector in projectors_of(mmproj):
+    projectors = projectors_of(mmproj)
+    for projector in projectors:
         if gguf.architecture not in projector.models:
             raise UnsupportedModelError(
                 f"{mmproj.path.name} belongs to models of architecture "
@@ -109,12 +112,7 @@ def whole_of(mmproj: GgufFile, gguf: GgufFile) -> Whole:
                 f"{mmproj.path.name} belongs to another model than {gguf.path.name}: it makes "
                 f"embeddings of size {width}, and the model has {size}"
             )
-        wholes.append(projector.models[gguf.architecture])
-    if len({whole.model_type for whole in wholes}) > 1:
-        raise UnsupportedModelError(
-            f"{mmproj.path.name}: the vision part and the audio part are not those of one model"
-        )
-    return wholes[0]
+    return projectors[0].models[gguf.architecture]
 
 
 def tower_weights(mmproj: GgufFile) -> Iterator[TowerWeight]:

@@ -346,6 +346,10 @@ def read_all(file: GgufFile) -> None:
                 ("gpt-oss", {}, 1),
             )
         ),
+        ("afmoe", {**MIXTURE, "expert_weights_norm": False}, "expert_weights_norm is not True"),
+        ("mellum", {**MIXTURE, "expert_weights_norm": False}, "expert_weights_norm is not True"),
+        ("deepseek2", {**LATENT, "expert_weights_norm": True}, "weights_norm is not False"),
+        ("qwen3moe", {**MIXTURE, "expert_group_count": 4}, "its experts are in groups"),
         ("olmo", {**LAYER_NORM, "attention.layer_norm_epsilon": 1e-6}, "epsilon is not 1e-05"),
         ("bloom", LAYER_NORM, "feed_forward_length is not 4 times embedding_length"),
         ("mpt", {**WIDE, "attention.max_alibi_bias": 4.0}, "attention.max_alibi_bias is not 8.0"),

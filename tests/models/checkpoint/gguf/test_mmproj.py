@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
-from stonechat_models.checkpoint.gguf.mmproj import ranked_mmprojs
-from stonechat_models.checkpoint.gguf.reader import read_gguf
+from stonechat_models.checkpoint.gguf.mmproj import projectors_of, ranked_mmprojs
+from stonechat_models.checkpoint.gguf.reader import GgufFile, read_gguf
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.hub import download as hub
 from stonechat_models.checkpoint.hub import errors as hub_errors
@@ -19,7 +20,7 @@ from stonechat_models.checkpoint.hub import gguf_files as hub_gguf
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.checkpoint.vision_file import find_vision_file
 from stonechat_models.config import EngineConfig
-from stonechat_models.errors import ModelLoadError
+from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.checkpoint.hub_cache import add_hub_model
 from tests.models.media.prompts import VisionModel
 from tests.models.tiny_gguf import write_tiny_gguf
@@ -221,6 +222,28 @@ def test_a_part_that_does_not_fit_is_refused(kind: str, files: Path, pair: Pair)
     assert re.search(message, reason)
     found = resolve(files / "gemma-3-Q8_0.gguf")
     assert (found.mmproj, found.config.model_type) == (None, "gemma3_text")
+
+
+@pytest.mark.parametrize("kind", ["qwen3a", "ultravox"])
+def test_beside_a_vision_part_an_audio_part_that_does_not_fit_is_left_out(
+    kind: str, pair: Pair, tmp_path: Path, caches: Path
+) -> None:
+    part = write_mmproj(
+        pair.model,
+        "gemma3",
+        tmp_path / "mmproj.gguf",
+        tensors=tower_tensors(pair.model, "gemma3") | {"a.post_ln.weight": torch.ones(32)},
+        add_audio=lambda writer: writer.add_clip_audio_projector_type(kind),
+    )
+    config = resolve(pair.text, mmproj=str(part)).config
+    assert config.model_type == "gemma3"
+    assert "audio_config" not in config.raw
+
+
+def test_an_audio_part_of_an_unknown_type_is_refused_by_name() -> None:
+    metadata = {"general.architecture": "clip", "clip.audio.projector_type": "ultravox"}
+    with pytest.raises(UnsupportedModelError, match="of type 'ultravox' are not supported"):
+        projectors_of(GgufFile(Path("mmproj.gguf"), {**metadata}, {}))
 
 
 def test_only_gguf_models_have_such_a_part(pair: Pair) -> None:

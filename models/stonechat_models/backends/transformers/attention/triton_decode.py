@@ -173,7 +173,7 @@ def decode_kernel(
 
 @triton.jit
 def fetch_heads(rows, SIZE: tl.constexpr):
-    """Ask for a head of each of `rows` (pointers [R, 1]), up to 1024 bytes of it."""
+    """Ask for a head of each of `rows` (pointers [R, 1]), up to 512 bytes of it."""
     bytes_per_head: tl.constexpr = SIZE * rows.dtype.element_ty.primitive_bitwidth // 8
     lines: tl.constexpr = 1 if bytes_per_head <= 128 else 2 if bytes_per_head <= 256 else 4
     prefetch_rows(rows, 0, SIZE, lines)

@@ -12,7 +12,6 @@ from stonechat_models.checkpoint.gguf.architectures.dense import (
 from stonechat_models.checkpoint.gguf.metadata import (
     Config,
     expert_layers,
-    flag,
     flag_at,
     has_tensor,
     integer,
@@ -94,8 +93,6 @@ def _granite_moe(gguf: GgufFile, config: Config) -> None:
 
 def _afmoe(gguf: GgufFile, config: Config) -> None:
     config["layer_types"] = window_types(gguf, 4)
-    if not flag(gguf, "expert_weights_norm", True):
-        raise refusal(gguf, "the weights of its experts do not add up to 1")
 
 
 def _phimoe(gguf: GgufFile, config: Config) -> None:
@@ -209,6 +206,7 @@ MIXTURES: dict[str, Architecture] = {
             "moe_routed_scaling_factor": positive_at("expert_weights_scale", 1.0),
             "attention_bias": has_tensor("attn_q.bias"),
         },
+        fixed={"norm_topk_prob": True},
         adapt=_laguna,
         effects=ROUTED_EFFECTS,
         gating=SIGMOID,
@@ -348,7 +346,7 @@ MIXTURES: dict[str, Architecture] = {
             "route_scale": positive_at("expert_weights_scale", 1.0),
             "sliding_window": size_at("attention.sliding_window"),
         },
-        fixed={"mup_enabled": True, "attention_bias": False},
+        fixed={"mup_enabled": True, "attention_bias": False, "norm_topk_prob": True},
         adapt=_afmoe,
         effects=ROUTED_EFFECTS,
         gating=SIGMOID,

@@ -52,6 +52,7 @@ def _deepseek(gguf: GgufFile, config: Config) -> None:
     config["rope_interleave"] = True
     if config["model_type"] == "deepseek_v2":
         config["topk_method"] = "group_limited_greedy" if config["n_group"] > 1 else "greedy"
+        config["norm_topk_prob"] = False  # the module has no other way
 
 
 def _mistral4(gguf: GgufFile, config: Config) -> None:
