@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_models import AudioInfo, ImageInfo
+from stonechat_models import AudioInfo, ImageInfo, SpeechInfo
 from stonechat_server import cli
 from stonechat_server.commands.banner import curl_line, start_banner
 from stonechat_server.settings import Settings
@@ -209,6 +209,12 @@ def test_the_banner_says_whether_the_model_takes_images_and_audio() -> None:
     assert "audio" not in refused
     assert "  audio     up to 8 clips a request\n" in banner(audio=AudioInfo(token_id=1))
     assert "  audio     none: no soundfile\n" in banner(audio_refusal="no soundfile")
+    info = SpeechInfo(
+        languages=("de", "en"), max_prompt_tokens=9, prompt_id=1, start_id=2, has_words=True
+    )
+    speech = banner(generates=False, num_blocks=0, audio=AudioInfo(token_id=1), speech=info)
+    assert "  speech    2 languages, with times of words\n" in speech
+    assert "a request" not in speech
 
 
 def test_the_banner_says_where_to_put_the_key() -> None:

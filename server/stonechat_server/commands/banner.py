@@ -48,10 +48,15 @@ def start_banner(
         **(_generation_rows(model) if model.num_blocks else {}),
         **_embedding_rows(model),
         **_ranking_rows(model),
-        **_speech_rows(model),
         **_media_rows("images", model.images, model.image_refusal, f"up to {max_images} a request"),
-        **_media_rows(
-            "audio", model.audio, model.audio_refusal, f"up to {max_audio_clips} clips a request"
+        **(
+            _speech_rows(model)
+            or _media_rows(
+                "audio",
+                model.audio,
+                model.audio_refusal,
+                f"up to {max_audio_clips} clips a request",
+            )
         ),
         "batch": _batch_text(model),
         **_draft_rows(model),

@@ -109,9 +109,9 @@ class Generation:
         costs = []
         for prepared in received.call.prepared:
             num_prompt_tokens, params = len(prepared.prompt_token_ids), prepared.params
-            num_expected = params.max_tokens
-            if num_expected is None:
-                num_expected = max_model_len - num_prompt_tokens
+            num_expected = max_model_len - num_prompt_tokens
+            if params.max_tokens is not None:  # of a transcript of many windows, it may be more
+                num_expected = min(num_expected, params.max_tokens)
             if not is_limited:
                 num_expected = min(num_expected, EXPECTED_COMPLETION_TOKENS)
             num_tokens = num_prompt_tokens + params.n * num_expected

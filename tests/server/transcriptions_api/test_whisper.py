@@ -12,6 +12,9 @@ from transformers import WhisperForConditionalGeneration
 
 from stonechat_models import SpeechInfo
 from stonechat_models.backends.transformers.speech.whisper import Thresholds
+from stonechat_server.access.keys import ApiKey
+from stonechat_server.admission.controller import Admission, AdmissionControl
+from stonechat_server.admission.limits import Cost
 from tests.models.media.audio_prompts import sound
 from tests.models.tiny_whisper import features_of, plain_segments, save_whisper, text_of
 from tests.server.conftest import ClientFactory
@@ -147,6 +150,7 @@ def test_other_endpoints_refuse_the_model(client: TestClient) -> None:
 
 
 WORDS = {"timestamp_granularities[]": "word"}
+TWICE = {**WORDS, "timestamp_granularities": "segment"}
 
 
 @pytest.mark.parametrize(
@@ -154,6 +158,7 @@ WORDS = {"timestamp_granularities[]": "word"}
     [
         (KNOWN, "transcriptions", {"language": "xx"}, "language", "does not know 'xx', but de, en"),
         (KNOWN, "transcriptions", WORDS, "timestamp_granularities", "verbose_json"),
+        (KNOWN, "transcriptions", TWICE, "timestamp_granularities", "twice"),
         (KNOWN, "transcriptions", {"prompt": "x" * 20}, "prompt", "23 tokens.* at most 20"),
         (KNOWN, "translations", {"language": "de"}, "language", "into English"),
         (ENGLISH, "transcriptions", {"language": "de"}, "language", "English only, not German"),
@@ -184,3 +189,24 @@ def test_what_the_model_does_not_do(
     assert (response.status_code, error["param"]) == (400, param), error
     assert re.search(message, error["message"])
     assert engine.requests == []
+
+
+def test_a_limit_beyond_the_context_counts_as_one_window(
+    new_client: ClientFactory, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one request would fill the queue."""
+    costs: list[Cost] = []
+    admit = AdmissionControl.admit
+
+    async def noted(self: AdmissionControl, key: ApiKey, cost: Cost, **options: Any) -> Admission:
+        costs.append(cost)
+        return await admit(self, key, cost, **options)
+
+    monkeypatch.setattr(AdmissionControl, "admit", noted)
+    engine.model = model_info(generates=False, num_blocks=0, audio=AUDIO, speech=KNOWN)
+    engine.media_processor = FakeMediaProcessor()
+    data = {"max_tokens": 2**31 - 1}
+    files = {"file": ("speech.wav", fake_wav())}
+    assert new_client().post("/v1/audio/transcriptions", data=data, files=files).is_success
+    assert engine.requests[0].params.max_tokens == 2**31 - 1
+    assert [cost.tokens for cost in costs] == [engine.model.max_model_len]
