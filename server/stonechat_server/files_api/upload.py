@@ -13,7 +13,7 @@ from starlette.requests import Request
 from stonechat_server.admission.refusals import too_many_requests
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.request.body import MAX_DISCARDED_BYTES
-from stonechat_server.request.form import UploadForm
+from stonechat_server.request.form import LIST, UploadForm
 from stonechat_server.settings import Settings
 from stonechat_server.storage.files import StoredFile, lifetime, new_file_id, too_large
 from stonechat_server.storage.storage import Storage
@@ -141,7 +141,7 @@ def _stored(form: UploadForm, owner: str, now: float) -> StoredFile:
     if purpose not in PURPOSES:
         known = ", ".join(sorted(PURPOSES))
         raise unsupported("purpose", f"Only files of these purposes are kept here: {known}.")
-    unknown = sorted(form.fields.keys() - FIELDS)
+    unknown = sorted({*form.fields, *(name + LIST for name in form.lists)} - FIELDS)
     if unknown:
         raise unsupported(unknown[0], f"The form may have {', '.join(sorted(FIELDS))} and 'file'.")
     assert form.filename is not None

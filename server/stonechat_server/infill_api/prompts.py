@@ -30,7 +30,8 @@ class InfillEncoder(PromptEncoder):
         self._files = files
         added = self._tokenizer.added_tokens
         self._marks = next((pair for pair in REPOSITORIES if {*pair} <= {*added}), None)
-        self._room = engine.model.max_model_len - max(1, request.token_limit or 1)
+        limit, length = request.token_limit, engine.model.max_model_len
+        self._room = length - (length // 8 if limit is None else max(1, limit))
         self.is_cut = False
         """Whether files are left out, because they did not fit."""
 

@@ -108,8 +108,8 @@ class UploadForm:
     def _end_headers(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition"))
         self._name = options.get(b"name", b"").decode("utf-8", "replace")
-        is_again = self._name in self.fields or (self._name == FILE and self.filename is not None)
-        if is_again and not self._name.endswith(LIST):
+        is_again = self._name.removesuffix(LIST) in self.fields or self._name in self.lists
+        if is_again or (self._name == FILE and self.filename is not None):
             raise invalid(self._name, f"The form has the field '{self._name}' twice.")
         if self._name == FILE:
             name = options.get(b"filename", b"").decode("utf-8", "replace").replace("\0", "")

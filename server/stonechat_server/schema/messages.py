@@ -149,7 +149,7 @@ def chat_part(part: object) -> object:
             url = part.get("image_url")
             if isinstance(url, str):
                 url = {"url": url, "detail": part.get("detail")}
-            return {"type": "image_url", "image_url": url}
+            return {"type": "image_url", **({} if url is None else {"image_url": url})}
     return part
 
 

@@ -100,6 +100,7 @@ def test_files_belong_to_a_key(new_server: NewServer, tmp_path: Path) -> None:
     [
         ({"purpose": "fine-tune"}, "purpose"),
         ({"purpose": "batch", "shape": "round"}, "shape"),
+        ({"purpose": "batch", "shapes[]": "round"}, "shapes[]"),
         ({"purpose": "batch", "expires_after[seconds]": "3600"}, "expires_after.anchor"),
         (
             {

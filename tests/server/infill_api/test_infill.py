@@ -89,6 +89,8 @@ def test_files_that_do_not_fit_are_left_out(client: TestClient, coder: FakeEngin
     assert len(coder.requests[-1].prompt_token_ids) == whole
     assert "bbb" in coder.prompt
     assert "aaa" not in coder.prompt
+    fill(client, {"input_extra": files, "n_predict": -1})
+    assert len(coder.requests[-1].prompt_token_ids) <= (whole + 8) * 7 / 8
 
 
 def fill_prompt(client: TestClient, coder: FakeEngine, files: list[Any]) -> list[int]:

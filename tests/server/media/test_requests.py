@@ -282,6 +282,7 @@ def test_images_move_behind_results_that_take_only_text(
         ([{"type": "file", "file": {}}], "content[0]", "invalid_value"),
         ([file("x", file_id="x")], "content[0]", "invalid_value"),
         ([{"type": "input_image", "image_url": "x"}], "content[0]", "invalid_image_url"),
+        ([{"type": "input_image"}], "content[0].image_url", "missing_required_parameter"),
         ([{"type": "input_image", "file_id": "x"}], "content[0]", "image_file_not_found"),
         ([{"type": "input_text"}], "content[0].text", "missing_required_parameter"),
         ([file(data_url(b"%PDF-1.7"))], "content[0]", "unsupported_image_media_type"),
