@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from stonechat_models.backends.transformers.speech.segments import FRAMES_PER_TIME, TIME_STEP
+from stonechat_models.backends.transformers.speech.segments import FRAMES_PER_TIME
 
 Path = npt.NDArray[np.int64]
 
@@ -23,8 +23,8 @@ def token_times(
     prompt_ids: Sequence[int],
     token_ids: Sequence[int],
     num_frames: int,
-) -> list[float]:
-    """Return when each token is over, in seconds from the start of its window.
+) -> list[int]:
+    """Return when each token is over, in frames from the start of its window.
 
     `encoded`: the encoder's states of the window, [1, positions, size], of which `num_frames` are
     sound. `module` has the alignment heads in its generation config.
@@ -41,7 +41,7 @@ def token_times(
     matrix = _smoothed(rows, module.config.median_filter_width).mean(dim=0)
     tokens, positions = _warp(-matrix.double().cpu().numpy())
     begins = np.diff(tokens, prepend=-1).astype(bool)
-    return [float(position * TIME_STEP) for position in positions[begins]]
+    return [int(position) * FRAMES_PER_TIME for position in positions[begins]]
 
 
 class _Listening:

@@ -1,7 +1,7 @@
 """Splits the tokens of a window at its times, into segments, and those of a segment into words.
 
-A time token stands for a multiple of `TIME_STEP` seconds. A segment begins and ends with one, so
-that two of them follow each other between segments.
+A time token stands for a multiple of `FRAMES_PER_TIME`. A segment begins and ends with one, so that
+two of them follow each other between segments.
 """
 
 import zlib
@@ -12,8 +12,7 @@ from typing import NamedTuple
 from stonechat_models.text.tokenizer import Tokenizer
 from stonechat_models.transcript import SpeechWord
 
-FRAME_STEP = 0.01
-TIME_STEP = 0.02
+FRAMES_PER_SECOND = 100
 FRAMES_PER_TIME = 2
 UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 """Languages that put no spaces between words: each of their characters or tokens counts as one."""

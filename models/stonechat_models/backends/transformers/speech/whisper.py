@@ -15,7 +15,7 @@ import torch
 from stonechat_models.backends.base import Heard, Window
 from stonechat_models.backends.transformers.speech.alignment import token_times
 from stonechat_models.backends.transformers.speech.segments import (
-    FRAME_STEP,
+    FRAMES_PER_SECOND,
     FRAMES_PER_TIME,
     TimedToken,
     compression_ratio,
@@ -161,7 +161,7 @@ class WhisperTranscriber:
         timed: list[TimedToken] = []
         if speech_of(window).with_words:
             ends = token_times(self._module, encoded, written.prompt_ids, token_ids, num_frames)
-            times = [window.start * FRAME_STEP + time for time in (0.0, *ends)]
+            times = [(window.start + end) / FRAMES_PER_SECOND for end in (0, *ends)]
             timed = [*map(TimedToken, token_ids, times, times[1:])]
         parts, next_start = split_at_times(token_ids, self._first_time, num_frames)
         repeats, segments = compression_ratio(self._text(token_ids)), []
@@ -174,8 +174,8 @@ class WhisperTranscriber:
             segments.append(
                 SpeechSegment(
                     seek=window.start,
-                    start=(window.start + start) * FRAME_STEP,
-                    end=(window.start + end) * FRAME_STEP,
+                    start=(window.start + start) / FRAMES_PER_SECOND,
+                    end=(window.start + end) / FRAMES_PER_SECOND,
                     text=text,
                     token_ids=tuple(token_ids[part.first : part.last]),
                     temperature=written.temperature,

@@ -172,6 +172,7 @@ def test_words_are_aligned_as_in_transformers(
         if token < FIRST_SPECIAL
     ]
     assert len(found) > 10
+    assert found == [round(time, 2) for time in found]  # frames are hundredths
     assert set(np.round(found, 6)) <= set(np.round(ends, 6))
     for segment in transcript.segments:
         text = "".join(word.text for word in segment.words)
