@@ -334,6 +334,7 @@ def read_all(file: GgufFile) -> None:
     [
         ("granite", {**LLAMA, **SCALES, "logit_scale": 0.0}, "logit_scale is 0.0, which is not"),
         ("granite", LLAMA, "attention.scale is missing"),
+        ("granite", {**LLAMA, **SCALES, "feed_forward_length": None}, "forward_length is missing"),
         *(
             (name, {**MIXTURE, **more, "expert_gating_func": value}, f"func is {value}, and not")
             for name, more, value in (
@@ -351,6 +352,10 @@ def read_all(file: GgufFile) -> None:
         ("deepseek2", {**LATENT, "expert_weights_norm": True}, "weights_norm is not False"),
         ("qwen3moe", {**MIXTURE, "expert_group_count": 4}, "its experts are in groups"),
         ("olmo", {**LAYER_NORM, "attention.layer_norm_epsilon": 1e-6}, "epsilon is not 1e-05"),
+        *(
+            (name, {**LAYER_NORM, "feed_forward_length": None}, "feed_forward_length is missing")
+            for name in ("gpt2", "starcoder", "falcon", "bloom")
+        ),
         ("bloom", LAYER_NORM, "feed_forward_length is not 4 times embedding_length"),
         ("mpt", {**WIDE, "attention.max_alibi_bias": 4.0}, "attention.max_alibi_bias is not 8.0"),
         ("mpt", {**WIDE, "attention.head_count_kv": 2}, "head_count_kv is not the number of heads"),
@@ -372,6 +377,16 @@ def read_all(file: GgufFile) -> None:
             "minicpm3",
             {**LATENT, "attention.q_lora_rank": 8, "attention.key_length": 8},
             "RoPE covers 8 dimensions of heads of size 8",
+        ),
+        (
+            "minicpm3",
+            {
+                **LATENT,
+                "attention.q_lora_rank": 8,
+                "attention.key_length": 24,
+                "attention.head_count": 0,
+            },
+            "attention.head_count is not one integer above 0",
         ),
         ("kimi-linear", {**LATENT, "expert_gating_func": 2}, "kda.head_dim is missing"),
         (

@@ -93,7 +93,7 @@ def _ministral3(gguf: GgufFile, config: Config) -> None:
 def _granite(gguf: GgufFile, config: Config) -> None:
     """Granite 4's dense models have the size of their feed-forward blocks under another key."""
     key = "expert_shared_feed_forward_length"
-    config["intermediate_size"] = integer(gguf, key, config["intermediate_size"])
+    config["intermediate_size"] = integer(gguf, key, config.get("intermediate_size"))
 
 
 def _minicpm(gguf: GgufFile, config: Config) -> None:

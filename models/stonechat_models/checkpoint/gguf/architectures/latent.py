@@ -77,7 +77,8 @@ def _minicpm3(gguf: GgufFile, config: Config) -> None:
     if key_size <= rotary:
         raise refusal(gguf, f"RoPE covers {rotary} dimensions of heads of size {key_size}")
     config["qk_rope_head_dim"], config["qk_nope_head_dim"] = rotary, key_size - rotary
-    projection, heads = gguf.tensors.get("blk.0.attn_kv_b.weight"), config["num_attention_heads"]
+    projection = gguf.tensors.get("blk.0.attn_kv_b.weight")
+    heads = integer(gguf, "attention.head_count")
     rows = 0 if projection is None else projection.shape[0]
     config["v_head_dim"] = rows // heads - config["qk_nope_head_dim"]
     if config["v_head_dim"] < 1 or rows % heads:

@@ -9,6 +9,7 @@ from stonechat_models.checkpoint.gguf.metadata import (
     flag_at,
     has,
     has_tensor,
+    integer,
     number,
     positive,
     positive_at,
@@ -36,9 +37,15 @@ def _olmo(gguf: GgufFile, config: Config) -> None:
         raise refusal(gguf, f"attention.layer_norm_epsilon is not {OLMO_EPS}")
 
 
+def _inner_size(gguf: GgufFile, config: Config) -> int:
+    """Take the size of feed-forward blocks out of a config that has another name for it."""
+    config.pop("intermediate_size", None)
+    return integer(gguf, "feed_forward_length")
+
+
 def _expanded(gguf: GgufFile, config: Config) -> None:
     """The module has no other size of feed-forward blocks."""
-    if config.pop("intermediate_size") != EXPANSION * config["hidden_size"]:
+    if _inner_size(gguf, config) != EXPANSION * config["hidden_size"]:
         raise refusal(gguf, f"feed_forward_length is not {EXPANSION} times embedding_length")
 
 
@@ -57,17 +64,17 @@ def _falcon(gguf: GgufFile, config: Config) -> None:
     heads = config["num_kv_heads"] = config["num_key_value_heads"]
     config["num_ln_in_parallel_attn"] = 2 if has(gguf, "attn_norm_2.weight") else 1
     config["new_decoder_architecture"] = heads > 1 or config["num_ln_in_parallel_attn"] == 2
-    config["ffn_hidden_size"] = config.pop("intermediate_size")
+    config["ffn_hidden_size"] = _inner_size(gguf, config)
     del config["head_dim"]
 
 
 def _starcoder(gguf: GgufFile, config: Config) -> None:
     config["multi_query"] = config["num_key_value_heads"] == 1
-    config["n_inner"] = config.pop("intermediate_size")
+    config["n_inner"] = _inner_size(gguf, config)
 
 
 def _gpt2(gguf: GgufFile, config: Config) -> None:
-    config["n_inner"] = config.pop("intermediate_size")
+    config["n_inner"] = _inner_size(gguf, config)
 
 
 _COMMAND_R = Architecture(

@@ -55,7 +55,7 @@ def _granite_hybrid(gguf: GgufFile, config: Config) -> None:
         config["num_local_experts"] = num_experts(gguf)
         config["num_experts_per_tok"] = integer(gguf, "expert_used_count")
     config["shared_intermediate_size"] = integer(
-        gguf, "expert_shared_feed_forward_length", config["intermediate_size"]
+        gguf, "expert_shared_feed_forward_length", config.get("intermediate_size")
     )
 
 
