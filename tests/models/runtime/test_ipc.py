@@ -30,6 +30,7 @@ from stonechat_models.runtime.ipc import (
     Start,
 )
 from stonechat_models.runtime.runner import Abort, Add, Died, Refused, StepOutputs, Stop
+from stonechat_models.transcript import SpeechParams, SpeechSegment, SpeechWord, Transcript
 from stonechat_models.types import TokenLogprobs, TokenOutput
 from tests.models.engines import model_info
 
@@ -51,7 +52,23 @@ PARAMS = SamplingParams(
 )
 IMAGE = MediaInput(b"\x00\xff" * 8, ((1, 2),), {"x": MediaTensor("float32", (1, 2), b"\x80" * 8)})
 REQUEST = GenerateRequest(
-    request_id="r", prompt_token_ids=[1, 2, 100_000], params=PARAMS, media=(IMAGE,)
+    request_id="r",
+    prompt_token_ids=[1, 2, 100_000],
+    params=PARAMS,
+    media=(IMAGE,),
+    speech=SpeechParams(task="translate", language="de", with_words=True),
+)
+SEGMENT = SpeechSegment(
+    seek=7,
+    start=0.07,
+    end=1.0,
+    text=" Hé",
+    token_ids=(4, 5),
+    temperature=0.2,
+    avg_logprob=-0.5,
+    compression_ratio=0.9,
+    no_speech_prob=0.1,
+    words=(SpeechWord("Hé", 0.07, 0.5),),
 )
 OUTPUT = TokenOutput(
     request_id="r",
@@ -63,6 +80,7 @@ OUTPUT = TokenOutput(
     scheduled_time=1.5,
     num_predicted=1,
     prompt_logprobs=(TokenLogprobs(6, -0.5, (), (), 2), TokenLogprobs(7, float("-inf"), (), (), 9)),
+    transcript=Transcript("en", (SEGMENT,)),
 )
 
 
