@@ -32,6 +32,7 @@ SAME_NAMES = (
 NAMES = [
     *((name, "n_predict") for name in ("max_tokens", "max_completion_tokens")),
     ("repetition_penalty", "repeat_penalty"),
+    ("prompt", "input_prefix"),
     ("suffix", "input_suffix"),
 ]
 NO_LIMIT = -1

@@ -122,6 +122,7 @@ def test_a_model_without_the_tokens_refuses(client: TestClient, engine: FakeEngi
     ("field", "value"),
     [
         ("input_prefix", None),
+        ("input_prefix", "x" * 5000),
         ("input_extra", [{}]),
         ("input_extra", [5]),
         ("n_predict", -2),
