@@ -53,6 +53,8 @@ def test_recurrent_states(family, dtype, device, tmp_path):
     assert isinstance(engine.model, GraphedModel), progress
     assert isinstance(engine.model.model, RecurrentModel), progress
     assert {shape.seqs for shape in engine.model._graphs} == {1, 2, 4}, progress
+    has_mixed = any(not shape.is_decode for shape in engine.model._graphs)
+    assert has_mixed == (family != "falcon_h1"), progress
     assert (" Slot" in progress) == (family != "falcon_h1"), progress
     assert ("FusedAttention" in progress) == (family in ("qwen3_5_text", "lfm2")), progress
     check(engine, family, dtype)
