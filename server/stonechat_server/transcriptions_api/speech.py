@@ -27,7 +27,7 @@ def check_speech(wire: TranscriptionRequest, task: "Task", info: SpeechInfo) -> 
         known = ", ".join(sorted(info.languages))
         raise unsupported("language", f"This model does not know '{wire.language}', but {known}.")
     if wire.timestamp_granularities and wire.response_format != "verbose_json":
-        message = "timestamp_granularities are of the response_format verbose_json."
+        message = "timestamp_granularities need the response_format verbose_json."
         raise invalid("timestamp_granularities", message)
     if wire.with_words and not info.has_words:
         message = "This model's files name no alignment_heads, so it gives no times of words."
