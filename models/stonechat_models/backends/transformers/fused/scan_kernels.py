@@ -165,6 +165,16 @@ def scores_kernel(
 
 
 @triton.jit
+def place_of(sequence, slots, query_start, context_lens, padding_slot):
+    """A sequence's first token, its end, its slot, and whether its state there is to be read."""
+    first = tl.load(query_start + sequence).to(tl.int64)
+    end = tl.load(query_start + sequence + 1).to(tl.int64)
+    slot = tl.load(slots + sequence)
+    has_past = (tl.load(context_lens + sequence) > end - first) & (slot != padding_slot)
+    return first, end, slot, has_past
+
+
+@triton.jit
 def scan_tile(
     state,  # float32[K, V]
     value,  # float32[ROWS, V], 0 for tokens of other sequences
@@ -236,10 +246,7 @@ def delta_scan_kernel(
     head = tl.program_id(1)
     group = head // (HEADS // KEY_HEADS)
     ab = group * AB_GROUP + head % (HEADS // KEY_HEADS)
-    first = tl.load(query_start + sequence).to(tl.int64)
-    end = tl.load(query_start + sequence + 1).to(tl.int64)
-    slot = tl.load(slots + sequence)
-    has_past = (tl.load(context_lens + sequence) > end - first) & (slot != padding_slot)
+    first, end, slot, has_past = place_of(sequence, slots, query_start, context_lens, padding_slot)
 
     key_columns = tl.arange(0, BLOCK_K)
     columns = tl.program_id(2) * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -354,10 +361,7 @@ def mamba_scan_kernel(
     wait_for_inputs(EARLY)
     sequence = tl.program_id(0)
     head = tl.program_id(1)
-    first = tl.load(query_start + sequence).to(tl.int64)
-    end = tl.load(query_start + sequence + 1).to(tl.int64)
-    slot = tl.load(slots + sequence)
-    has_past = (tl.load(context_lens + sequence) > end - first) & (slot != padding_slot)
+    first, end, slot, has_past = place_of(sequence, slots, query_start, context_lens, padding_slot)
 
     columns = tl.arange(0, BLOCK_STATE)
     inputs = tl.program_id(2) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
