@@ -1,6 +1,7 @@
 """The text that the server prints when it has started."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -198,11 +199,6 @@ def curl_line(name: str, url: str, needs_key: bool, use: "ModelUse" = "generatio
     secret = f"${{{KEY_VARIABLE}:?put an API key into this variable}}"
     key = f' -H "Authorization: Bearer {secret}"' if needs_key else ""
     if use == "transcription":
-        return f"curl {url}/v1/{path}{key} -F file=@speech.wav -F {_quoted(f'model={name}')}"
-    body = _quoted(json.dumps({"model": name, **fields}))
+        return f"curl {url}/v1/{path}{key} -F file=@speech.wav -F {shlex.quote(f'model={name}')}"
+    body = shlex.quote(json.dumps({"model": name, **fields}))
     return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d {body}"
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("'", "'\\''")
-    return f"'{escaped}'"
