@@ -1,8 +1,8 @@
 """Reads an answer that begins with calls as plain JSON, without the marks of the tool format.
 
-Small models answer so. The JSON is an object with `name` (or `function`) and `arguments` (or
-`parameters`), several such objects, or a list of them; a code fence, or a tag such as `<tools>`,
-may surround it.
+Small models answer so. The JSON is an object with `name` and `arguments` or other keys of that
+meaning, one as OpenAI's API has it, several such objects, or a list of them; a code fence, or a tag
+such as `<tools>`, may surround it.
 """
 
 from dataclasses import replace
@@ -30,6 +30,10 @@ def _needs_fence(format: ToolFormat) -> bool:
     return not format.trigger and isinstance(format.layout, JsonLayout)
 
 
+def _has_name_as_key(format: ToolFormat) -> bool:
+    return isinstance(format.layout, JsonLayout) and format.layout.before_name == '{"'
+
+
 class BareCallParser(WrappingParser):
     """A `DeltaParser`. `inner` parses an answer that does not begin with calls as plain JSON.
 
@@ -46,6 +50,7 @@ class BareCallParser(WrappingParser):
             closing_mark(format),
             needs_fence=_needs_fence(format),
             trigger=format.trigger,
+            has_name_as_key=_has_name_as_key(format),
         )
         self._num_calls = 0
 

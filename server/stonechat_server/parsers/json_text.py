@@ -50,3 +50,12 @@ def _children(value: object) -> list[object]:
     if isinstance(value, dict):
         return list(value.values())
     return value if isinstance(value, list) else []
+
+
+def read_json_text(text: str) -> str | None:
+    """The JSON object that the JSON string `text` contains; None if it contains another text."""
+    try:
+        inner = load_json(text)
+        return inner.strip() if isinstance(load_json(inner), dict) else None
+    except (ValueError, TypeError):
+        return None

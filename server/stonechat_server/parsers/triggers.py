@@ -3,7 +3,13 @@
 import re
 from collections.abc import Collection
 
-from stonechat_server.tool_formats.layout import DictLayout, JsonLayout, TagLayout, ToolFormat
+from stonechat_server.tool_formats.layout import (
+    DictLayout,
+    JsonLayout,
+    PythonicLayout,
+    TagLayout,
+    ToolFormat,
+)
 from stonechat_server.tool_formats.openings import closing_mark, inner_opening
 
 
@@ -15,6 +21,8 @@ def inner_triggers(format: ToolFormat, functions: Collection[str]) -> tuple[str,
     match layout:
         case DictLayout(before_name=before):
             return tuple(f"{before}{name}{{" for name in functions)
+        case PythonicLayout(opening="["):
+            return tuple(f"[{name}(" for name in functions)
         case TagLayout(before_name="", before_key=key):
             return tuple(name + gap + key.strip() for name in functions for gap in ("", "\n"))
     return ()

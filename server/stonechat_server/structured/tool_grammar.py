@@ -203,13 +203,17 @@ class ToolGrammar:
         if self.options.customs:
             self.rules["customs"] = sequence(quoted(custom_calls.TRIGGER), "customs_body")
             self._add_customs()
-            if self.options.is_parallel:
-                repeatable = [name for name in self._section_names() if self._can_repeat(name)]
-                self.rules["more"] = f"((SPACE)? {choice(repeatable)}){{0,{MAX_CALLS - 1}}}"
+        repeatable = [name for name in self._section_names() if self._can_repeat(name)]
+        if self.options.is_parallel and repeatable:
+            self.rules["more"] = f"((SPACE)? {choice(repeatable)}){{0,{MAX_CALLS - 1}}}"
 
     def _can_repeat(self, section: str) -> bool:
-        is_open = self.format.opens_in_prompt
-        return section == "customs" or (bool(self.format.trigger) and not is_open)
+        """Whether another such section may follow. One that has no end takes all calls itself."""
+        if section == "customs":
+            return True
+        format = self.format
+        is_open = format.opens_in_prompt or not format.trigger
+        return format.is_parallel and not is_open and bool(getattr(format.layout, "closing", ""))
 
     def _add_customs(self) -> None:
         options = []

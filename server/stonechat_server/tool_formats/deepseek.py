@@ -2,10 +2,8 @@
 
 V3 and R1 put the arguments into a code fence, V3.1 does not. V3.2 writes `invoke` and `parameter`
 elements; an attribute of a parameter states whether its value is a string. V4 has another tag
-around the calls.
+around the calls, V4.1 has a space in each tag, and GigaChat 3.5 has a mark of its own.
 """
-
-from dataclasses import replace
 
 from stonechat_server.tool_formats.layout import JsonLayout, TagLayout, ToolFormat
 
@@ -44,27 +42,30 @@ DEEPSEEK_V31 = ToolFormat(
     ),
 )
 
-DSML = "\uff5cDSML\uff5c"
 
-_DSML_LAYOUT = TagLayout(
-    opening="\n",
-    before_name=f'<{DSML}invoke name="',
-    after_name='">\n',
-    before_key=f'<{DSML}parameter name="',
-    after_key='" string="true">',
-    after_json_keys=('" string="false">',),
-    after_value=f"</{DSML}parameter>\n",
-    after_arguments=f"</{DSML}invoke>\n",
-    separator="",
-    closing=f"</{DSML}function_calls>",
-)
-DEEPSEEK_V32 = ToolFormat(
-    name="deepseek_v32",
-    trigger=f"<{DSML}function_calls>",
-    layout=_DSML_LAYOUT,
-)
-DEEPSEEK_V4 = ToolFormat(
-    name="deepseek_v4",
-    trigger=f"<{DSML}tool_calls>",
-    layout=replace(_DSML_LAYOUT, closing=f"</{DSML}tool_calls>"),
-)
+def _elements(name: str, mark: str, section: str, space: str = "") -> ToolFormat:
+    """A format whose tags begin with `mark` and `space`. `section` is the tag around the calls."""
+    mark += space
+    return ToolFormat(
+        name=name,
+        trigger=f"<{mark}{section}>",
+        layout=TagLayout(
+            opening="\n",
+            before_name=f'<{mark}invoke name="',
+            after_name='">\n',
+            before_key=f'<{mark}parameter name="',
+            after_key='" string="true">',
+            after_json_keys=('" string="false">',),
+            after_value=f"</{mark}parameter>\n",
+            after_arguments=f"</{mark}invoke>\n",
+            separator="",
+            closing=f"</{mark}{section}>",
+        ),
+    )
+
+
+DSML, GCML = "\uff5cDSML\uff5c", "\uff5cGCML\uff5c"
+DEEPSEEK_V32 = _elements("deepseek_v32", DSML, "function_calls")
+DEEPSEEK_V4 = _elements("deepseek_v4", DSML, "tool_calls")
+DEEPSEEK_V41 = _elements("deepseek_v41", DSML, "calls", " ")
+GIGACHAT35 = _elements("gigachat35", GCML, "tool_calls")

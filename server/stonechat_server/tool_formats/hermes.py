@@ -1,8 +1,11 @@
-"""A JSON object per call, between two tags: Hermes and Qwen (`<tool_call>`), and others."""
+"""A JSON object per call, between two tags: Hermes and Qwen (`<tool_call>`), and others.
+
+MiroThinker names a server before each tool.
+"""
 
 from dataclasses import replace
 
-from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
+from stonechat_server.tool_formats.layout import CallId, JsonLayout, ToolFormat
 
 
 def tagged_json(name: str, opening: str, closing: str, gap: str = "\n") -> ToolFormat:
@@ -61,5 +64,19 @@ FUNCTIONARY32 = ToolFormat(
         after_name="\n",
         after_arguments="",
         separator=">>>",
+    ),
+)
+MCP = ToolFormat(
+    name="mcp",
+    trigger="<use_mcp_tool>",
+    layout=JsonLayout(
+        before_name="\n<server_name>",
+        id=CallId(
+            pattern="[a-zA-Z0-9_-]{1,64}", after="</server_name>\n<tool_name>", names_call="no"
+        ),
+        after_name="</tool_name>\n<arguments>\n",
+        after_arguments="\n</arguments>",
+        separator="",
+        closing="\n</use_mcp_tool>",
     ),
 )

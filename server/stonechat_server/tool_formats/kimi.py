@@ -1,7 +1,7 @@
 """Kimi and Solar Open: sections of calls between special tokens.
 
 Kimi K2: a call's id is its name and a number. K3: an argument states the type of its value. Solar
-Open: an id of its own precedes the name.
+Open: an id of its own precedes the name; its second version has marks around each argument.
 """
 
 from stonechat_server.tool_formats.layout import CallId, JsonLayout, TagLayout, ToolFormat
@@ -45,5 +45,18 @@ SOLAR = ToolFormat(
         after_name="<|tool_call:args|>",
         after_arguments="<|tool_call:end|>",
         separator="",
+    ),
+)
+SOLAR2 = ToolFormat(
+    name="solar2",
+    trigger="<|tool_call:start|>",
+    layout=TagLayout(
+        before_name="",
+        after_name="\n",
+        before_key="<|tool_arg:start|>",
+        after_key="<|tool_arg:value|>",
+        after_value="<|tool_arg:end|>\n",
+        after_arguments="<|tool_call:end|>",
+        separator="\n<|tool_call:start|>",
     ),
 )

@@ -6,10 +6,21 @@ from stonechat_server.tool_formats.deepseek import (
     DEEPSEEK_V4,
     DEEPSEEK_V31,
     DEEPSEEK_V32,
+    DEEPSEEK_V41,
     DSML,
+    GCML,
+    GIGACHAT35,
 )
 from stonechat_server.tool_formats.gemma import FUNCTION_GEMMA, GEMMA4
-from stonechat_server.tool_formats.glm import GLM, HUNYUAN3, HUNYUAN3_OPEN
+from stonechat_server.tool_formats.glm import (
+    GLM,
+    HUNYUAN3,
+    HUNYUAN3_OPEN,
+    HUNYUAN4,
+    HUNYUAN4_OPEN,
+    IQUEST,
+    K2_HORIZON,
+)
 from stonechat_server.tool_formats.harmony import HARMONY
 from stonechat_server.tool_formats.hermes import (
     FUNCTIONARY,
@@ -21,9 +32,10 @@ from stonechat_server.tool_formats.hermes import (
     HERMES,
     INTERNLM2,
     LONGCAT,
+    MCP,
 )
 from stonechat_server.tool_formats.invoke import DOTS, MINICPM5, MINIMAX, MINIMAX_M3, STEP3
-from stonechat_server.tool_formats.kimi import KIMI, KIMI_K3, SOLAR
+from stonechat_server.tool_formats.kimi import KIMI, KIMI_K3, SOLAR, SOLAR2
 from stonechat_server.tool_formats.layout import ToolFormat
 from stonechat_server.tool_formats.mistral import MISTRAL, MISTRAL_LIST
 from stonechat_server.tool_formats.muse import MUSE
@@ -34,10 +46,12 @@ from stonechat_server.tool_formats.tool_list import (
     COMMAND_R,
     FUNCTOOLS,
     GRANITE,
+    HYPERCLOVA,
     LFM2,
     MINIMAX_M1,
     NEMOTRON,
     OLMO3,
+    PANGU,
     PHI,
     TOOL_CALLS,
     XLAM,
@@ -50,19 +64,29 @@ _MARKS = (
     (("[TOOL_CALLS]",), MISTRAL_LIST),
     ((BEGIN, "```json"), DEEPSEEK_V3),
     ((BEGIN,), DEEPSEEK_V31),
+    ((DSML, " calls>"), DEEPSEEK_V41),
     ((DSML, "tool_calls>"), DEEPSEEK_V4),
     ((DSML,), DEEPSEEK_V32),
+    ((GCML,), GIGACHAT35),
     ((MINIMAX.trigger,), MINIMAX),
     (("]<]minimax[>[",), MINIMAX_M3),
     ((SEED.trigger,), SEED),
     (("<function name=",), MINICPM5),
     (("<tool_sep", ":opensource"), HUNYUAN3_OPEN),
     (("<tool_sep",), HUNYUAN3),
+    (("<tool_calls", "<arg_key", ":opensource"), HUNYUAN4_OPEN),
+    (("<tool_calls>", "<arg_key>"), HUNYUAN4),
+    (("<ifm|tool_calls>",), K2_HORIZON),
+    ((IQUEST.trigger,), IQUEST),
     (("<steptml:",), STEP3),
     ((DOTS.trigger,), DOTS),
     ((LONGCAT.trigger,), LONGCAT),
     (("<|open|>", "<|sep|>"), KIMI_K3),
     ((SOLAR.trigger,), SOLAR),
+    ((SOLAR2.trigger,), SOLAR2),
+    ((MCP.trigger,), MCP),
+    (("-> tool/function_call",), HYPERCLOVA),
+    ((PANGU.trigger,), PANGU),
     ((COHERE.trigger,), COHERE),
     (("Action:", "```json", "tool_name"), COMMAND_R),
     ((APERTUS.trigger,), APERTUS),

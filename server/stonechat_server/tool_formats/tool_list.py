@@ -1,4 +1,4 @@
-"""A marker and a list of calls: JSON (Nemotron, Granite, Hunyuan, xLAM, …), or Python (LFM2)."""
+"""A marker and a list of calls: JSON (Nemotron, Granite, xLAM, HyperCLOVA, …), or Python (LFM2)."""
 
 from stonechat_server.tool_formats.layout import CallId, JsonLayout, PythonicLayout, ToolFormat
 
@@ -28,6 +28,8 @@ PHI = _list_format("phi", "<|tool_call|>", "<|/tool_call|>")
 TOOL_CALLS = _list_format("tool_calls", "<tool_calls>", "</tool_calls>", has_id_key=True)
 FUNCTOOLS = _list_format("functools", "functools")
 XLAM = _list_format("xlam", "")
+HYPERCLOVA = _list_format("hyperclova", "-> tool/function_call\n")
+PANGU = _list_format("pangu", "[unused11]", "[unused12]")
 
 MINIMAX_M1 = ToolFormat(
     name="minimax_m1",

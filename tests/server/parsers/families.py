@@ -197,6 +197,30 @@ JSON_FAMILIES = [
     ),
     Family("xlam", NAMED, first="[", between=", ", last="]", extra='[{"name": "tool_call_name"'),
     Family(
+        "hyperclova",
+        NAMED,
+        first=" -> tool/function_call\\n[",
+        between=", ",
+        last="]",
+        prompt="<|im_start|>assistant",
+        content="\\n{}<|im_end|>\\n<|im_start|>assistant",
+    ),
+    Family(
+        "pangu",
+        NAMED,
+        first="[unused11][",
+        between=", ",
+        last="][unused12]",
+        specials=("[unused11]", "[unused12]"),
+    ),
+    Family(
+        "mcp",
+        "{{ '\\n<server_name>tools</server_name>\\n<tool_name>' ~ c.name ~ '</tool_name>"
+        "\\n<arguments>\\n' ~ (a | tojson) ~ '\\n</arguments>' }}",
+        first="\\n<use_mcp_tool>",
+        last="\\n</use_mcp_tool>",
+    ),
+    Family(
         "granite",
         "{{ {'name': c.name, 'arguments': a} | tojson(indent=4) }}",
         first="<|tool_call|>[\\n    ",

@@ -36,6 +36,42 @@ BARE = (
     "{%- else %}{{ v | tojson }}{% endif %}{%- endmacro %}"
 )
 """A macro that writes values with bare keys."""
+
+
+def bar_elements(name: str, mark: str, section: str) -> Family:
+    """A family with elements for calls and arguments, whose tags begin with `mark`."""
+    return Family(
+        name,
+        f"{{{{ '\\n<{mark}invoke name=\"' ~ c.name ~ '\">\\n' }}}}"
+        + tags(
+            f'<{mark}parameter name="',
+            "\" string=\"' ~ ('true' if v is string else 'false') ~ '\">",
+            f"</{mark}parameter>\\n",
+            JSON_OR_TEXT,
+        )
+        + f"{{{{ '</{mark}invoke>' }}}}",
+        first=f"\\n\\n<{mark}{section}>",
+        last=f"\\n</{mark}{section}>",
+    )
+
+
+def argument_pairs(name: str, begin: str, end: str, after_name: str) -> Family:
+    """A family with an element for each key and each value. All tags end with `end`."""
+    return Family(
+        name,
+        f"{{{{ '<{begin}tool_call{end}>' ~ c.name ~ '{after_name}' }}}}"
+        + tags(
+            f"<{begin}arg_key{end}>",
+            f"</{begin}arg_key{end}>\\n<{begin}arg_value{end}>",
+            f"</{begin}arg_value{end}>\\n",
+            JSON_OR_TEXT,
+        )
+        + f"{{{{ '</{begin}tool_call{end}>\\n' }}}}",
+        first=f"<{begin}tool_calls{end}>\\n",
+        last=f"</{begin}tool_calls{end}>",
+    )
+
+
 TAG_FAMILIES = [
     Family(
         "deepseek_v32",
@@ -92,19 +128,9 @@ TAG_FAMILIES = [
         end="<|user|>",
         specials=("<|user|>", "<|assistant|>"),
     ),
-    Family(
-        "deepseek_v4",
-        "{{ '\\n<\uff5cDSML\uff5cinvoke name=\"' ~ c.name ~ '\">\\n' }}"
-        + tags(
-            '<\uff5cDSML\uff5cparameter name="',
-            "\" string=\"' ~ ('true' if v is string else 'false') ~ '\">",
-            "</\uff5cDSML\uff5cparameter>\\n",
-            JSON_OR_TEXT,
-        )
-        + "{{ '</\uff5cDSML\uff5cinvoke>' }}",
-        first="\\n\\n<\uff5cDSML\uff5ctool_calls>",
-        last="\\n</\uff5cDSML\uff5ctool_calls>",
-    ),
+    bar_elements("deepseek_v4", "\uff5cDSML\uff5c", "tool_calls"),
+    bar_elements("deepseek_v41", "\uff5cDSML\uff5c ", "calls"),
+    bar_elements("gigachat35", "\uff5cGCML\uff5c", "tool_calls"),
     Family(
         "minicpm5",
         "{{ '<function name=\"' ~ c.name ~ '\">' }}"
@@ -130,26 +156,24 @@ TAG_FAMILIES = [
         last="<\uff5ctool_calls_end\uff5c>",
         specials=("<\uff5ctool_calls_begin\uff5c>", "<\uff5ctool_call_end\uff5c>"),
     ),
+    argument_pairs("hunyuan3", "", "", "<tool_sep>\\n"),
+    argument_pairs("hunyuan3_open", "", ":opensource", "<tool_sep:opensource>\\n"),
+    argument_pairs("hunyuan4", "", "", ""),
+    argument_pairs("hunyuan4_open", "", ":opensource", ""),
+    argument_pairs("k2_horizon", "ifm|", "", "\\n"),
     Family(
-        "hunyuan3",
-        "{{ '<tool_call>' ~ c.name ~ '<tool_sep>\\n' }}"
-        + tags("<arg_key>", "</arg_key>\\n<arg_value>", "</arg_value>\\n", JSON_OR_TEXT)
-        + "{{ '</tool_call>\\n' }}",
-        first="<tool_calls>\\n",
-        last="</tool_calls>",
+        "iquest",
+        "{{ '\\n<iquestcoder_tool_call>' ~ c.name }}"
+        + tags("<arg_key>", "</arg_key><arg_value>", "</arg_value>", JSON_OR_TEXT)
+        + "{{ '</iquestcoder_tool_call>' }}",
+        specials=("<iquestcoder_tool_call>", "</iquestcoder_tool_call>"),
     ),
     Family(
-        "hunyuan3_open",
-        "{{ '<tool_call:opensource>' ~ c.name ~ '<tool_sep:opensource>\\n' }}"
-        + tags(
-            "<arg_key:opensource>",
-            "</arg_key:opensource>\\n<arg_value:opensource>",
-            "</arg_value:opensource>\\n",
-            JSON_OR_TEXT,
-        )
-        + "{{ '</tool_call:opensource>\\n' }}",
-        first="<tool_calls:opensource>\\n",
-        last="</tool_calls:opensource>",
+        "solar2",
+        "{{ '\\n<|tool_call:start|>' ~ c.name ~ '\\n' }}"
+        + tags("<|tool_arg:start|>", "<|tool_arg:value|>", "<|tool_arg:end|>\\n", JSON_OR_TEXT)
+        + "{{ '<|tool_call:end|>' }}",
+        specials=("<|tool_call:start|>", "<|tool_arg:value|>", "<|tool_call:end|>"),
     ),
     Family(
         "kimi_k3",

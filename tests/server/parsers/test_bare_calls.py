@@ -38,6 +38,23 @@ CALLS: dict[str, tuple[str, str, list[tuple[str, Any]]]] = {
     "parameters": (GET, "", [GET_CALL]),
     "function": (PARIS.replace('"name"', '"function"'), "", [PARIS_CALL]),
     "function and a type": (f'{{"type": "function", "function": {GET[9:]}', "", [GET_CALL]),
+    "the object of OpenAI's API": (
+        json.dumps({"id": "a", "type": "function", "function": json.loads(PARIS)}),
+        "",
+        [PARIS_CALL],
+    ),
+    "a call within a call": (f'{{"function_call": {PARIS}}}', "", [PARIS_CALL]),
+    "a list of calls within an object": (
+        f'```\n{{"tool_calls": [{PARIS}, {{"type": "function", "function": {GET}}}]}}\n```',
+        "",
+        [PARIS_CALL, GET_CALL],
+    ),
+    "arguments that are a text": (
+        json.dumps({"tool_name": "get_weather", "arguments": PARIS_ARGUMENTS}),
+        "",
+        [PARIS_CALL],
+    ),
+    "an action": ('{"action": "get", "action_input": {}}', "", [GET_CALL]),
     "arguments first": (
         f'{{"arguments": {PARIS_ARGUMENTS}, "name": "get_weather"}}',
         "",
@@ -49,6 +66,7 @@ CALLS: dict[str, tuple[str, str, list[tuple[str, Any]]]] = {
         [PARIS_CALL],
     ),
     "in a fence": (f"```json\n{PARIS}\n```", "", [PARIS_CALL]),
+    "in another fence": (f"```tool_call\n{PARIS}\n```", "", [PARIS_CALL]),
     "in a plain fence": (f"``` \n{PARIS}```\n", "", [PARIS_CALL]),
     "in a fence that is not closed": (f"```json\n{PARIS}\n``", "", [PARIS_CALL]),
     "in a tag": (f"<tools>\n{PARIS}\n</tools>", "", [PARIS_CALL]),
@@ -81,7 +99,14 @@ TEXTS = [
     '{"city": "Paris"}',
     '{"name": "get", "name": "get"}',
     '{"name": "get", "function": "get", "arguments": {}}',
-    '{"function": {"name": "get", "arguments": {}}}',
+    '{"function": {"name": "put", "arguments": {}}}',
+    '{"function": {"function": {"name": "get", "arguments": {}}}}',
+    '{"function": {"name": "get", "arguments": {}}, "arguments": {}}',
+    '{"tool_calls": []}',
+    '{"tool_calls": [{"a": 1}]}',
+    '{"get": {}}',
+    '[{"tool_calls": [{"name": "get", "arguments": {}}]}]',
+    """```a-b\n{"name": "get", "arguments": {}}\n```""",
     '{"name": "get", "arguments": {}, "parameters": {}}',
     '{"name": "get", "arguments": {},}',
     '{"type": "object", "name": "get", "arguments": {}}',
@@ -149,7 +174,9 @@ def test_other_text_stays_text(text: str) -> None:
         ('{"name": "get", "arguments": 1', '{"name": "get", "arguments": 1'),
         ("[1", "[1"),
         ("[{", ""),
-        ("```py", "```py"),
+        ("```py", ""),
+        ("```python\np", "```python\np"),
+        ("``p", "``p"),
         ("<t", ""),
         ("<th", "<th"),
         ("```json\n", ""),
@@ -182,6 +209,12 @@ def test_other_formats() -> None:
     assert read([f"[{PARIS}]"], PYTHONIC) == ("", [PARIS_CALL])
     assert read(["[get()]"], PYTHONIC) == ("", [GET_CALL])
     assert read([f"[{PARIS}]</TOOLCALL>"], NEMOTRON) == ("", [PARIS_CALL])
+    named = f'{{"get_weather": {PARIS_ARGUMENTS}}}'
+    for text in (named, f"[{named}]", f"[{named}]<|tools_suffix|>", f"```json\n{named}\n```"):
+        assert read([text], FORMATS["apertus"]) == ("", [PARIS_CALL])
+        assert read([*text, ""], FORMATS["apertus"]) == ("", [PARIS_CALL])
+    for text in ('{"get_weather": {"town": "Paris"}}', '{"put": {}}', '{"get": {}, "get": {}}'):
+        assert read([text], FORMATS["apertus"]) == (text, [])
 
 
 LLAMA_JSON, XLAM, GRANITE = FORMATS["llama_json"], FORMATS["xlam"], FORMATS["granite"]

@@ -201,6 +201,25 @@ def test_a_call_without_the_mark_that_opens_it(name: str) -> None:
         assert read(specify(family, family.template), [*f"I look.\n{end}", ""]) == found
 
 
+def test_python_calls_without_the_mark_that_opens_them() -> None:
+    family = FAMILIES["lfm2"]
+    for text, content, num_calls in [
+        ('[get_weather(city="New York", days=3), now()]', "", 2),
+        ('I look.[get_weather(city="New York", days=3)]', "I look.", 1),
+        ("See [1] and [get_weather].", "See [1] and [get_weather].", 0),
+    ]:
+        check(family, text, CALLS[:num_calls], content=content)
+
+
+@pytest.mark.parametrize("name", ["lfm2", "nemotron", "deepseek_v31", "minimax", "minimax_m3"])
+def test_sections_may_follow_each_other(name: str) -> None:
+    family = FAMILIES[name]
+    sections = [render(family, "", [call]).strip() for call in CALLS]
+    for gap in ("", "\n"):
+        check(family, gap.join(sections), CALLS)
+        check(family, gap.join(sections), CALLS, tool_choice="required")
+
+
 @pytest.mark.parametrize("name", families())
 def test_an_answer_without_a_call(name: str) -> None:
     check(

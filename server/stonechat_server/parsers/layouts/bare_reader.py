@@ -4,18 +4,25 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from stonechat_server.parsers.json_scan import JsonScanner
-from stonechat_server.parsers.json_text import load_json
+from stonechat_server.parsers.json_text import load_json, read_json_text
 from stonechat_server.parsers.layouts.layout_reader import Schemas, SectionReader
 from stonechat_server.parsers.literal import LiteralMatcher
 from stonechat_server.parsers.schema_fit import fits
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart
 
 _FENCE = "```"
-_OPENING_FENCES = (_FENCE, _FENCE + "json")
-_OPENING_TAGS = ("<tools>", "<tool_call>", "<tool_calls>", "<function_call>", "<json>")
+_MAX_FENCE_WORD = 12
+_OPENING_TAGS = (
+    *("<tools>", "<tool>", "<tool_call>", "<tool_calls>", "<tool_code>"),
+    *("<function_call>", "<function>", "<json>"),
+)
 """Tags that models put around such calls, beside the marks of their own format."""
-_ARGUMENT_KEYS = ("arguments", "parameters")
-_NAME_KEYS = ("name", "function")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input", "action_input")
+_NAME_KEYS = ("name", "function", "tool", "tool_name", "action")
+_OBJECT_KEYS = ("function", "function_call")
+"""Keys whose value may be the object with the name and the arguments."""
+_LIST_KEY = "tool_calls"
+"""The key of an object that has nothing but the list of calls."""
 _TEXT_KEYS = (*_NAME_KEYS, "type", "id")
 
 
@@ -38,8 +45,12 @@ class BareCallReader:
         *,
         needs_fence: bool = False,
         trigger: str = "",
+        has_name_as_key: bool = False,
     ) -> None:
-        """`trigger` opens the calls of the format itself, which are not read here."""
+        """`trigger` opens the calls of the format itself, which are not read here.
+
+        With `has_name_as_key` a call may also be `{NAME: ARGUMENTS}`.
+        """
         self.held = ""
         """The text since the beginning, or since the last call."""
         self.is_over = False
@@ -50,6 +61,7 @@ class BareCallReader:
         self._functions = functions
         self._schemas = schemas
         self._needs_fence = needs_fence
+        self._names_as_keys = tuple(functions) if has_name_as_key else ()
         self._tags = [tag for tag in _OPENING_TAGS if tag != trigger]
         self._closings = [closing_mark] if closing_mark else []
         self._closing: LiteralMatcher | None = None
@@ -90,13 +102,16 @@ class BareCallReader:
             self._fail()
 
     def _in_fence(self, char: str) -> None:
-        if self._word in _OPENING_FENCES and (char.isspace() or char in "[{"):
+        """Read a fence and the word behind it, such as `json`."""
+        if self._word.startswith(_FENCE) and (char.isspace() or char in "[{"):
             self._closings.append(_FENCE)
             self._state = self._before_list
             self._before_list(char)
             return
-        self._word += char.lower()
-        if not any(fence.startswith(self._word) for fence in _OPENING_FENCES):
+        self._word += char
+        word = self._word[len(_FENCE) :]
+        is_word = not word or (word.isidentifier() and len(word) <= _MAX_FENCE_WORD)
+        if not _FENCE.startswith(self._word[: len(_FENCE)]) or not is_word:
             self._fail()
 
     def _in_tag(self, char: str) -> None:
@@ -122,6 +137,8 @@ class BareCallReader:
     def _begin_object(self) -> None:
         self._name = self._arguments = ""
         self._keys: set[str] = set()
+        self._outer_keys: set[str] | None = None
+        """The keys of the object around this one."""
         self._scanner = JsonScanner()
         self._state = self._before_key
 
@@ -131,11 +148,18 @@ class BareCallReader:
         elif not char.isspace():
             self._fail()
 
-    def _in_key(self, char: str) -> None:
+    def _key_options(self) -> list[str]:
         options = [key for key in (*_TEXT_KEYS, *_ARGUMENT_KEYS) if key not in self._keys]
         for same in (_ARGUMENT_KEYS, _NAME_KEYS):
             if not self._keys.isdisjoint(same):
                 options = [key for key in options if key not in same]
+        if not self._keys and self._outer_keys is None:
+            options += [*_OBJECT_KEYS, *self._names_as_keys]
+            options += [] if self._is_list else [_LIST_KEY]
+        return options
+
+    def _in_key(self, char: str) -> None:
+        options = self._key_options()
         if char == '"' and self._word in options:
             self._keys.add(self._word)
             self.is_named |= self._word in _NAME_KEYS
@@ -152,11 +176,23 @@ class BareCallReader:
             self._fail()
 
     def _before_value(self, char: str) -> None:
-        if self._word in _ARGUMENT_KEYS and char == "{":
+        key = self._word
+        if key in self._names_as_keys and char == "{":
+            self._name = key
+            self._keys.update((_NAME_KEYS[0], _ARGUMENT_KEYS[0], *_TEXT_KEYS))
             self._state = self._in_arguments
             self._in_arguments(char)
-        elif self._word not in _ARGUMENT_KEYS and char == '"':
-            self._key, self._word, self._state = self._word, "", self._in_text
+        elif key in _ARGUMENT_KEYS and char in '{"':
+            self._state = self._in_arguments if char == "{" else self._in_argument_text
+            self._state(char)
+        elif key in _OBJECT_KEYS and char == "{" and self._outer_keys is None:
+            self._outer_keys, self._keys = self._keys, set()
+            self._state = self._before_key
+        elif key == _LIST_KEY and char == "[":
+            self._closings.append("}")
+            self._is_list, self._state = True, self._before_object
+        elif key in _TEXT_KEYS and char == '"':
+            self._key, self._word, self._state = key, "", self._in_text
         elif not char.isspace():
             self._fail()
 
@@ -181,6 +217,16 @@ class BareCallReader:
             if self._name and not self._fits():
                 self._fail()
 
+    def _in_argument_text(self, char: str) -> None:
+        """Read arguments that are a JSON string of their object."""
+        self._arguments += char
+        self._scanner.push(char)
+        if self._scanner.is_outside:
+            self._arguments = read_json_text(self._arguments) or ""
+            self._state = self._after_value
+            if not self._arguments:
+                self._fail()
+
     def _fits(self) -> bool:
         schema = self._schemas.get(self._name, {})
         try:
@@ -199,6 +245,10 @@ class BareCallReader:
     def _end_object(self) -> None:
         if not self._name or not self._arguments or not self._fits():
             self._fail()
+            return
+        if self._outer_keys is not None:
+            self._keys = self._outer_keys | {_NAME_KEYS[0], _ARGUMENT_KEYS[0]}
+            self._outer_keys, self._state = None, self._after_value
             return
         call = BareCall(self._name, self._arguments)
         if self._is_list:

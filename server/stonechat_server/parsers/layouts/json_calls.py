@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection
 
 from stonechat_server.parsers.json_scan import JsonScanner
-from stonechat_server.parsers.json_text import load_json
+from stonechat_server.parsers.json_text import load_json, read_json_text
 from stonechat_server.parsers.layouts.layout_reader import LayoutReader, Schemas
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, JsonLayout
 
@@ -47,7 +47,7 @@ class JsonCallsReader(LayoutReader[JsonLayout]):
         self._scanner.push(char)
         if not self._scanner.is_outside:
             return []
-        arguments = _read_text(self._raw)
+        arguments = read_json_text(self._raw)
         if arguments is None:
             return self._end_with_rest()
         self._raw = ""
@@ -132,16 +132,7 @@ def _read_call(text: str) -> tuple[str, str] | None:
     arguments: object = next((value[key] for key in _ARGUMENT_KEYS if key in value), {})
     text = json.dumps(arguments, ensure_ascii=False)
     if isinstance(arguments, str):
-        text = _read_text(text) or ""
+        text = read_json_text(text) or ""
     elif not isinstance(arguments, dict):
         return None
     return (name, text) if isinstance(name, str) and text else None
-
-
-def _read_text(text: str) -> str | None:
-    """The JSON object that the JSON string `text` contains; None if it contains another text."""
-    try:
-        inner = load_json(text)
-        return inner.strip() if isinstance(load_json(inner), dict) else None
-    except ValueError:
-        return None
