@@ -87,10 +87,13 @@ def layer_of(kind, dtype, device):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("kind", ["qwen3.5-4b", "lfm2-1.2b", "mamba2-1.3b"])
-def test_recurrent_layers_of_known_sizes_decode_in_place(kind, dtype, device):
+def test_kernels_of_recurrent_layers_of_known_sizes(kind, dtype, device):
     from stonechat_models.backends.transformers.fused.recognise_mixers import fused_mixer
 
-    assert fused_mixer(layer_of(kind, getattr(torch, dtype), device)) is not None
+    fused = fused_mixer(layer_of(kind, getattr(torch, dtype), device))
+    assert fused is not None
+    assert fused.decodes
+    assert fused.packs_prompts
 
 
 @pytest.mark.parametrize("family", ["bloom", "phimoe"])

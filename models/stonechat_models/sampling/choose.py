@@ -28,19 +28,20 @@ def choose_sampler(
 ) -> SamplerLike:
     """Return the Triton sampler on CUDA, and `Sampler` elsewhere. `dtype`: that of the logits.
 
-    `Sampler` is also returned if Triton cannot run there (`why_no_triton`), or if its kernels
-    fail or choose other tokens. `progress` then receives a line with the reason. Raises
-    `ModelLoadError` if the device no longer works after that.
+    If its kernels fail or choose other tokens for logits of `dtype`, it converts them to float32.
+    If they do so then too, or Triton cannot run there (`why_no_triton`), `Sampler` is returned, and
+    `progress` receives a line with the reason. Raises `ModelLoadError` if the device no longer
+    works after that.
     """
     sampler = Sampler(vocab_size, device)
     if device.type != "cuda":
         return sampler
     reason = why_no_triton(device)
-    if reason is None:
+    for kind in dict.fromkeys((dtype, torch.float32)) if reason is None else ():
         try:
-            return checked_sampler(vocab_size, device, sampler, dtype)
+            return checked_sampler(vocab_size, device, sampler, kind)
         except Exception as error:
-            logger.warning("the sampler's Triton kernels failed", exc_info=error)
+            logger.warning("the sampler's Triton kernels failed for %s", kind, exc_info=error)
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             _check_device(device)
     progress(f"sampling in plain PyTorch: {reason}")
@@ -63,7 +64,8 @@ def checked_sampler(
     reference: SamplerLike,
     dtype: torch.dtype = torch.float32,
 ) -> SamplerLike:
-    """Return the Triton sampler. Raise `RuntimeError` if it differs from `reference`.
+    """Return the Triton sampler. Raise `RuntimeError` if it differs from `reference`. For `dtype`
+    float32, it converts all logits to that.
 
     The check also compiles all kernels, so that no request waits for that: for logits of `dtype`,
     and for float32, in which logits are edited. Sums that differ in the last bit may draw other
@@ -71,7 +73,7 @@ def checked_sampler(
     """
     from stonechat_models.sampling.triton.sampler import TritonSampler
 
-    sampler = TritonSampler(vocab_size, device)
+    sampler = TritonSampler(vocab_size, device, converts=dtype is torch.float32)
     for seed in (0, 1):
         different = []
         for kind in dict.fromkeys((torch.float32, dtype)):

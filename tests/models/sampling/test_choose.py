@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +22,7 @@ from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SampledTokens, SamplingState
 from stonechat_models.sampling.triton import sampler as triton_sampler
 from stonechat_models.sampling.triton.sampler import TritonSampler
-from stonechat_models.types import TokenLogprobs
+from stonechat_models.types import SamplingParams, TokenLogprobs
 
 CUDA = torch.device("cuda", 0)
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,6 +64,35 @@ def test_kernels_that_do_not_compile_are_not_used(
     assert isinstance(choose_sampler(300, CUDA, progress=lines.append), Sampler)
     (line,) = lines
     assert line.endswith(("out of registers", "ValueError"))
+
+
+def test_kernels_that_fail_in_half_precision_get_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_tokens = TritonSampler._choose
+    kinds: list[torch.dtype] = []
+
+    def fail(sampler: TritonSampler, logits: torch.Tensor, *others: Any) -> None:
+        kinds.append(logits.dtype)
+        if logits.dtype is torch.bfloat16:
+            raise RuntimeError("out of registers")
+        choose_tokens(sampler, logits, *others)
+
+    device = torch.device("cpu") if DEVICE.type == "cpu" else CUDA
+    checked = partial(checked_sampler, 300, device, Sampler(300, device))
+    monkeypatch.setattr(TritonSampler, "_choose", fail)
+    monkeypatch.setattr(choose, "Sampler", lambda *_: Sampler(300, device))
+    monkeypatch.setattr(choose, "checked_sampler", lambda *words: checked(words[-1]))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    lines: list[str] = []
+    sampler = choose_sampler(300, CUDA, progress=lines.append, dtype=torch.bfloat16)
+    assert isinstance(sampler, TritonSampler)
+    assert lines == []
+    assert torch.bfloat16 in kinds
+    kinds.clear()
+    logits = torch.zeros(1, 300, dtype=torch.bfloat16, device=device)
+    logits[0, 7] = 1.0
+    params = SamplingParams(temperature=0.0)
+    assert sampler.launch(logits, [SamplingState(params, 0, 0, [])]).read().token_ids == [7]
+    assert kinds == [torch.float32]
 
 
 def test_a_device_that_fails_in_the_check_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

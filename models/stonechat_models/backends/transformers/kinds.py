@@ -1,5 +1,6 @@
 """Which of transformers' classes loads a model, and which of ours runs it."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel, keeps_recurrent_state
+from stonechat_models.backends.transformers.slot_states import SlotMixer
 from stonechat_models.backends.transformers.step_check import check_steps
 from stonechat_models.backends.transformers.verify import logits_tolerance
 from stonechat_models.checkpoint.cache import Progress
@@ -32,6 +34,8 @@ from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_file import reason_of
 from stonechat_models.model_info import ModelInfo
+
+logger = logging.getLogger(__name__)
 
 HEARING = {
     **dict.fromkeys(("audioflamingo3", "musicflamingo"), AutoModelForSeq2SeqLM),
@@ -142,13 +146,34 @@ def stateful_model(
 ) -> RecurrentModel | None:
     """Return `module` with recurrent states beside the paged cache; None if it keeps none.
 
-    Raises `UnsupportedModelError` if it would compute wrong logits.
+    If its logits are wrong, recurrent layers give up kernels of ours. Raises
+    `UnsupportedModelError` if they are wrong without any.
     """
     if not keeps_recurrent_state(module):
         return None
-    model = RecurrentModel(module, info, attention, kv_dtype)
-    _check(model, module)
-    return model
+    while True:
+        model = RecurrentModel(module, info, attention, kv_dtype)
+        try:
+            _check(model, module)
+            return model
+        except UnsupportedModelError as error:
+            if not _gives_up_kernels(module):
+                raise
+            logger.warning("recurrent layers use fewer kernels: %s", error)
+
+
+def _gives_up_kernels(module: nn.Module) -> bool:
+    """Let recurrent layers not use their kernels for prompts, or else those that decode.
+
+    Returns whether they used any.
+    """
+    mixers = [part for part in module.modules() if isinstance(part, SlotMixer)]
+    for use in ("packs_prompts", "decodes"):
+        if any(getattr(mixer, use) for mixer in mixers):
+            for mixer in mixers:
+                setattr(mixer, use, False)
+            return True
+    return False
 
 
 def plain_model(

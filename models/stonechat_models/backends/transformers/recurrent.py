@@ -2,11 +2,11 @@
 
 Attention layers use the paged KV cache, as in `TransformersModel`. The other layers get their state
 through transformers' cache interface, from a pool with one slot per sequence. If each of them is a
-`SlotMixer`, a step is one call with packed tokens.
+`SlotMixer` that packs prompts, a step is one call with packed tokens.
 
-Transformers' own layers cannot pack states. A step of theirs consists of several calls: one for all
-sequences that decode, [N, 1] tokens, and one for each prompt or part of a prompt, [1, T] tokens. A
-step that only decodes reads no number on the host, so it can be captured as a CUDA graph.
+Other layers cannot pack states. A step of theirs consists of several calls: one for all sequences
+that decode, [N, 1] tokens, and one for each prompt or part of a prompt, [1, T] tokens. A step that
+only decodes reads no number on the host, so it can be captured as a CUDA graph.
 """
 
 import inspect
@@ -206,11 +206,13 @@ class RecurrentModel(TransformersModel):
         """Raises `UnsupportedModelError` if the module does not run in this way."""
         probe = ProbeContext([0, PROBE_LENGTH])
         self._shapes = probe_states(module, probe)
-        self._in_place = {m.layer_idx for m in module.modules() if isinstance(m, SlotMixer)}
+        mixers = [part for part in module.modules() if isinstance(part, SlotMixer)]
+        self._decoding_in_place = {mixer.layer_idx for mixer in mixers if mixer.decodes}
+        self._packing_in_place = {mixer.layer_idx for mixer in mixers if mixer.packs_prompts}
         info = replace(
             info,
             keeps_state=True,
-            packs_prompts=all(shape.layer in self._in_place for shape in self._shapes),
+            packs_prompts=all(shape.layer in self._packing_in_place for shape in self._shapes),
             state_bytes=sum(s.num_bytes for s in self._shapes),
         )
         super().__init__(module, info, backend, probe=probe, kv_dtype=kv_dtype)
@@ -221,9 +223,13 @@ class RecurrentModel(TransformersModel):
 
     @property
     def copied_state_bytes(self) -> int:
-        """Bytes of a sequence's states that a step copies, instead of changing them where they
-        lie."""
-        return sum(s.num_bytes for s in self._shapes if s.layer not in self._in_place)
+        """Bytes of a sequence's states that a decode step copies, instead of changing them where
+        they lie."""
+        return sum(s.num_bytes for s in self._shapes if s.layer not in self._decoding_in_place)
+
+    def _in_place(self, batch: ForwardBatch) -> Set[int]:
+        """The layers that change the states where they lie."""
+        return self._decoding_in_place if batch.decodes_all else self._packing_in_place
 
     def allocate_kv_cache(self, num_blocks: int, block_size: int) -> None:
         super().allocate_kv_cache(num_blocks, block_size)
@@ -271,7 +277,7 @@ class RecurrentModel(TransformersModel):
         if slots is None:
             slots = to_device(list(batch.state_slots), self.device, torch.int64)
         sequences = StepSequences.of(batch, slots)
-        self._states.load(cache, sequences, self._in_place, has_past=has_past)
+        self._states.load(cache, sequences, self._in_place(batch), has_past=has_past)
         return slots
 
     def forward_hidden(self, batch: ForwardBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -327,7 +333,7 @@ class RecurrentModel(TransformersModel):
                 PagedContext(part, self._cache, self.backend),
                 num_rows,
             )
-        self._states.store(cache, slots, self._in_place)
+        self._states.store(cache, slots, self._in_place(part))
         return logits[:, -num_rows:]
 
 

@@ -55,6 +55,11 @@ class SlotMixer(nn.Module):
     others to the layer that it replaces.
     """
 
+    decodes = True
+    """Whether `mix` may have one token of each sequence."""
+    packs_prompts = True
+    """Whether it may have prompts, beside sequences with one token."""
+
     def __init__(self, original: Any) -> None:
         super().__init__()
         self.original = original

@@ -38,9 +38,15 @@ class TritonSampler:
 
     score = Logprobs
 
-    def __init__(self, vocab_size: int, device: torch.device | str) -> None:
-        """Raise `ValueError` for a vocabulary that is too large for the kernels."""
+    def __init__(
+        self, vocab_size: int, device: torch.device | str, *, converts: bool = False
+    ) -> None:
+        """`converts`: logits become float32 first.
+
+        Raise `ValueError` for a vocabulary that is too large for the kernels.
+        """
         self._vocab_size = vocab_size
+        self._converts = converts
         self._device = torch.device(device)
         widths = level_widths(padded_width(vocab_size))
         if len(widths) > 4:
@@ -59,7 +65,8 @@ class TritonSampler:
     def launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "TritonSampling":
         """Start to choose a token for each row of float[R, V], as `Sampler.launch` does.
 
-        Rows of half precision are read as they are, unless any is to be edited.
+        Rows of half precision are read as they are, unless any is to be edited, or all are to be
+        converted.
         """
         if logits.shape != (len(states), self._vocab_size):
             raise ValueError(
@@ -71,7 +78,7 @@ class TritonSampler:
 
     def _launch(self, logits: torch.Tensor, states: Sequence[SamplingState]) -> "TritonSampling":
         needs_edits = any(state.needs_edits for state in states)
-        logits = (logits.float() if needs_edits else logits).contiguous()
+        logits = (logits.float() if needs_edits or self._converts else logits).contiguous()
         if logits.data_ptr() % 16:  # the kernels are compiled for aligned rows
             logits = logits.clone()
         raw_rows = [row for row, s in enumerate(states) if s.params.top_logprobs is not None]

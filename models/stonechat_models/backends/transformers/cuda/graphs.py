@@ -105,9 +105,10 @@ class GraphedModel:
     def capture(self, capturer: Capturer, progress: Callable[[str], None]) -> None:
         """Capture and check a graph for every shape. Overwrites the KV cache and all states.
 
-        The largest shape comes first, since it sizes the memory that all graphs share. If a graph
-        of mixed steps cannot be captured or returns other logits, these run without graphs. If that
-        happens to a graph of decode steps, all do. `progress` gets the reason.
+        The largest shape comes first, since it sizes the memory that all graphs share. A graph that
+        returns other logits is dropped. If a graph of mixed steps cannot be captured, or all are
+        dropped, these run without graphs. If that happens to decode steps, all do. `progress` gets
+        the reason.
         """
         started = time.perf_counter()
         progress(f"capturing CUDA graphs for up to {self.info.max_num_seqs} sequences")
@@ -179,11 +180,11 @@ class GraphedModel:
 
     @torch.inference_mode()
     def _check(self, shapes: Sequence[StepShape]) -> None:
-        """Raises `RuntimeError` if a replay differs from the same step without a graph, or if a
-        padded step differs from the same step without padding.
+        """Drop the graphs whose replays differ from the same step without a graph.
 
-        For padding the median row decides. Rounding may differ between shapes, and a router may
-        then choose other experts in single rows.
+        Larger ones take their steps. Raises `RuntimeError` if all differ, or if padded steps differ
+        from the same steps without padding. There the median row decides: rounding may differ
+        between shapes, and a router may then choose other experts in single rows.
         """
         tolerance = TOLERANCE["logits"].get(getattr(torch, self.info.dtype), 0.25)
         sequences = parity_sequences(self.info).to(self._device)
@@ -197,23 +198,15 @@ class GraphedModel:
                 previous_size = shape.seqs
             else:
                 batch = mixed_step(sequences, shape)
-            num_rows, num_seqs = len(batch.logits_index), batch.num_seqs
-            view = self._buffers.view(shape, self.info.block_size)
-            self._fill(self._buffers, batch, shape)
-            begin.restore(num_seqs)
-            actual = self._graphs[shape]()[:num_rows].clone()
-            states = begin.present()
-            begin.restore(num_seqs)
-            expected = self.model.forward(view)[:num_rows]
-            begin.refuse_other(states, tolerance)
-            difference = float(logits_error(expected, actual).max())
-            begin.restore(num_seqs)
-            if difference > tolerance and difference > 2 * self._noise(view, expected):
-                raise RuntimeError(
-                    f"the graph for {shape} gives logits that are off by {difference:.2g} "
-                    f"standard deviations; rounding explains {tolerance:g} at most"
-                )
-            begin.restore(num_seqs)
+            try:
+                actual = self._checked_replay(shape, batch, begin, tolerance)
+            except RuntimeError as error:
+                logger.warning("%s", error)
+                del self._graphs[shape]
+                if not self._graphs.keys() & set(shapes):
+                    raise
+                continue
+            begin.restore(batch.num_seqs)
             padding_differences.append(logits_error(self.model.forward(batch), actual))
         typical = float(torch.cat(padding_differences).median()) if shapes else 0.0
         if not typical <= tolerance:
@@ -222,6 +215,28 @@ class GraphedModel:
                 f"padded {kind} steps give logits that are off by {typical:.2g} standard "
                 f"deviations; rounding explains {tolerance:g} at most"
             )
+
+    def _checked_replay(
+        self, shape: StepShape, batch: ForwardBatch, begin: "_Beginning", tolerance: float
+    ) -> torch.Tensor:
+        """Return the logits of a replay. Raises `RuntimeError` if those without a graph differ."""
+        num_rows, num_seqs = len(batch.logits_index), batch.num_seqs
+        view = self._buffers.view(shape, self.info.block_size)
+        self._fill(self._buffers, batch, shape)
+        begin.restore(num_seqs)
+        actual = self._graphs[shape]()[:num_rows].clone()
+        states = begin.present()
+        begin.restore(num_seqs)
+        expected = self.model.forward(view)[:num_rows]
+        begin.refuse_other(states, tolerance)
+        difference = float(logits_error(expected, actual).max())
+        begin.restore(num_seqs)
+        if difference > tolerance and difference > 2 * self._noise(view, expected):
+            raise RuntimeError(
+                f"the graph for {shape} gives logits that are off by {difference:.2g} "
+                f"standard deviations; rounding explains {tolerance:g} at most"
+            )
+        return actual
 
     def _noise(self, view: ForwardBatch, logits: torch.Tensor) -> float:
         """How much a step without a graph differs from itself when it runs again.

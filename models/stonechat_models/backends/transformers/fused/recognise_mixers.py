@@ -63,17 +63,25 @@ registers."""
 
 @torch.no_grad()
 def fused_mixer(original: nn.Module) -> SlotMixer | None:
-    """A replacement for a recurrent layer whose class is known, or None."""
+    """A replacement for a recurrent layer whose class is known, or None.
+
+    It uses its kernels for prompts, and those for decode steps, if they are right.
+    """
     is_own = type(original).__module__.startswith("transformers.models.")
     kind = MIXERS.get(type(original).__name__) if is_own else None
     if kind is None or getattr(original, "activation", "silu") != "silu":
         return None
     fused = kind(original)
     try:
-        return fused if _mixes_alike(original, fused) else None
+        fused.decodes, fused.packs_prompts = _mixes_alike(original, fused)
     except Exception as error:  # after any error, the model keeps its own layer
-        logger.warning("%s runs as in transformers", type(original).__name__, exc_info=error)
+        _warn(original, "runs", error)
         return None
+    return fused if fused.decodes else None
+
+
+def _warn(original: nn.Module, does: str, error: Exception | None) -> None:
+    logger.warning("%s %s as in transformers", type(original).__name__, does, exc_info=error)
 
 
 def is_known_hybrid(part: nn.Module) -> bool:
@@ -102,30 +110,57 @@ def fused_hybrid_layer(original: nn.Module, call: Call) -> FusedHybridLayer | No
     return fused if agree(expected, actual) else None
 
 
-def _mixes_alike(original: nn.Module, fused: SlotMixer) -> bool:
-    """Whether prompts, more tokens of each, and one token of each give the same outputs and states,
-    and change no other states."""
+def _mixes_alike(original: nn.Module, fused: SlotMixer) -> tuple[bool, bool]:
+    """Whether one token of each sequence gives the same outputs and states, and whether prompts and
+    more tokens of each do. Raises what `original` raises."""
     conv = original._modules.get("conv1d") or original._modules.get("conv")
     assert isinstance(conv, nn.Conv1d)
     hidden_size = original.out_proj.out_features  # type: ignore[union-attr]
     hidden = random_rows((len(SLOTS), sum(LENGTHS), int(hidden_size)), conv.weight)  # type: ignore[arg-type]
     cache = Cache(layers=[LinearAttentionLayer() for _ in range(fused.layer_idx + 1)])
     layer, num_before = cache.layers[-1], 0
-    pools: list[Any] = []
+    decodes = packs = True
     for length in LENGTHS:
         tokens = hidden[:, num_before : num_before + length]
+        before = [None if state is None else state.clone() for state in _states(layer)]
         expected = original(tokens, **{fused.cache_name: cache})
-        pools = pools or [_pool(layer.conv_states[0]), _pool(layer.recurrent_states[0])]
-        sequences = _sequences(length, num_before, hidden.device)
-        rows = torch.cat([tokens.flatten(0, 1), tokens[0, :1]])  # the last one is padding
-        output = fused.mix(rows, SlotStates(pools[0], pools[1], sequences))[:-1]
-        if not agree(expected, output.view(expected.shape), "states"):
-            return False
-        states = (layer.conv_states[0], layer.recurrent_states[0])
-        if not all(_is_same(*pair, hidden.dtype) for pair in zip(pools, states, strict=True)):
-            return False
+        conv_states, states = map(_pool, _states(layer), before)
+        assert conv_states is not None
+        pools = SlotStates(conv_states, states, _sequences(length, num_before, hidden.device))
+        try:
+            is_right = _is_step(fused, tokens, pools, expected, layer)
+            error = None
+        except Exception as caught:  # the compiler's, or too much shared memory
+            is_right, error = False, caught
+        if length > 1:
+            packs = packs and is_right
+        else:
+            decodes = is_right
+        if not is_right:
+            _warn(original, "computes prompts" if length > 1 else "decodes", error)
         num_before += length
-    return True
+    return decodes, packs
+
+
+def _states(layer: Any) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return layer.conv_states[0], layer.recurrent_states[0]
+
+
+def _is_step(
+    fused: SlotMixer,
+    tokens: torch.Tensor,
+    states: SlotStates,
+    expected: torch.Tensor,
+    after: Any,
+) -> bool:
+    """Whether a step of `tokens` gives the output `expected`, leaves the states of the layer of a
+    cache `after`, and changes no others."""
+    rows = torch.cat([tokens.flatten(0, 1), tokens[0, :1]])  # the last one is padding
+    output = fused.mix(rows, states)[:-1]
+    if not agree(expected, output.view(expected.shape), "states"):
+        return False
+    pairs = zip((states.conv, states.recurrent), _states(after), strict=True)
+    return all(_is_same(*pair, tokens.dtype) for pair in pairs)
 
 
 def _sequences(length: int, num_before: int, device: torch.device) -> StepSequences:
@@ -145,13 +180,17 @@ def _sequences(length: int, num_before: int, device: torch.device) -> StepSequen
     )
 
 
-def _pool(state: torch.Tensor | None) -> torch.Tensor | None:
-    """Ones in all slots: a sequence that begins does not read them."""
-    if state is None:
+def _pool(after: torch.Tensor | None, before: torch.Tensor | None) -> torch.Tensor | None:
+    """The states `before` a step, if it has any, and ones in all other slots: a sequence that
+    begins does not read them."""
+    if after is None:
         return None
-    if state.dim() == 4 and state[0, 0].numel() > LARGEST_STATE:
-        raise ValueError(f"a head has a state of {state[0, 0].numel()} numbers")
-    return state.new_ones(NUM_SLOTS + 1, *state.shape[1:])
+    if after.dim() == 4 and after[0, 0].numel() > LARGEST_STATE:
+        raise ValueError(f"a head has a state of {after[0, 0].numel()} numbers")
+    pool = after.new_ones(NUM_SLOTS + 1, *after.shape[1:])
+    if before is not None:
+        pool[list(SLOTS)] = before
+    return pool
 
 
 def _is_same(pool: torch.Tensor | None, expected: torch.Tensor | None, dtype: torch.dtype) -> bool:

@@ -262,7 +262,10 @@ def mixers_of(module):
 @pytest.mark.parametrize("family", [*FAMILIES, *nightly(*MORE_FAMILIES)])
 def test_layers_are_recognised(family, dtype):
     layer = mixers_of(tiny_model(family).to(DEVICE, dtype))[0]
-    assert isinstance(fused_mixer(layer), SlotMixer)
+    fused = fused_mixer(layer)
+    assert isinstance(fused, SlotMixer)
+    assert fused.decodes
+    assert fused.packs_prompts
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -381,6 +384,38 @@ def test_a_decode_step_copies_no_state(monkeypatch):
         model.forward(last_tokens(sequences, 2))
     assert launches["conv_update_kernel"] == 2
     assert launches["index_copy_"] == 2, "keys and values"
+
+
+@needs_interpreter
+@pytest.mark.parametrize("when", ["before the check of layers", "after it"])
+@pytest.mark.parametrize("wrong", ["prompts", "decode steps"])
+@torch.inference_mode()
+def test_kernels_that_are_wrong_leave_the_others(wrong, when, monkeypatch, caplog):
+    """The check of each layer, or later that of the whole model, finds which ones are wrong."""
+    mix, module, prompts = mixers.SlotShortConv.mix, tiny_model("lfm2"), [[5], [9, 8, 7, 6]]
+    expected = [reference_greedy(module, prompt, 3)[0] for prompt in prompts]
+
+    def wrong_mix(self, rows, states):
+        is_wrong = (states.sequences.of_tokens is None) == (wrong == "decode steps")
+        return mix(self, rows, states) * (1.5 if is_wrong else 1.0)
+
+    if when == "after it":
+        put_mixers(module)
+    monkeypatch.setattr(mixers.SlotShortConv, "mix", wrong_mix)
+    if when != "after it":
+        layer = fused_mixer(mixers_of(module)[0])
+        assert (layer is None) == (wrong == "decode steps")
+        if layer is None:
+            return
+        put_mixers(module)
+    engine = make_engine(module, BatchedBackend())
+    with counted_launches(monkeypatch) as launches:
+        results = generate_all(engine, prompts, greedy(3))
+    assert [result.token_ids for result in results] == expected
+    assert not engine.model.info.packs_prompts
+    assert not launches["conv_packed_kernel"]
+    assert bool(launches["conv_update_kernel"]) == (wrong == "prompts")
+    assert ("fewer kernels" if when == "after it" else "computes prompts as in") in caplog.text
 
 
 @pytest.mark.parametrize(
