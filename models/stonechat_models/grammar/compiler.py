@@ -36,70 +36,55 @@ MAX_USES = 4096
 class GrammarConstraint:
     """The position of one sequence in a grammar. Only one thread at a time may use it.
 
-    A second grammar, `numbers`, may limit the same text further.
+    Further matchers may limit the same text more (see `number_grammar`).
     """
 
-    def __init__(self, matcher: LLMatcher, numbers: LLMatcher | None = None) -> None:
-        self._matcher = matcher
-        self._numbers = numbers
+    def __init__(self, matchers: list[LLMatcher]) -> None:
+        self._matchers = matchers
         self.is_finished = False
 
     def fill_bitmask(self, row: npt.NDArray[np.int32]) -> bool:
         """See `TokenConstraint`. Raises `GrammarError` at a limit, or if no token may follow."""
-        self._matcher.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
-        if self._matcher.is_error():
-            raise GrammarError(reason(self._matcher.get_error()))
-        if self._numbers is not None:
-            other = np.zeros_like(row)
-            self._numbers.unsafe_compute_mask_ptr(other.ctypes.data, other.nbytes)
-            row &= other
-            if self._numbers.is_error() or not row.any():
-                raise GrammarError(reason(self._numbers.get_error()))
+        for i, matcher in enumerate(self._matchers):
+            mask = np.zeros_like(row) if i else row
+            matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+            row &= mask
+            if matcher.is_error() or (i and not row.any()):
+                raise GrammarError(reason(matcher.get_error()))
         return True
 
     def accept(self, token_id: int) -> None:
         """Advance past a token. If the grammar forbids it, the next `fill_bitmask` raises."""
-        if not self.is_finished:
-            self.is_finished = _consume(self._matcher, token_id)
-            if self._numbers is not None and _consume(self._numbers, token_id):
-                self.is_finished = True  # it stops only behind a number, which may end anywhere
+        if self.is_finished:
+            return
+        for matcher in self._matchers:
+            matcher.consume_token(token_id)
+            # A limit on numbers stops only behind a number, which may end anywhere.
+            self.is_finished |= matcher.is_stopped() and not matcher.is_error()
 
     def allows(self, token_id: int) -> bool:
         """Return whether this token may come next."""
-        return self._matcher.validate_tokens([token_id]) == 1 and (
-            self._numbers is None or self._numbers.validate_tokens([token_id]) == 1
-        )
+        return all(matcher.validate_tokens([token_id]) == 1 for matcher in self._matchers)
 
     def fork(self) -> "GrammarConstraint":
         """See `TokenConstraint`."""
-        forked = GrammarConstraint(self._matcher.deep_copy(), _copy(self._numbers))
+        forked = GrammarConstraint([matcher.deep_copy() for matcher in self._matchers])
         forked.is_finished = self.is_finished
         return forked
 
 
-def _consume(matcher: LLMatcher, token_id: int) -> bool:
-    """Advance past a token. Returns whether nothing may follow it."""
-    matcher.consume_token(token_id)
-    return bool(matcher.is_stopped() and not matcher.is_error())
-
-
-def _copy(matcher: LLMatcher | None) -> LLMatcher | None:
-    return None if matcher is None else matcher.deep_copy()
-
-
 @dataclass(slots=True)
 class _CachedGrammar:
-    """A compiled grammar. Its matchers stand at the start and are copied under the lock."""
+    """A compiled grammar, at its start: constraints are forked from it under the lock."""
 
-    matcher: LLMatcher
-    numbers: LLMatcher | None = None
+    start: GrammarConstraint
     lock: threading.Lock = field(default_factory=threading.Lock)
     num_uses: int = 0
 
     def new_constraint(self) -> GrammarConstraint:
         with self.lock:
             self.num_uses += 1
-            return GrammarConstraint(self.matcher.deep_copy(), _copy(self.numbers))
+            return self.start.fork()
 
 
 _Cache = OrderedDict[GrammarSpec, _CachedGrammar | GrammarError]
@@ -183,10 +168,10 @@ class GrammarCompiler:
             matcher.compute_bitmask()
         if matcher.is_error():
             return GrammarError(reason(matcher.get_error()))
-        numbers = None
-        if (text := number_grammar(spec)) is not None:
-            numbers = LLMatcher(ll_tokenizer, text, limits=limits(), log_level=0)
-        return _CachedGrammar(matcher, numbers)
+        matchers = [matcher]
+        if (numbers := number_grammar(spec)) is not None:
+            matchers.append(LLMatcher(ll_tokenizer, numbers, limits=limits(), log_level=0))
+        return _CachedGrammar(GrammarConstraint(matchers))
 
     def _vocabulary(self) -> LLTokenizer:
         with self._lock:
