@@ -61,9 +61,9 @@ from stonechat_models.version import __version__
 
 if TYPE_CHECKING:
     from stonechat_models.checkpoint.alias_target import alias_model
-    from stonechat_models.checkpoint.aliases import read_aliases, set_alias
+    from stonechat_models.checkpoint.known.aliases import read_aliases, set_alias
+    from stonechat_models.checkpoint.known.store import StoredModel, list_models, remove_model
     from stonechat_models.checkpoint.resolve import fetch_model
-    from stonechat_models.checkpoint.store import StoredModel, list_models, remove_model
     from stonechat_models.diagnostics.bandwidth import measure_bandwidth
     from stonechat_models.diagnostics.gpu_support import GpuSupport
     from stonechat_models.diagnostics.machine import Gpu, Machine, inspect_machine
@@ -73,8 +73,8 @@ if TYPE_CHECKING:
     from stonechat_models.diagnostics.survey_process import survey_models
     from stonechat_models.grammar.checker import GrammarChecker
     from stonechat_models.grammar.cost import is_cheap
-    from stonechat_models.grammar.plain_schema import plain_schema
-    from stonechat_models.grammar.relaxation import relax_schema
+    from stonechat_models.grammar.schemas.plain_schema import plain_schema
+    from stonechat_models.grammar.schemas.relaxation import relax_schema
     from stonechat_models.grammar.source import check_grammar
     from stonechat_models.hardware.cpus import cpu_name, usable_cpus
     from stonechat_models.media.processor import MediaProcessor
@@ -174,7 +174,7 @@ _LAZY = {
     "Machine": "diagnostics.machine",
     "ModelSurvey": "diagnostics.survey",
     "ServingForm": "diagnostics.survey",
-    "StoredModel": "checkpoint.store",
+    "StoredModel": "checkpoint.known.store",
     "PairFrame": "text.pair_frame",
     "Tokenizer": "text.tokenizer",
     "GrammarChecker": "grammar.checker",
@@ -187,14 +187,14 @@ _LAZY = {
     "fetch_model": "checkpoint.resolve",
     "is_cheap": "grammar.cost",
     "inspect_machine": "diagnostics.machine",
-    "list_models": "checkpoint.store",
+    "list_models": "checkpoint.known.store",
     "measure_bandwidth": "diagnostics.bandwidth",
-    "plain_schema": "grammar.plain_schema",
-    "relax_schema": "grammar.relaxation",
+    "plain_schema": "grammar.schemas.plain_schema",
+    "relax_schema": "grammar.schemas.relaxation",
     "usable_cpus": "hardware.cpus",
-    "read_aliases": "checkpoint.aliases",
-    "remove_model": "checkpoint.store",
-    "set_alias": "checkpoint.aliases",
+    "read_aliases": "checkpoint.known.aliases",
+    "remove_model": "checkpoint.known.store",
+    "set_alias": "checkpoint.known.aliases",
     "stored_chat_templates": "diagnostics.stored_templates",
     "survey_model": "diagnostics.memory_plan",
     "survey_models": "diagnostics.survey_process",

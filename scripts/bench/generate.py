@@ -14,7 +14,7 @@ import time
 import torch
 
 from stonechat_models import EngineConfig
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.hardware.device import choose_device, choose_dtype
 

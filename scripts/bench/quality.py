@@ -27,7 +27,7 @@ from torch import nn
 
 from stonechat_models.backends.base import CausalModel, HostBatch
 from stonechat_models.backends.quantization.choose import cuda_linear
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.backends.transformers.verify import packed_batch
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig, Precision

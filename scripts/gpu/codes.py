@@ -73,7 +73,7 @@ def use(m: int, tile: tuple[int, ...] | None, device: torch.device) -> Any:
 
     Where the device is absent, kernels are compiled for one with `NUM_MULTIPROCESSORS`.
     """
-    from stonechat_models.backends.quantization import code_products
+    from stonechat_models.backends.quantization.codes import code_products
     from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import CodedRows
     from stonechat_models.backends.transformers.fused.row_products.some_rows import (
         SomeRows,
@@ -93,7 +93,7 @@ def use(m: int, tile: tuple[int, ...] | None, device: torch.device) -> Any:
 
 
 def layers_of(product: tuple[str, int, int], device: torch.device, num_bytes: int) -> list[Any]:
-    from stonechat_models.backends.quantization.random_codes import random_coded_linear
+    from stonechat_models.backends.quantization.codes.random_codes import random_coded_linear
     from stonechat_models.backends.quantization.scratch import Scratch
 
     scratch = Scratch(device, torch.bfloat16)
@@ -108,8 +108,8 @@ def layers_of(product: tuple[str, int, int], device: torch.device, num_bytes: in
 
 def compile_case(case: tuple[Any, ...]) -> None:
     """In a worker: tensors have no memory."""
-    from stonechat_models.backends.quantization import code_products
-    from stonechat_models.backends.quantization.random_codes import random_codes
+    from stonechat_models.backends.quantization.codes import code_products
+    from stonechat_models.backends.quantization.codes.random_codes import random_codes
     from stonechat_models.backends.quantization.scratch import Scratch
     from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
         with_wide_scales,
@@ -136,7 +136,7 @@ def compile_case(case: tuple[Any, ...]) -> None:
 
 def time_case(case: tuple[Any, ...], layers: list[Any], timer: Any) -> dict[str, Any]:
     m, tile, (type_name, n, k) = case
-    from stonechat_models.backends.quantization.code_products import dequantise_into
+    from stonechat_models.backends.quantization.codes.code_products import dequantise_into
     from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
         with_wide_scales,
     )

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from stonechat_models.backends.transformers import kinds, load, step_check
+from stonechat_models.backends.transformers import kinds, step_check
+from stonechat_models.backends.transformers.loading import load
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.checkpoint.support import context_length
@@ -21,13 +22,13 @@ from stonechat_models.runtime.build import assemble_engine
 
 TRANSFORMERS = "stonechat_models.backends.transformers."
 PHASES = {
-    "read": f"{TRANSFORMERS}load.load_module",
-    "check packing": f"{TRANSFORMERS}load.check_packing",
+    "read": f"{TRANSFORMERS}loading.load.load_module",
+    "check packing": f"{TRANSFORMERS}loading.load.check_packing",
     "fuse": f"{TRANSFORMERS}fused.replace.fuse_modules",
     "check states": f"{TRANSFORMERS}step_check.check_steps",
-    "quantise": f"{TRANSFORMERS}quantize.quantize_checked",
-    "check attention": f"{TRANSFORMERS}load._choose_checked_attention",
-    "compile codes": f"{TRANSFORMERS}load.compile_products",
+    "quantise": f"{TRANSFORMERS}loading.quantize.quantize_checked",
+    "check attention": f"{TRANSFORMERS}loading.load._choose_checked_attention",
+    "compile codes": f"{TRANSFORMERS}loading.load.compile_products",
     "choose products": f"{TRANSFORMERS}fused.product_choice.choose_products",
     "choose coded products": f"{TRANSFORMERS}fused.coded_choice.choose_coded_products",
     "choose tiles": f"{TRANSFORMERS}attention.tile_choice.choose_decode_tiles",

@@ -163,14 +163,14 @@ def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
 def put_codes(shape: Shape, module: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Replace the weights by random codes if the shape has codes."""
     if shape.codes:
-        from stonechat_models.backends.quantization import random_codes
+        from stonechat_models.backends.quantization.codes import random_codes
 
         put = {"q4_k_m": random_codes.put_random_codes, "fp8": random_codes.put_random_float8}
         put[shape.codes](module, device, dtype)
 
 
 def model_info(shape: Shape, module: Any, device: torch.device, dtype: torch.dtype) -> ModelInfo:
-    from stonechat_models.backends.transformers.quantize import weight_bytes
+    from stonechat_models.backends.transformers.loading.quantize import weight_bytes
 
     return ModelInfo(
         name=shape.name,
@@ -207,7 +207,7 @@ def step_bytes(module: torch.nn.Module) -> list[tuple[float, float]]:
 
 def quantised_step_bytes(module: Any) -> float:
     """Return what a step must read of quantised weights, all experts of a mixture included."""
-    from stonechat_models.backends.transformers.quantize import weight_bytes
+    from stonechat_models.backends.transformers.loading.quantize import weight_bytes
 
     total = float(weight_bytes(module))
     if module.config.tie_word_embeddings:

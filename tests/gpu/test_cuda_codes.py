@@ -7,10 +7,10 @@ import gguf
 import pytest
 import torch
 
-from stonechat_models.backends.quantization.code_products import dequantise_into
-from stonechat_models.backends.quantization.coded_linear import CodedLinear, merged_coded
-from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
-from stonechat_models.backends.quantization.random_codes import (
+from stonechat_models.backends.quantization.codes.code_products import dequantise_into
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear, merged_coded
+from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES, gguf_codes
+from stonechat_models.backends.quantization.codes.random_codes import (
     random_blocks,
     random_coded_linear,
     random_codes,
@@ -28,7 +28,7 @@ from stonechat_models.backends.transformers.fused.row_products.coded_some_rows i
     with_wide_scales,
 )
 from stonechat_models.backends.transformers.fused.row_products.some_rows import SomeRows
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.random_codes import random_codes
+from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
 from stonechat_models.backends.transformers.fused.modules import MergedMLP

@@ -8,10 +8,10 @@ import torch
 from stonechat_models.backends.quantization.choose import quantized_linear
 from stonechat_models.backends.quantization.device_support import refuse_weight_format
 from stonechat_models.backends.quantization.linear import QuantizedLinear
-from stonechat_models.backends.transformers import quantize
 from stonechat_models.backends.transformers.attention.choose import choose_attention
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.fused.replace import fuse_modules
+from stonechat_models.backends.transformers.loading import quantize
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.config import EngineConfig

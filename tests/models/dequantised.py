@@ -4,8 +4,8 @@ import ctypes
 
 import torch
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear
-from stonechat_models.backends.quantization.codes import Codes
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.codes.codes import Codes
 from stonechat_models.backends.quantization.cpu_linear import (
     NativeLinear,
     TorchLinear,
@@ -19,7 +19,7 @@ def dequantised(layer: torch.nn.Module | GroupwiseWeight | Codes) -> torch.Tenso
     """float32[out_features, in_features]"""
     match layer:
         case Codes():
-            from stonechat_models.backends.quantization.code_products import dequantise_into
+            from stonechat_models.backends.quantization.codes.code_products import dequantise_into
 
             values = torch.empty(layer.shape, dtype=torch.float32, device=layer.low.device)
             dequantise_into(values, layer)

@@ -175,7 +175,7 @@ def install() -> None:
     if os.environ.get("FAKE_CUDA_CHOOSES") == "1":
         choose_by_time()
     from stonechat_models.backends.quantization.choose import cuda_linear
-    from stonechat_models.backends.transformers import quantize
+    from stonechat_models.backends.transformers.loading import quantize
 
     def on_cuda(weight: Any, bias: Any, precision: Any, _team: Any, kind: Any = None) -> Any:
         return cuda_linear(weight, bias, precision)

@@ -16,7 +16,7 @@ from stonechat_models.backends.native.plan.composites import (
 from stonechat_models.backends.native.plan.families import FAMILIES
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import auto_class, vocab_size
-from stonechat_models.backends.transformers.load import LoadSettings, _checked_model
+from stonechat_models.backends.transformers.loading.load import LoadSettings, _checked_model
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel

@@ -5,8 +5,8 @@ from functools import cache
 import pytest
 import torch
 
-from stonechat_models.backends.transformers.footprint import EmptyModel
 from stonechat_models.backends.transformers.kinds import auto_class
+from stonechat_models.backends.transformers.loading.footprint import EmptyModel
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import UnsupportedModelError

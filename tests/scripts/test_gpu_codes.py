@@ -14,7 +14,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts/gpu"
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it needs the interpreter")
 def test_a_dry_run(tmp_path, monkeypatch):
-    from stonechat_models.backends.quantization import code_products
+    from stonechat_models.backends.quantization.codes import code_products
 
     for name in ("MAX_ROWS", "rows_tile"):  # the script changes them
         monkeypatch.setattr(code_products, name, getattr(code_products, name))

@@ -18,7 +18,7 @@ UNUSED = (
     *("structured/structure", "structured/answer_form", "structured/tool_grammar"),
     *("prompt/tool_prompt", "parsers/", "request/legacy_functions", "request/other_names"),
     *("admission/rate_limits",),
-    *("engine/forking", "text/stop_strings", "text/stop_scope", "text/stop_filter"),
+    *("engine/cache/forking", "text/stop_strings", "text/stop_scope", "text/stop_filter"),
     *("sampling/logprobs", "engine/prompt_rows"),
     *("text/logprob_entries", "grammar/", "media/", "images/"),
     *("engine/speculation/draft", "engine/speculation/step_costs", "sampling/edits"),

@@ -22,7 +22,7 @@ from stonechat_models import (
     StopRules,
     TopLogprob,
 )
-from stonechat_models.engine.prompt_lookup import TextFollower
+from stonechat_models.engine.prompts.lookup import TextFollower
 
 CHATML = """\
 {%- for message in messages -%}

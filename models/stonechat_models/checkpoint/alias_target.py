@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from stonechat_models.checkpoint.aliases import resolve_alias, set_alias
 from stonechat_models.checkpoint.hub import download as hub
 from stonechat_models.checkpoint.hub.names import parse_hub_name
-from stonechat_models.checkpoint.known_models import did_you_mean
+from stonechat_models.checkpoint.known.aliases import resolve_alias, set_alias
+from stonechat_models.checkpoint.known.store import list_models
+from stonechat_models.checkpoint.known.suggestions import did_you_mean
 from stonechat_models.checkpoint.resolve import DEFAULT_NAMES
-from stonechat_models.checkpoint.store import list_models
 from stonechat_models.errors import ModelLoadError
 
 

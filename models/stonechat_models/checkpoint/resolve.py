@@ -11,10 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from stonechat_models.checkpoint import default_model
 from stonechat_models.checkpoint.adapter.files import Adapter, is_adapter, refuse_adapter_alone
 from stonechat_models.checkpoint.adapter.names import locate_adapter, locate_adapters
-from stonechat_models.checkpoint.aliases import resolve_alias
 from stonechat_models.checkpoint.cache import Progress, sampled_hash
 from stonechat_models.checkpoint.gguf.composite import composite_folder
 from stonechat_models.checkpoint.gguf.convert import converted_folder
@@ -27,14 +25,16 @@ from stonechat_models.checkpoint.hf_config import HFConfig, read_config
 from stonechat_models.checkpoint.hub import download as hub
 from stonechat_models.checkpoint.hub.gguf_files import cached_or_header
 from stonechat_models.checkpoint.hub.names import choose_gguf, parse_hub_name
-from stonechat_models.checkpoint.known_models import did_you_mean
+from stonechat_models.checkpoint.known import default_model
+from stonechat_models.checkpoint.known.aliases import resolve_alias
+from stonechat_models.checkpoint.known.suggestions import did_you_mean
 from stonechat_models.checkpoint.rerankers import RerankerFiles, read_reranker_files
 from stonechat_models.checkpoint.sentence_transformers import (
     EmbedderFiles,
     read_embedder_files,
     transformer_folder,
 )
-from stonechat_models.checkpoint.tokenizer_conversion import with_tokenizer
+from stonechat_models.checkpoint.tokenizers.conversion import with_tokenizer
 from stonechat_models.checkpoint.vision_file import (
     fetch_vision_file,
     find_vision_file,

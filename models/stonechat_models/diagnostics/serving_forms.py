@@ -44,7 +44,7 @@ from stonechat_models.runtime.ranks.refusals import (
 
 if TYPE_CHECKING:
     from stonechat_models.backends.quantization.cpu_linear import LinearTeam
-    from stonechat_models.backends.transformers.footprint import EmptyModel
+    from stonechat_models.backends.transformers.loading.footprint import EmptyModel
 
 AS_STORED = "as stored"
 NATIVE_FORMS: dict[Quantize, str] = {"auto": AS_STORED, "int8": "int8", "int4": "int4"}
@@ -133,8 +133,8 @@ class FormPlanner:
             self._check_transformers()
 
     def _check_transformers(self) -> None:
-        from stonechat_models.backends.transformers.footprint import EmptyModel
-        from stonechat_models.backends.transformers.load import load_settings
+        from stonechat_models.backends.transformers.loading.footprint import EmptyModel
+        from stonechat_models.backends.transformers.loading.load import load_settings
 
         with self._noting(self.native_refusal is not None):
             settings = load_settings(self.headers.config, self.config, self.device)
@@ -272,7 +272,7 @@ class FormPlanner:
 
     def _footprint(self, config: EngineConfig) -> Footprint:
         """Return what the model takes with these settings. Raises `ModelLoadError` if refused."""
-        from stonechat_models.backends.transformers.load import load_settings
+        from stonechat_models.backends.transformers.loading.load import load_settings
 
         if config.backend == "native":
             return native.footprint(self.headers, config)
@@ -302,7 +302,7 @@ class FormPlanner:
     @cached_property
     def _team(self) -> "LinearTeam | None":
         """The compiled kernels, whose layers have sizes of their own."""
-        from stonechat_models.backends.transformers.quantize import load_team
+        from stonechat_models.backends.transformers.loading.quantize import load_team
 
         return load_team(1, self.progress) if self.device.type == "cpu" else None
 

@@ -3,7 +3,7 @@
 from contextlib import suppress
 from pathlib import Path
 
-from stonechat_models.checkpoint.store import StoredModel, list_models, model_folders
+from stonechat_models.checkpoint.known.store import StoredModel, list_models, model_folders
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import read_json
 from stonechat_models.text.tokenizer_config import read_tokenizer_files

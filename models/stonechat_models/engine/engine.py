@@ -15,14 +15,14 @@ import numpy.typing as npt
 
 from stonechat_models.backends.base import CausalModel, StatefulModel
 from stonechat_models.engine.batch import place_of
+from stonechat_models.engine.cache.state_slots import StateSlots
 from stonechat_models.engine.embeddings import finish_embedding, finish_score
 from stonechat_models.engine.media_steps import ENCODING_FAILED, Encodings, MediaSteps
-from stonechat_models.engine.prompt_lookup import PAST_KEYS
+from stonechat_models.engine.prompts.lookup import PAST_KEYS
 from stonechat_models.engine.scheduler import Scheduler
 from stonechat_models.engine.sequence import Scheduled, Sequence, SequenceGroup
 from stonechat_models.engine.speculation.draft_model import DraftModel
 from stonechat_models.engine.speculation.speculation import PromptLookup, Speculation
-from stonechat_models.engine.state_slots import StateSlots
 from stonechat_models.engine.step import InFlightStep
 from stonechat_models.errors import StepError
 from stonechat_models.model_info import EngineStats, ModelInfo

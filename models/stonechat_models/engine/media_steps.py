@@ -16,9 +16,9 @@ from stonechat_models.backends.base import (
     MediaModel,
     StepMedia,
 )
-from stonechat_models.engine.image_runs import visible_ends
 from stonechat_models.engine.placement import Moment, Placement
-from stonechat_models.engine.prompt_media import PromptMedia
+from stonechat_models.engine.prompts.image_runs import visible_ends
+from stonechat_models.engine.prompts.media import PromptMedia
 from stonechat_models.engine.sequence import Scheduled, SequenceGroup
 from stonechat_models.errors import StepError
 from stonechat_models.media.features import FeatureStore, MediaFeatures

@@ -10,13 +10,13 @@ from array import array
 from bisect import insort
 from dataclasses import dataclass, field
 
-from stonechat_models.engine.blocks import BlockPool, PrefixCache
-from stonechat_models.engine.forking import Forking
+from stonechat_models.engine.cache.blocks import BlockPool, PrefixCache
+from stonechat_models.engine.cache.forking import Forking
+from stonechat_models.engine.cache.state_slots import StateSlots
 from stonechat_models.engine.prompt_rows import PromptRows
 from stonechat_models.engine.sequence import BY_ORDER, Scheduled, Sequence, SequenceGroup
 from stonechat_models.engine.speculation.drafting import Drafting
 from stonechat_models.engine.speculation.speculation import Speculation
-from stonechat_models.engine.state_slots import StateSlots
 
 
 @dataclass(slots=True)

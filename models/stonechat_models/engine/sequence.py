@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from stonechat_models.engine.prompt_lookup import Drafter, PositionIndex
-from stonechat_models.engine.prompt_media import PromptMedia
+from stonechat_models.engine.prompts.lookup import Drafter, PositionIndex
+from stonechat_models.engine.prompts.media import PromptMedia
 from stonechat_models.sampling.state import RequestTensors, SamplingState, TokenConstraint
 from stonechat_models.types import FinishReason, GenerateRequest, TokenLogprobs
 

@@ -11,12 +11,8 @@ from functools import lru_cache
 
 from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.lark_text import measure, split_schemas
-from stonechat_models.grammar.schema_tree import COUNT_KEYS, NUMBER_KEYS
+from stonechat_models.grammar.schemas.schema_tree import COUNT_KEYS, NUMBER_KEYS
 from stonechat_models.types import GrammarSpec
-
-MAX_EXPRESSION_CHARS = 16 * 1024
-"""Of one regex, terminal or fixed text. A larger one makes single steps of llguidance long, which
-its fuel does not bound."""
 
 MAX_CHARS = 32 * 1024
 MAX_REGEX_CHARS = 512
@@ -45,12 +41,6 @@ _BESIDE = frozenset(
 )
 """What may stand beside a keyword of `_ALONE`: it intersects nothing."""
 _WITHOUT_PATTERN = frozenset(("format", "maxLength", "minLength"))
-
-
-def check_expression(num_chars: int, what: str) -> None:
-    """Raise `GrammarError` if an expression of this size is too long."""
-    if num_chars > MAX_EXPRESSION_CHARS:
-        raise GrammarError(f"{what} may have at most {MAX_EXPRESSION_CHARS:,} characters")
 
 
 @lru_cache(maxsize=64)  # one request asks several times

@@ -7,10 +7,10 @@ digits of numbers (see `numbers`).
 import json
 from collections.abc import Callable, Mapping
 
-from stonechat_models.grammar.cost import check_expression
-from stonechat_models.grammar.json_schema import COMPILE_OPTIONS, prepare_value
 from stonechat_models.grammar.lark_text import measure, split_schemas
-from stonechat_models.grammar.numbers import NUMBER, bounded_json, may_have_numbers
+from stonechat_models.grammar.schemas.json_schema import COMPILE_OPTIONS, prepare_value
+from stonechat_models.grammar.schemas.limits import check_expression
+from stonechat_models.grammar.schemas.numbers import NUMBER, bounded_json, may_have_numbers
 
 _ANY_NUMBER = {"type": "number", "x-guidance": COMPILE_OPTIONS}
 

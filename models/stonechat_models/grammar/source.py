@@ -10,10 +10,10 @@ import re
 from llguidance import LLMatcher, LLParserLimits
 
 from stonechat_models.errors import GrammarError
-from stonechat_models.grammar.cost import check_expression
 from stonechat_models.grammar.inline_schemas import bundle, number_bundle
-from stonechat_models.grammar.json_schema import COMPILE_OPTIONS, prepare_schema
-from stonechat_models.grammar.numbers import bounded_json, may_have_numbers
+from stonechat_models.grammar.schemas.json_schema import COMPILE_OPTIONS, prepare_schema
+from stonechat_models.grammar.schemas.limits import check_expression
+from stonechat_models.grammar.schemas.numbers import bounded_json, may_have_numbers
 from stonechat_models.types import GrammarSpec
 
 MAX_SOURCE_CHARS = 256 * 1024

@@ -255,7 +255,7 @@ class AsyncEngine:
             raise PromptTooLongError(num_prompt_tokens, self.model.max_model_len)
         text: Sequence[int] = request.prompt_token_ids
         if request.media and request.speech is None:
-            from stonechat_models.engine.prompt_media import check_media, text_tokens
+            from stonechat_models.engine.prompts.media import check_media, text_tokens
 
             check_media(request, self.model)
             text = text_tokens(request)

@@ -4,11 +4,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from stonechat_models.backends.base import CausalModel
-from stonechat_models.checkpoint import default_model
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.generation_config import read_sampling_defaults
 from stonechat_models.checkpoint.headers import ModelHeaders
 from stonechat_models.checkpoint.hf_config import HFConfig
+from stonechat_models.checkpoint.known import default_model
 from stonechat_models.checkpoint.packed.folder import read_packing
 from stonechat_models.checkpoint.rerankers import RerankerFiles, is_reranker
 from stonechat_models.checkpoint.resolve import ModelFiles, WeightFormat, resolve_model
@@ -474,6 +474,6 @@ def _load_model(
         return native.NativeModel.load(files, config, progress)
     if config.backend == "auto" and device.type == "cpu":
         progress(f"running {files.name} through PyTorch: {reason}")
-    from stonechat_models.backends.transformers.load import load_transformers_model
+    from stonechat_models.backends.transformers.loading.load import load_transformers_model
 
     return load_transformers_model(files, config, as_torch(device), progress)

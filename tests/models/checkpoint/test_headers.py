@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stonechat_models.checkpoint import aliases
 from stonechat_models.checkpoint.headers import ModelHeaders, read_headers, safetensors_headers
 from stonechat_models.checkpoint.hf_config import QUANTIZATION_FILES
+from stonechat_models.checkpoint.known import aliases
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError

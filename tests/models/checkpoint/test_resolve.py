@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from stonechat_models.backends.transformers.pretrained import load_module
-from stonechat_models.checkpoint.default_model import NAME
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.headers import ModelHeaders, read_headers
 from stonechat_models.checkpoint.hub import download as hub
+from stonechat_models.checkpoint.known.default_model import NAME
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model, weights_hash
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError

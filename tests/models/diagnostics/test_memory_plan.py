@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from stonechat_models.backends import native
 from stonechat_models.backends.base import CausalModel
-from stonechat_models.backends.transformers import quantize
-from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.backends.transformers.loading import quantize
+from stonechat_models.backends.transformers.loading.load import load_transformers_model
 from stonechat_models.checkpoint.cache import cache_root
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model
 from stonechat_models.config import EngineConfig

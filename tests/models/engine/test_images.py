@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, LlamaForCausalLM
 
 from stonechat_models.engine.batch import place_of
-from stonechat_models.engine.prompt_media import PromptMedia, check_media, text_tokens
+from stonechat_models.engine.prompts.media import PromptMedia, check_media, text_tokens
 from stonechat_models.errors import InvalidParamsError
 from stonechat_models.media.features import FeatureStore, MediaFeatures
 from stonechat_models.model_info import ImageInfo

@@ -9,11 +9,11 @@ from stonechat_models.errors import GrammarError
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.grammar.cost import (
     MAX_CHARS,
-    MAX_EXPRESSION_CHARS,
     _num_repeats,
     is_cheap,
 )
 from stonechat_models.grammar.lark_text import measure, split_schemas
+from stonechat_models.grammar.schemas.limits import MAX_EXPRESSION_CHARS
 from stonechat_models.grammar.source import to_llguidance
 from stonechat_models.types import GrammarSpec
 from tests.models.byte_vocabulary import ByteVocabulary

@@ -7,7 +7,7 @@ from stonechat_models.backends.base import ForwardBatch, StepMedia
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.engine.image_runs import visible_ends
+from stonechat_models.engine.prompts.image_runs import visible_ends
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.media.attention_masks import bidirectional_layers, image_masks
 from tests.models import every_family

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stonechat_models import EngineConfig, Tokenizer, UnsupportedModelError
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.runtime.build import build_engine
 from tests.models.compiled_cache import use_model_cache

@@ -1,6 +1,6 @@
 """Says why the Hugging Face hub did not return a model, and whether it can be asked at all."""
 
-from stonechat_models.checkpoint.known_models import did_you_mean
+from stonechat_models.checkpoint.known.suggestions import did_you_mean
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reason_of
 

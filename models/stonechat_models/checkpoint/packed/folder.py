@@ -30,6 +30,11 @@ def stored_files(files: ModelFiles) -> Iterator[dict[str, Any]]:
         yield stored
 
 
+def reader_of(stored: dict[str, Any]) -> Read:
+    """Return a function that reads a tensor by its name, from what `stored_files` gives."""
+    return lambda name: stored[name].get_tensor(name)
+
+
 def read_packing(model: ModelFiles | ModelHeaders, read: Read | None = None) -> Packing:
     """Return which weights of a model are packed, and how.
 

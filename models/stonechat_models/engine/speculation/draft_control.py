@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from heapq import heapify, heappop, heapreplace
 from math import exp, log, log1p
 
-from stonechat_models.engine.prompt_lookup import MAX_DRAFT, AdaptiveDrafter
+from stonechat_models.engine.prompts.lookup import MAX_DRAFT, AdaptiveDrafter
 from stonechat_models.engine.sequence import DraftState, Sequence
 from stonechat_models.engine.speculation.draft_model import MAX_GAP, DraftModel
 from stonechat_models.engine.speculation.step_costs import PassCosts, StepCosts

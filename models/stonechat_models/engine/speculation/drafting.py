@@ -1,7 +1,7 @@
 """Finds room for draft tokens in a step. Only items of sequences that draft come here."""
 
-from stonechat_models.engine.blocks import BlockPool
-from stonechat_models.engine.prompt_lookup import AdaptiveDrafter, Drafter
+from stonechat_models.engine.cache.blocks import BlockPool
+from stonechat_models.engine.prompts.lookup import AdaptiveDrafter, Drafter
 from stonechat_models.engine.sequence import DraftState, Scheduled, Sequence
 
 MAX_DRAFT_TOKENS_PER_STEP = 128

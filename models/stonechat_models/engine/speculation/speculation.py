@@ -6,7 +6,7 @@ A sequence drafts from its prediction or its own past (`prompt_lookup`), or with
 from collections import abc, deque
 from typing import Literal
 
-from stonechat_models.engine.prompt_lookup import (
+from stonechat_models.engine.prompts.lookup import (
     PAST_KEYS,
     AdaptiveDrafter,
     Drafter,

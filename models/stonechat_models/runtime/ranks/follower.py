@@ -83,7 +83,7 @@ def _run(config: EngineConfig, pipe: FramePipe) -> None:
 def _load(config: EngineConfig, pipe: FramePipe) -> "TransformersModel":
     import torch
 
-    import stonechat_models.backends.transformers.load  # noqa: F401
+    import stonechat_models.backends.transformers.loading.load  # noqa: F401
     from stonechat_models.checkpoint.resolve import resolve_model
     from stonechat_models.runtime.ranks.group import find_store, join_group
     from stonechat_models.runtime.ranks.parallel_model import load_part

@@ -119,9 +119,9 @@ def load_part(
 
     Raises `ModelLoadError`, also for a model that does not run over the paged KV cache.
     """
-    from stonechat_models.backends.transformers.load import load_transformers_model
+    from stonechat_models.backends.transformers.loading.load import load_transformers_model
+    from stonechat_models.backends.transformers.loading.split import refuse_whole_weights
     from stonechat_models.backends.transformers.model import TransformersModel
-    from stonechat_models.backends.transformers.split import refuse_whole_weights
 
     model = load_transformers_model(files, config, device, progress)
     if type(model) is not TransformersModel:

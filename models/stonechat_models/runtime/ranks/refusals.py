@@ -88,7 +88,7 @@ def refuse_model(model: ModelFiles | ModelHeaders, num_ranks: int) -> None:
 
 def refuse_uneven(model: ModelFiles | ModelHeaders, num_ranks: int) -> None:
     """Raise `UnsupportedModelError` if a weight cannot be split in equal parts."""
-    from stonechat_models.backends.transformers.split import (
+    from stonechat_models.backends.transformers.loading.split import (
         empty_split_module,
         splits_layers,
         splits_of,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from stonechat_models.backends.native.support import footprint
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.resolve import ModelFiles, resolve_model

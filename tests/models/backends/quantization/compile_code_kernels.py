@@ -16,16 +16,16 @@ from compile_ahead import only_compile
 from triton.runtime._async_compile import FutureKernel
 from triton.runtime.jit import JITFunction
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear
-from stonechat_models.backends.quantization.codes import Codes
-from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
-from stonechat_models.backends.quantization.group_codes import (
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.codes.codes import Codes
+from stonechat_models.backends.quantization.codes.float_codes import float4_codes, float8_codes
+from stonechat_models.backends.quantization.codes.group_codes import (
     Groups,
     affine_codes,
     exact_dtype,
     group_codes,
 )
-from stonechat_models.backends.quantization.random_codes import random_codes
+from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.stored.code_compile import compile_products
 from tests.models.backends.transformers.attention.compile_kernels import stack_bytes

@@ -7,7 +7,7 @@ import torch
 
 from stonechat_models.backends.quantization import device_support
 from stonechat_models.backends.quantization.device_support import precision_of, refuse_weight_format
-from stonechat_models.backends.transformers.quantize import dtypes
+from stonechat_models.backends.transformers.loading.quantize import dtypes
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.runtime.build import build_engine

@@ -18,7 +18,7 @@ from stonechat_models.backends.quantization.choose import cuda_linear
 from stonechat_models.backends.quantization.cpu_linear import TorchLinear, WeightOnlyLinear
 from stonechat_models.backends.quantization.linear import QuantizedLinear
 from stonechat_models.backends.quantization.torchao_linear import TorchaoLinear
-from stonechat_models.backends.transformers import quantize
+from stonechat_models.backends.transformers.loading import quantize
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.diagnostics import memory_plan, serving_forms

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stonechat_models.backends.transformers.kinds import auto_class
-from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.backends.transformers.loading.load import load_transformers_model
 from stonechat_models.backends.transformers.media_checks import audio as audio_check
 from stonechat_models.backends.transformers.media_checks.audio import audio_case, with_audio
 from stonechat_models.backends.transformers.tower_parts import tower_parts

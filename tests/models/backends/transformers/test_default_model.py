@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.config import EngineConfig
 from stonechat_models.text.tokenizer import Tokenizer
 from tests.models.engines import generate_all, greedy, make_engine

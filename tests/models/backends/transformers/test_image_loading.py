@@ -15,7 +15,7 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
-from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.backends.transformers.loading.load import load_transformers_model
 from stonechat_models.backends.transformers.media_checks import images as image_check
 from stonechat_models.backends.transformers.media_checks.images import image_case
 from stonechat_models.backends.transformers.tower_parts import tower_parts

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from stonechat_models.backends.transformers.load import load_transformers_model
+from stonechat_models.backends.transformers.loading.load import load_transformers_model
 from stonechat_models.backends.transformers.longrope import long_config
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.checkpoint.hf_config import read_config

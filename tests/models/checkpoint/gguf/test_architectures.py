@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.gguf.config import ARCHITECTURES, config_of
 from stonechat_models.checkpoint.gguf.names import module_name, place_of, weights_of
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufTensor, read_gguf

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.gguf.config import config_of
 from stonechat_models.checkpoint.gguf.convert import conversion_key, convert
 from stonechat_models.checkpoint.gguf.reader import read_gguf, read_part

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants, errors
 
-from stonechat_models.checkpoint import aliases
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.hub import download as hub
 from stonechat_models.checkpoint.hub import errors as hub_errors
 from stonechat_models.checkpoint.hub.errors import not_found
+from stonechat_models.checkpoint.known import aliases
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from stonechat_models.engine.prompt_lookup import MAX_DRAFT, AdaptiveDrafter, PastFollower
+from stonechat_models.engine.prompts.lookup import MAX_DRAFT, AdaptiveDrafter, PastFollower
 from stonechat_models.engine.speculation.speculation import Speculation
 from stonechat_models.types import SamplingParams
 from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload

@@ -8,9 +8,9 @@ from stonechat_models.engine.speculation.draft_model import MAX_GAP
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.types import GrammarSpec, ReasoningSpec, SamplingParams
 from tests.models.byte_vocabulary import ByteVocabulary
+from tests.models.engine.prompts.test_lookup import Script
 from tests.models.engine.speculation.test_draft_control import Clock, cheap, dear
 from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
-from tests.models.engine.test_prompt_lookup import Script
 from tests.models.engines import add, generate_all, make_engine, run
 from tests.models.tiny_models import tiny_model
 from tests.nightly import nightly

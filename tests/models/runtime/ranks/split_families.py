@@ -13,14 +13,14 @@ from transformers.distributed import DistributedConfig
 
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
 from stonechat_models.backends.transformers.kinds import stateful_model
-from stonechat_models.backends.transformers.model import TransformersModel
-from stonechat_models.backends.transformers.split import (
+from stonechat_models.backends.transformers.loading.split import (
     refuse_whole_weights,
     splits_keys,
     splits_layers,
     splits_of,
     uneven_weights,
 )
+from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.verify import random_batch, random_prompts
 from stonechat_models.runtime.ranks.group import TIMEOUT, join_group
 from tests.models import every_family

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.code_products import MAX_ROWS
-from stonechat_models.backends.quantization.coded_linear import CodedLinear, Way
-from stonechat_models.backends.quantization.codes import Codes
+from stonechat_models.backends.quantization.codes.code_products import MAX_ROWS
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear, Way
+from stonechat_models.backends.quantization.codes.codes import Codes
 from stonechat_models.backends.transformers.cuda.kernel_timing import (
     GraphTimer,
     Timer,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear, merged_coded
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear, merged_coded
 
 Linear = nn.Linear | CodedLinear
 """A layer whose outputs can be merged with those of others."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear
 from stonechat_models.backends.transformers.fused.attention import FusedAttention
 from stonechat_models.backends.transformers.fused.layer import FusedDecoderLayer
 from stonechat_models.backends.transformers.fused.linears import Linear, is_plain, merged_linear

@@ -12,10 +12,10 @@ from transformers import AutoModel, AutoModelForTextEncoding
 from stonechat_models.backends.base import Text
 from stonechat_models.backends.quantization.device_support import precision_of
 from stonechat_models.backends.transformers.kinds import is_encoder
-from stonechat_models.backends.transformers.load import new_info
+from stonechat_models.backends.transformers.loading.load import new_info
+from stonechat_models.backends.transformers.loading.pretrained import load_module
+from stonechat_models.backends.transformers.loading.quantize import weight_bytes
 from stonechat_models.backends.transformers.pooling_models.pooling import EmbeddingHead
-from stonechat_models.backends.transformers.pretrained import load_module
-from stonechat_models.backends.transformers.quantize import weight_bytes
 from stonechat_models.backends.transformers.verify import logits_tolerance
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.hf_config import HFConfig

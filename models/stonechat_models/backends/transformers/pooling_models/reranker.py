@@ -12,7 +12,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from stonechat_models.backends.base import Text
-from stonechat_models.backends.transformers.load import new_info
+from stonechat_models.backends.transformers.loading.load import new_info
+from stonechat_models.backends.transformers.loading.pretrained import load_module
+from stonechat_models.backends.transformers.loading.quantize import weight_bytes
 from stonechat_models.backends.transformers.pooling_models.embedder import (
     CANNOT_PAD,
     TransformersEmbedder,
@@ -21,8 +23,6 @@ from stonechat_models.backends.transformers.pooling_models.embedder import (
     refuse_settings,
 )
 from stonechat_models.backends.transformers.pooling_models.pooling import activation_named
-from stonechat_models.backends.transformers.pretrained import load_module
-from stonechat_models.backends.transformers.quantize import weight_bytes
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.checkpoint.support import refuse_encoder_decoder

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from stonechat_models.backends.transformers.load import new_info
+from stonechat_models.backends.transformers.loading.load import new_info
+from stonechat_models.backends.transformers.loading.pretrained import load_module
+from stonechat_models.backends.transformers.loading.quantize import weight_bytes
 from stonechat_models.backends.transformers.pooling_models.embedder import refuse_settings
-from stonechat_models.backends.transformers.pretrained import load_module
-from stonechat_models.backends.transformers.quantize import weight_bytes
 from stonechat_models.backends.transformers.speech.whisper import WhisperTranscriber
 from stonechat_models.checkpoint.cache import Progress
 from stonechat_models.checkpoint.resolve import ModelFiles

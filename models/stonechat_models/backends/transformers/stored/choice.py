@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES
+from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES
 from stonechat_models.backends.transformers.attention.choose import why_no_triton
 from stonechat_models.backends.transformers.kinds import empty_module
 from stonechat_models.backends.transformers.stored.codes import (

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear
 
 
 def compile_products(modules: Iterable[nn.Module]) -> None:
@@ -12,7 +12,7 @@ def compile_products(modules: Iterable[nn.Module]) -> None:
     layers = [module for module in modules if isinstance(module, CodedLinear)]
     if not layers:
         return
-    from stonechat_models.backends.quantization.code_products import KERNEL_ROWS
+    from stonechat_models.backends.quantization.codes.code_products import KERNEL_ROWS
     from stonechat_models.backends.transformers.cuda.kernel_timing import compiled_side_by_side
 
     with compiled_side_by_side():

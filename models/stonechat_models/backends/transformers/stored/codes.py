@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
-from stonechat_models.backends.quantization.codes import PRODUCT_TOLERANCE, Codes
-from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
+from stonechat_models.backends.quantization.codes.coded_linear import CodedEmbedding, CodedLinear
+from stonechat_models.backends.quantization.codes.codes import PRODUCT_TOLERANCE, Codes
+from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.stored.code_compile import compile_products
 from stonechat_models.backends.transformers.stored.lazy_weight import LazyWeight
@@ -25,7 +25,7 @@ from stonechat_models.checkpoint.gguf.weights import (
     stored_rows,
 )
 from stonechat_models.checkpoint.hf_config import HFConfig
-from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
+from stonechat_models.checkpoint.packed.folder import read_packing, reader_of, stored_files
 from stonechat_models.checkpoint.packed.tensors import PackedTensor
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
@@ -109,11 +109,7 @@ def read_expert_codes(
 
     parts, packing = CodedParts(), read_packing(files)
     with stored_files(files) as stored:
-
-        def read(name: str) -> torch.Tensor:
-            tensor: torch.Tensor = stored[name].get_tensor(name)
-            return tensor
-
+        read = reader_of(stored)
         for name, experts, held in mxfp4_experts(packing.tensors, read, empty, dtype, device):
             parts.modules[name] = experts
             parts.held |= set(held)
@@ -184,7 +180,7 @@ def check_product(
     kernels. Each kernel that serving can use is run. Raises `UnsupportedModelError` with the name
     if they differ.
     """
-    from stonechat_models.backends.quantization.code_products import KERNEL_ROWS
+    from stonechat_models.backends.quantization.codes.code_products import KERNEL_ROWS
 
     compile_products([layer])
     device, dtype = layer.weight.device, layer.weight.dtype

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.codes import PRODUCT_TOLERANCE, Codes, joined
-from stonechat_models.backends.quantization.float_codes import float4_codes
-from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
+from stonechat_models.backends.quantization.codes.codes import PRODUCT_TOLERANCE, Codes, joined
+from stonechat_models.backends.quantization.codes.float_codes import float4_codes
+from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES, gguf_codes
 from stonechat_models.backends.transformers.fused.moe.coded_experts import CodedExpertLinear, Rows
 from stonechat_models.backends.transformers.fused.moe.experts import FusedExperts, tiles_of
 from stonechat_models.backends.transformers.fused.moe.recognise_experts import (

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.stored.codes import (
     CodedParts,
@@ -14,7 +14,7 @@ from stonechat_models.backends.transformers.stored.codes import (
 )
 from stonechat_models.backends.transformers.stored.packed_codes import can_have_codes, codes_of
 from stonechat_models.checkpoint.cache import Progress
-from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
+from stonechat_models.checkpoint.packed.folder import read_packing, reader_of, stored_files
 from stonechat_models.checkpoint.packed.tensors import PackedTensor, Packing, Read
 from stonechat_models.checkpoint.resolve import ModelFiles
 
@@ -61,12 +61,7 @@ def read_groups(
     parts, scratch, packing = CodedParts(), Scratch(device, dtype), read_packing(files)
     layers = dict[str, Any](empty.named_modules())
     with stored_files(files) as stored:
-
-        def read(name: str) -> torch.Tensor:
-            tensor: torch.Tensor = stored[name].get_tensor(name)
-            return tensor
-
-        kept = _kept(packing)
+        kept, read = _kept(packing), reader_of(stored)
         for name, experts, held in packed_experts(kept, read, empty, dtype, device):
             progress(f"loading {files.name}: {name}")
             parts.modules[name] = experts

@@ -6,9 +6,9 @@ NVFP4.
 
 import torch
 
-from stonechat_models.backends.quantization.codes import UNIT, Codes, joined
-from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
-from stonechat_models.backends.quantization.group_codes import (
+from stonechat_models.backends.quantization.codes.codes import UNIT, Codes, joined
+from stonechat_models.backends.quantization.codes.float_codes import float4_codes, float8_codes
+from stonechat_models.backends.quantization.codes.group_codes import (
     MIN_GROUP,
     Groups,
     affine_codes,

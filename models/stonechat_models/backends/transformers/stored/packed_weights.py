@@ -1,6 +1,6 @@
 """Gives transformers a model's packed weights as floats, each computed when it is loaded."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from stonechat_models.backends.transformers.longrope import long_config
 from stonechat_models.backends.transformers.stored.codes import CodedParts, with_codes
 from stonechat_models.backends.transformers.stored.lazy_weight import LazyWeight
 from stonechat_models.checkpoint.hf_config import THINKER, HFConfig
-from stonechat_models.checkpoint.packed.folder import read_packing, stored_files
+from stonechat_models.checkpoint.packed.folder import read_packing, reader_of, stored_files
 from stonechat_models.checkpoint.packed.tensors import Packing
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.checkpoint.weight_files import has_usual_names
@@ -80,13 +80,9 @@ def _source(module_class: Any, empty: Any, weights: dict[str, Any]) -> tuple[Any
     }
 
 
-def _weights(stored: Mapping[str, Any], packing: Packing, dtype: torch.dtype) -> dict[str, Any]:
+def _weights(stored: dict[str, Any], packing: Packing, dtype: torch.dtype) -> dict[str, Any]:
     """The weights by their names. None is read yet. `stored`: the file of each stored tensor."""
-
-    def read(name: str) -> torch.Tensor:
-        tensor: torch.Tensor = stored[name].get_tensor(name)
-        return tensor
-
+    read = reader_of(stored)
     plain = {name: stored[name].get_slice(name) for name in stored.keys() - packing.consumed}
     packed = {
         name: LazyWeight(partial(tensor.values, read, dtype))

@@ -15,8 +15,8 @@ import torch
 from compile_ahead import only_compile
 from triton.runtime.jit import JITFunction
 
-from stonechat_models.backends.quantization.codes import Codes
-from stonechat_models.backends.quantization.random_codes import random_codes
+from stonechat_models.backends.quantization.codes.codes import Codes
+from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.transformers.fused.coded_choice import CODED_TILES
 from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
     CodedRows,

@@ -11,7 +11,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from stonechat_models.backends.quantization.codes import PAIRS, PLAIN, SIGNED, ZEROS
+from stonechat_models.backends.quantization.codes.codes import PAIRS, PLAIN, SIGNED, ZEROS
 from stonechat_models.backends.transformers.fused.moe.coded_expert_kernel import (
     coded_product_kernel,
 )

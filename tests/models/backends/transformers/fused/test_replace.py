@@ -25,10 +25,10 @@ from stonechat_models.backends.transformers.fused.replace import fuse_modules
 from stonechat_models.backends.transformers.fused.rotary_table import tabulate_rotary
 from stonechat_models.backends.transformers.fused.row_products.few_rows import FewRowsTile
 from stonechat_models.backends.transformers.fused.step_products import product_groups
+from stonechat_models.backends.transformers.loading.quantize import quantize_module
 from stonechat_models.backends.transformers.media_checks.images import image_case, with_images
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing, packed_forward
-from stonechat_models.backends.transformers.quantize import quantize_module
 from stonechat_models.errors import UnsupportedModelError
 from tests.models.backends.transformers.attention.packed import packed_batch
 from tests.models.engines import (

@@ -10,11 +10,11 @@ import torch
 
 from stonechat_models.backends.transformers import step_check
 from stonechat_models.backends.transformers.attention.batched import BatchedBackend
+from stonechat_models.backends.transformers.loading.quantize import quantize_module
 from stonechat_models.backends.transformers.lora.install import refuse_other_layers
 from stonechat_models.backends.transformers.lora.serve import serve_adapters
 from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing, probe_layers
-from stonechat_models.backends.transformers.quantize import quantize_module
 from stonechat_models.backends.transformers.verify import random_prompts
 from stonechat_models.checkpoint.adapter.files import read_adapter
 from tests.models.engines import CPU, add, deviations, greedy, make_engine, model_info, run

@@ -6,12 +6,12 @@ import torch
 
 pytest.importorskip("triton")
 
-from stonechat_models.backends.quantization import code_products
-from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
-from stonechat_models.backends.quantization.random_codes import random_codes
+from stonechat_models.backends.quantization.codes import code_products
+from stonechat_models.backends.quantization.codes.coded_linear import CodedEmbedding, CodedLinear
+from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
-from stonechat_models.backends.transformers import quantize
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading import quantize
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.backends.transformers.stored import codes as stored_codes
 from stonechat_models.backends.transformers.stored.choice import can_keep_codes
 from stonechat_models.checkpoint.resolve import resolve_model

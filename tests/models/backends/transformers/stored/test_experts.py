@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("triton")
 
-from stonechat_models.backends.transformers import quantize
 from stonechat_models.backends.transformers.fused.moe.coded_experts import (
     FLOAT32_CODED_TILES,
     CodedExpertLinear,
     Rows,
 )
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading import quantize
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.backends.transformers.stored import experts as stored_experts
 from stonechat_models.backends.transformers.stored.choice import can_keep_codes
 from stonechat_models.checkpoint.resolve import resolve_model

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 pytest.importorskip("triton")
 
-from stonechat_models.backends.quantization import code_products
-from stonechat_models.backends.quantization.coded_linear import CodedEmbedding, CodedLinear
-from stonechat_models.backends.quantization.group_codes import (
+from stonechat_models.backends.quantization.codes import code_products
+from stonechat_models.backends.quantization.codes.coded_linear import CodedEmbedding, CodedLinear
+from stonechat_models.backends.quantization.codes.group_codes import (
     Groups,
     bits_of,
     columns_in_groups,
@@ -20,11 +20,11 @@ from stonechat_models.backends.quantization.group_codes import (
     group_codes,
     with_one_offset,
 )
-from stonechat_models.backends.transformers import quantize
 from stonechat_models.backends.transformers.fused.moe.coded_experts import CodedExpertLinear
 from stonechat_models.backends.transformers.fused.moe.recognise_experts import is_experts
 from stonechat_models.backends.transformers.kinds import auto_class, empty_module
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading import quantize
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.backends.transformers.stored import experts as stored_experts
 from stonechat_models.backends.transformers.stored import packed_codes
 from stonechat_models.backends.transformers.stored.choice import can_keep_codes

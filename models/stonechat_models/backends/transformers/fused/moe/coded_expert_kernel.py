@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from stonechat_models.backends.quantization.code_kernels import dequantised_tile
+from stonechat_models.backends.quantization.codes.code_kernels import dequantised_tile
 from stonechat_models.backends.transformers.fused.moe.expert_kernels import (
     pairs_of,
     store_activated,

@@ -7,9 +7,9 @@ import torch
 import triton
 from torch import nn
 
-from stonechat_models.backends.quantization.code_products import constants
-from stonechat_models.backends.quantization.coded_linear import stand_in
-from stonechat_models.backends.quantization.codes import Codes
+from stonechat_models.backends.quantization.codes.code_products import constants
+from stonechat_models.backends.quantization.codes.coded_linear import stand_in
+from stonechat_models.backends.quantization.codes.codes import Codes
 from stonechat_models.backends.transformers.fused.moe.coded_expert_kernel import (
     coded_product_kernel,
 )

@@ -6,13 +6,13 @@ from functools import partial
 import torch
 import triton
 
-from stonechat_models.backends.quantization.code_products import (
+from stonechat_models.backends.quantization.codes.code_products import (
     constants,
     has_dot2,
     planes_of,
     table_words,
 )
-from stonechat_models.backends.quantization.codes import PLAIN, SIGNED, SMALL, UNIT, Codes
+from stonechat_models.backends.quantization.codes.codes import PLAIN, SIGNED, SMALL, UNIT, Codes
 from stonechat_models.backends.transformers.fused.row_products.coded_some_rows_kernel import (
     coded_some_rows_kernel,
 )

@@ -8,13 +8,13 @@ bytes, and the inputs are put into the same order. See `codes.py` for the planes
 import triton
 import triton.language as tl
 
-from stonechat_models.backends.quantization.code_kernels import (
+from stonechat_models.backends.quantization.codes.code_kernels import (
     FLOAT8,
     INTEGERS,
     WORDS,
     scales_and_lows,
 )
-from stonechat_models.backends.quantization.code_rows_kernel import high_bytes
+from stonechat_models.backends.quantization.codes.code_rows_kernel import high_bytes
 from stonechat_models.backends.transformers.attention.triton_tile import dot
 from stonechat_models.backends.transformers.fused.row_products.some_rows_kernel import (
     is_last_part,

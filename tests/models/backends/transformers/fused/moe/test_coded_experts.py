@@ -6,8 +6,8 @@ from torch import nn
 
 pytest.importorskip("triton")
 
-from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES
-from stonechat_models.backends.quantization.random_codes import random_codes
+from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES
+from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.transformers.fused.moe import expert_kernels as kernels
 from stonechat_models.backends.transformers.fused.moe.coded_experts import (
     CODED_TILES,

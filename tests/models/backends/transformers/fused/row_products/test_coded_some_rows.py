@@ -6,17 +6,17 @@ import torch
 
 pytest.importorskip("triton")
 
-from stonechat_models.backends.quantization.coded_linear import CodedLinear
-from stonechat_models.backends.quantization.float_codes import float4_codes, float8_codes
-from stonechat_models.backends.quantization.gguf_codes import GGUF_TYPES, gguf_codes
-from stonechat_models.backends.quantization.group_codes import (
+from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear
+from stonechat_models.backends.quantization.codes.float_codes import float4_codes, float8_codes
+from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES, gguf_codes
+from stonechat_models.backends.quantization.codes.group_codes import (
     Groups,
     affine_codes,
     exact_dtype,
     group_codes,
     with_one_offset,
 )
-from stonechat_models.backends.quantization.random_codes import random_codes
+from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.fused import coded_choice
 from stonechat_models.backends.transformers.fused.coded_choice import (
@@ -34,7 +34,11 @@ from stonechat_models.backends.transformers.fused.row_products.some_rows import 
     SomeRows,
     SomeRowsTile,
 )
-from tests.models.backends.quantization.test_codes import blocks_and_weight, error, random_rows
+from tests.models.backends.quantization.codes.test_codes import (
+    blocks_and_weight,
+    error,
+    random_rows,
+)
 from tests.models.dequantised import dequantised
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,1 @@
+"""Quantised weights as they are stored: codes, scales and offsets, and products with them."""

@@ -1,0 +1,1 @@
+"""From files to a model that computes steps: its weights, their precision, its checks."""

@@ -1,0 +1,1 @@
+"""Models that are found by name: the default one, aliases, and those on this machine."""

@@ -1,0 +1,1 @@
+"""Makes tokenizer.json of what a folder without one has."""

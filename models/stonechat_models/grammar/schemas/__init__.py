@@ -1,0 +1,1 @@
+"""JSON schemas: their plain form, and what of them a grammar can enforce."""
