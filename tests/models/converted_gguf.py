@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from tests.models.converted_encoders import ENCODER_CHANGES, ENCODER_PARAMETERS
 from tests.models.converted_layer_norms import LAYER_NORM_CHANGES, LAYER_NORM_PARAMETERS
 from tests.models.converted_parameters import EXTRA, PARAMETERS
 from tests.models.tiny_gguf import add_tokenizer
@@ -24,7 +25,7 @@ Tensors = Iterator[tuple[str, torch.Tensor]]
 Change = Callable[[str, torch.Tensor, dict[str, Any]], Tensors]
 NUM_BLOCKS = ("num_hidden_layers", "n_layer", "n_layers")
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length")
-GGUF_NAMES = ("blk.", "token_", "position_", "output", "per_layer", "rope", "altup")
+GGUF_NAMES = ("blk.", "cls", "token_", "position_", "output", "per_layer", "rope", "altup")
 
 
 def write_converted(
@@ -43,7 +44,7 @@ def write_converted(
     blocks = next((config[n] for n in NUM_BLOCKS if n in config), 0)
     blocks = blocks or len(config["layers_block_type"])
     add_common(writer, config, blocks)
-    parameters = PARAMETERS | LAYER_NORM_PARAMETERS
+    parameters = PARAMETERS | LAYER_NORM_PARAMETERS | ENCODER_PARAMETERS
     parameters.get(architecture, lambda writer, config: None)(writer, config)
     for part in ("alpha_n", "alpha_p", "beta", "eps"):
         key = "model.layers.{}.mlp.act_fn." + part
@@ -51,7 +52,7 @@ def write_converted(
             numbers = [tensors.pop(key.format(i)).float().item() for i in range(blocks)]
             getattr(writer, f"add_xielu_{part}")(numbers)
     write_tokenizer(writer, config["vocab_size"])
-    changes = CHANGES | LAYER_NORM_CHANGES
+    changes = CHANGES | LAYER_NORM_CHANGES | ENCODER_CHANGES
     names = gguf.get_tensor_name_map(ARCHES[NAMED_AS.get(architecture, architecture)], blocks)
     for name, tensor in sorted(tensors.items()):
         for changed, value in stack_experts(name, tensor, tensors):

@@ -145,6 +145,7 @@ def _gguf_headers(
     located: Located, path: Path, settings: EngineConfig, progress: Progress
 ) -> ModelHeaders:
     from stonechat_models.checkpoint.gguf.config import config_of
+    from stonechat_models.checkpoint.gguf.embedder import embeds
     from stonechat_models.checkpoint.gguf.names import module_name, weights_of, whole_name
     from stonechat_models.checkpoint.gguf.reader import read_gguf
 
@@ -165,7 +166,8 @@ def _gguf_headers(
             name = whole_name(config, module_name(gguf, tensor.name))
             num_bytes = tensor.data.nbytes
             tensors.append(TensorHeader(name, tensor.type_name, tensor.shape, num_bytes))
-    return ModelHeaders(located.name, config, tensors, "gguf", image_refusal=refusal)
+    has_modules = embeds(gguf)
+    return ModelHeaders(located.name, config, tensors, "gguf", has_modules, image_refusal=refusal)
 
 
 def _with_vision(

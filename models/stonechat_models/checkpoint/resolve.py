@@ -16,6 +16,8 @@ from stonechat_models.checkpoint.adapter.names import locate_adapter, locate_ada
 from stonechat_models.checkpoint.cache import Progress, sampled_hash
 from stonechat_models.checkpoint.gguf.composite import composite_folder
 from stonechat_models.checkpoint.gguf.convert import converted_folder
+from stonechat_models.checkpoint.gguf.embedder import NO_POOLING, embeds_last
+from stonechat_models.checkpoint.gguf.metadata import pooling
 from stonechat_models.checkpoint.gguf.mmproj import read_mmproj, tower_weights
 from stonechat_models.checkpoint.gguf.names import whole_name
 from stonechat_models.checkpoint.gguf.ranking import read_gguf_reranker
@@ -187,6 +189,8 @@ class ModelFiles:
     """The GGUF file of the vision part, which is one of `weights`."""
     image_refusal: str = ""
     """Why a GGUF model takes no images, if its files or the settings say it."""
+    embeds_last: bool = False
+    """Whether it is a decoder that makes embeddings of last tokens, and no text."""
 
     @property
     def weight_format(self) -> WeightFormat:
@@ -242,6 +246,9 @@ def _from_gguf(
 ) -> ModelFiles:
     folder, weights = converted_folder(path, progress), gguf_parts(path)
     gguf = read_gguf(path, skip_texts=True)
+    embedder, notes = read_embedder_files(folder), tuple[str, ...]()
+    if embedder is not None and not pooling(gguf):
+        notes = (NO_POOLING,)
     mmproj, refusal = find_vision_file(gguf, located.mmproj, config, progress)
     if mmproj is not None:
         try:
@@ -251,15 +258,19 @@ def _from_gguf(
             if config.mmproj is not None:
                 raise
             mmproj, refusal = None, str(error)
+    model_config = read_config(folder / "config.json")
     return ModelFiles(
         name=located.name,
         folder=folder,
-        config=read_config(folder / "config.json"),
+        config=model_config,
         gguf=path,
         weights=tuple(weights),
+        notes=notes,
+        embedder=embedder,
+        embeds_last=embeds_last(gguf),
+        reranker=read_gguf_reranker(gguf) or read_reranker_files(folder, model_config),
         mmproj=mmproj,
         image_refusal=refusal,
-        reranker=read_gguf_reranker(gguf),
     )
 
 

@@ -140,9 +140,9 @@ def _with_files(model: CausalModel, files: ModelFiles, config: EngineConfig) -> 
         if default_model.is_cached_file(files.gguf):
             defaults = default_model.SAMPLING
         info = replace(info, sampling_defaults=defaults)
-    if config.embeddings:
+    if config.embeddings or files.embeds_last:
         made = EmbeddingInfo(size=model.hidden_size, pooling="lasttoken", is_normalized=True)
-        info = replace(info, embedding=made)
+        info = replace(info, embedding=made, generates=not files.embeds_last)
     if files.reranker is not None:
         # Beside a head, a file may lack what makes logits.
         generates = files.reranker.head is None
@@ -187,10 +187,10 @@ def model_use(config: HFConfig, weight_format: WeightFormat, has_modules: bool) 
     if config.model_type in SPEECH_TYPES:
         return "transcription"
     generates = config.architecture.endswith(("ForCausalLM", "ForConditionalGeneration"))
-    if weight_format == "gguf" or generates:
-        return "generation"
     if is_reranker(config):
         return "reranking"
+    if weight_format == "gguf" or generates:
+        return "generation"
     from stonechat_models.backends.transformers.pooling_models.embedder import is_bare_encoder
 
     return "embeddings" if is_bare_encoder(config) else "generation"

@@ -77,6 +77,11 @@ class Architecture:
     rope: Callable[[GgufFile], Config] = rope_of
     partial_rope: bool = False
     """RoPE may cover a part of each head."""
+    is_encoder: bool = False
+    """The model makes embeddings or scores, and no text."""
+    dense: tuple[str, ...] = ()
+    """Matrices that a pooled vector is multiplied with, one after the other. Files may lack them.
+    """
     own_heads: bool = False
     """`adapt` sets the sizes of heads, and not every layer has the same."""
     eps: str = "rms_norm_eps"

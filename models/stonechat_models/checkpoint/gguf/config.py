@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from stonechat_models.checkpoint.gguf.architecture import EFFECTS, Architecture
 from stonechat_models.checkpoint.gguf.architectures.dense import DENSE
+from stonechat_models.checkpoint.gguf.architectures.encoders import ENCODERS
 from stonechat_models.checkpoint.gguf.architectures.experts import MIXTRAL, MIXTURES
 from stonechat_models.checkpoint.gguf.architectures.gemma import GEMMA
 from stonechat_models.checkpoint.gguf.architectures.latent import LATENT
@@ -25,6 +26,7 @@ from stonechat_models.checkpoint.gguf.metadata import (
     num_blocks,
     per_layer,
     positive,
+    ranks,
     refusal,
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile
@@ -48,6 +50,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     **DENSE,
     **LAYER_NORMS,
     **GEMMA,
+    **ENCODERS,
     **MIXTURES,
     **LATENT,
     **OWN_EXPERTS,
@@ -66,6 +69,8 @@ SEEING = frozenset(
     {"gemma3", "gemma4", "mistral3", "qwen2vl", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe"}
 )
 """Architectures of models whose folders may have a vision tower."""
+CLASSIFIER = "ForSequenceClassification"
+"""How the names of classes end whose models have a head for scores."""
 
 
 def config_of(gguf: GgufFile) -> Config:
@@ -99,6 +104,7 @@ def config_of(gguf: GgufFile) -> Config:
         )
     _check_embedding(gguf, config)
     _check_effects(gguf, architecture)
+    _check_pooling(gguf, architecture)
     if not architecture.own_heads:
         _check_heads(gguf, config, architecture.partial_rope)
     config |= architecture.fixed
@@ -186,6 +192,12 @@ def _check_effects(gguf: GgufFile, architecture: Architecture) -> None:
     gating = integer(gguf, "expert_gating_func", 0, least=0)
     if gating not in (0, architecture.gating):
         raise refusal(gguf, f"expert_gating_func is {gating}, and not {architecture.gating}")
+
+
+def _check_pooling(gguf: GgufFile, architecture: Architecture) -> None:
+    is_classifier = architecture.class_name.endswith(CLASSIFIER)
+    if architecture.is_encoder and ranks(gguf) and not is_classifier:
+        raise refusal(gguf, "encoders of this architecture that rank texts are not supported")
 
 
 def _check_experts(gguf: GgufFile, config: Config) -> None:

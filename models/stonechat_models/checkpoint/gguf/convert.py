@@ -12,6 +12,7 @@ from pathlib import Path
 from stonechat_models.checkpoint.cache import Progress, cache_root, fill_once, sampled_hash
 from stonechat_models.checkpoint.generation_config import is_allowed
 from stonechat_models.checkpoint.gguf.config import config_of, eos_token_ids
+from stonechat_models.checkpoint.gguf.embedder import write_embedder_files
 from stonechat_models.checkpoint.gguf.metadata import Config
 from stonechat_models.checkpoint.gguf.reader import GgufFile, gguf_parts, read_gguf, read_part
 from stonechat_models.checkpoint.gguf.rope import CONFIG_TENSORS
@@ -19,7 +20,7 @@ from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.model_file import reading
 
 # Part of the cache key. Raise it whenever the result of a conversion changes.
-CONVERSION_VERSION = 6
+CONVERSION_VERSION = 7
 SAMPLING_KEYS = {
     "temperature": "temp",
     "top_k": "top_k",
@@ -34,7 +35,8 @@ def converted_folder(path: Path, progress: Progress) -> Path:
     """Return the folder of Hugging Face files for a GGUF file. The first call converts it.
 
     The files are config.json, generation_config.json, tokenizer.json and tokenizer_config.json
-    (with the chat template). Raises `ModelLoadError` for a file that cannot be read correctly.
+    (with the chat template), and of an embedder those of sentence-transformers. Raises
+    `ModelLoadError` for a file that cannot be read correctly.
     """
     key = conversion_key(gguf_parts(path))
     folder = cache_root() / "gguf" / f"{key}-v{CONVERSION_VERSION}"
@@ -80,6 +82,8 @@ def convert(gguf: GgufFile, folder: Path) -> None:
         }
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
+    with reading(gguf.path):
+        write_embedder_files(gguf, folder)
 
 
 def _json(content: Config) -> str:
@@ -106,7 +110,7 @@ def _sampling(gguf: GgufFile) -> Iterator[tuple[str, float]]:
 
 
 def _tokenizer_config(gguf: GgufFile) -> Config:
-    from stonechat_models.checkpoint.gguf.tokenizer import adds_bos
+    from stonechat_models.checkpoint.gguf.tokenizer import adds_bos, adds_eos
 
     tokens = gguf.strings("tokenizer.ggml.tokens")
     content: Config = {
@@ -114,7 +118,7 @@ def _tokenizer_config(gguf: GgufFile) -> Config:
         "clean_up_tokenization_spaces": False,
         "model_max_length": gguf.value("context_length"),
         "add_bos_token": adds_bos(gguf),
-        "add_eos_token": gguf.metadata.get("tokenizer.ggml.add_eos_token", False),
+        "add_eos_token": adds_eos(gguf),
     }
     for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         token_id = gguf.integer(f"tokenizer.ggml.{key}_token_id")

@@ -17,8 +17,10 @@ Config = dict[str, Any]
 Read = Callable[[GgufFile], object]
 """Reads one value for config.json."""
 
-RANK_POOLING = 4
-"""llama.cpp's number for the pooling of models that score pairs of texts."""
+POOLINGS = {1: "mean", 2: "cls", 3: "lasttoken", 4: "rank"}
+"""What llama.cpp's numbers for poolings stand for, as sentence-transformers names them. Models with
+the last one score pairs of texts."""
+NO_POOLING = (0, 0xFFFFFFFF)
 HEAD_PREFIX = "cls."
 """How the names of tensors begin that make a score."""
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
@@ -174,6 +176,19 @@ def optional_at(key: str) -> Read:
     return lambda gguf: None if gguf.value(key) is None else positive(gguf, key)
 
 
+def pooling(gguf: GgufFile) -> str:
+    """Return how hidden states become an embedding, or `rank` if they become a score.
+
+    It is empty if the file does not say. Older files of rerankers only have the head for scores.
+    """
+    value = integer(gguf, "pooling_type", 0, limit=NO_POOLING[1], least=0)
+    if value in NO_POOLING:
+        return POOLINGS[4] if f"{HEAD_PREFIX}output.weight" in gguf.tensors else ""
+    if value not in POOLINGS:
+        raise refusal(gguf, f"its pooling_type {value} is not served")
+    return POOLINGS[value]
+
+
 def ranks(gguf: GgufFile) -> bool:
     """Whether the model is for scores of pairs."""
-    return gguf.value("pooling_type") == RANK_POOLING
+    return pooling(gguf) == "rank"

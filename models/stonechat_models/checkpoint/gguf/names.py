@@ -69,13 +69,15 @@ def weights_of(gguf: GgufFile) -> list[GgufTensor]:
     """Return the tensors that the model computes with.
 
     Tensors of rotary factors belong to the config, and layers that predict further tokens are not
-    used. The head of a reranker is none of its weights (`gguf/ranking`).
+    used. The head of a decoder that ranks is none of its weights (`gguf/ranking`), nor is that of
+    an encoder that makes embeddings, nor are the layers behind its pooling (`gguf/embedder`).
     """
-    count, others = num_blocks(gguf), (HEAD_PREFIX,) if ranks(gguf) else ()
+    count, architecture = num_blocks(gguf), architecture_of(gguf)
+    others = (HEAD_PREFIX,) if ranks(gguf) != architecture.is_encoder else ()
     return [
         tensor
         for tensor in gguf.tensors.values()
-        if tensor.name not in NOT_WEIGHTS
+        if tensor.name not in (*NOT_WEIGHTS, *architecture.dense)
         and not tensor.name.startswith(others)
         and (_layer(tensor.name) or 0) < count
     ]

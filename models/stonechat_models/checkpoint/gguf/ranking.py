@@ -7,6 +7,7 @@ file makes the prompt of a pair.
 import numpy as np
 import numpy.typing as npt
 
+from stonechat_models.checkpoint.gguf.config import architecture_of
 from stonechat_models.checkpoint.gguf.metadata import HEAD_PREFIX, ranks
 from stonechat_models.checkpoint.gguf.reader import GgufFile
 from stonechat_models.checkpoint.gguf.weights import dequantize
@@ -19,11 +20,11 @@ PLACEHOLDERS = ("{query}", "{document}")
 
 
 def read_gguf_reranker(gguf: GgufFile) -> RerankerFiles | None:
-    """Return how the model scores pairs; None if it is no reranker.
+    """Return how the model scores pairs; None if it is no decoder that does.
 
     Raises `UnsupportedModelError` for a head or a template that is not served.
     """
-    if not ranks(gguf):
+    if not ranks(gguf) or architecture_of(gguf).is_encoder:
         return None
     template = gguf.metadata.get(TEMPLATE_KEY)
     if not isinstance(template, str) or any(name not in template for name in PLACEHOLDERS):

@@ -119,7 +119,7 @@ _LLAMA3_NAMES = (
 _NAMES: dict[tuple[str, ...], tuple[str, ...]] = {
     (GPT2_SPLIT,): (
         *("gpt-2", "default", "olmo", "mpt", "phi-2", "jais", "roberta-bpe", "trillion", "mellum"),
-        *("granite-docling", "exaone4", "a.x-4.0", "gigachat"),
+        *("granite-docling", "exaone4", "a.x-4.0", "gigachat", "modern-bert"),
     ),
     (DIGIT, GPT2_SPLIT): (
         *("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b", "exaone"),
@@ -162,7 +162,7 @@ BYTE_SPLITS = {"falcon": (r"\p{N}+", "[0-9][0-9][0-9]")}
 IGNORE_MERGES = frozenset(_LLAMA3_NAMES) - {"falcon3"}
 IGNORE_MERGES |= {"tekken", "gpt-4o", "llama4", "glm4", "minicpm5", "youtu"}
 """Families that look up a whole word in the vocabulary before they merge its parts."""
-COMPOSED = frozenset({"qwen2", "qwen35"})
+COMPOSED = frozenset({"qwen2", "qwen35", "modern-bert"})
 """Families that first compose the text (NFC), which only their tokenizer.json says."""
 BOS_BY_DEFAULT = frozenset(_LLAMA3_NAMES) - {"falcon3"} | {"tekken"}
 """Families that begin a text with BOS unless the file says otherwise."""

@@ -1,13 +1,16 @@
 """Builds a `tokenizers.Tokenizer` from a GGUF file's metadata, in well under a second.
 
-Three kinds are supported: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how the text is split
-first), `llama` (SentencePiece BPE with byte fallback) and `gemma4` (the same, with its merges in
-the file). Another kind is refused, since a wrong one produces tokens that are almost right.
+Five kinds are supported: `gpt2` (byte-level BPE; `tokenizer.ggml.pre` names how the text is split
+first), `llama` (SentencePiece BPE with byte fallback), `gemma4` (the same, with its merges in the
+file), and of encoders `bert` and `t5`. Another kind is refused, since a wrong one produces tokens
+that are almost right.
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
+from stonechat_models.checkpoint.gguf.encoder_tokenizers import CONTROL, SPACE, unigram, word_pieces
+from stonechat_models.checkpoint.gguf.metadata import pooling
 from stonechat_models.checkpoint.gguf.reader import GgufFile
 from stonechat_models.checkpoint.gguf.splits import (
     BOS_BY_DEFAULT,
@@ -18,8 +21,15 @@ from stonechat_models.checkpoint.gguf.splits import (
 )
 from stonechat_models.errors import UnsupportedModelError
 
-CONTROL, USER_DEFINED = 3, 4
-SPACE = "\u2581"
+USER_DEFINED = 4
+PIECES = frozenset({"llama", "gemma4", "bert", "t5"})
+"""Kinds that begin a text with BOS unless the file says otherwise."""
+FRAMING = frozenset({"bert", "t5"})
+"""Those that end it with EOS too."""
+BERT_NAMES = {"bos": ("cls", "[CLS]"), "eos": ("seperator", "[SEP]")}
+"""BERT's own names of the tokens at both ends of a text, and their usual texts."""
+DOUBLE_END = frozenset({"t5", "roberta-bpe"})
+"""Kinds and splits with EOS twice between the texts of a pair."""
 MAX_TOKEN = 4096
 """Characters of a token. The time to find its merges is quadratic in them."""
 
@@ -30,15 +40,19 @@ def build_tokenizer(gguf: GgufFile) -> Tokenizer:
     Raises `UnsupportedModelError` for an unknown kind of tokenizer or an unknown split.
     """
     kind = gguf.metadata.get("tokenizer.ggml.model")
-    if kind == "gpt2":
-        tokenizer = _byte_level(gguf)
-    elif kind in ("llama", "gemma4"):
-        tokenizer = _sentencepiece(gguf)
-    else:
+    builds = {
+        "gpt2": _byte_level,
+        "llama": _sentencepiece,
+        "gemma4": _sentencepiece,
+        "bert": word_pieces,
+        "t5": unigram,
+    }
+    if kind not in builds:
         raise UnsupportedModelError(
             f"{gguf.path.name}: tokenizers of kind {kind} are not supported; the same model as a "
             "folder of safetensors files may work"
         )
+    tokenizer = builds[kind](gguf)
     _add_special_tokens(tokenizer, gguf)
     _add_template(tokenizer, gguf)
     return tokenizer
@@ -52,8 +66,18 @@ def adds_bos(gguf: GgufFile) -> bool:
     flag = gguf.metadata.get("tokenizer.ggml.add_bos_token")
     if isinstance(flag, bool):
         return flag
-    has_pieces = gguf.metadata.get("tokenizer.ggml.model") in ("llama", "gemma4")
+    has_pieces = gguf.metadata.get("tokenizer.ggml.model") in PIECES
     return has_pieces or gguf.metadata.get("tokenizer.ggml.pre") in BOS_BY_DEFAULT
+
+
+def adds_eos(gguf: GgufFile) -> bool:
+    """Return whether encoding with special tokens ends with EOS.
+
+    Only that of a model for embeddings or scores does: others continue the text.
+    """
+    is_framing = gguf.metadata.get("tokenizer.ggml.model") in FRAMING
+    flag = gguf.metadata.get("tokenizer.ggml.add_eos_token", is_framing)
+    return flag is True and (is_framing or pooling(gguf) != "")
 
 
 def _byte_level(gguf: GgufFile) -> Tokenizer:
@@ -153,9 +177,29 @@ def _add_special_tokens(tokenizer: Tokenizer, gguf: GgufFile) -> None:
 
 
 def _add_template(tokenizer: Tokenizer, gguf: GgufFile) -> None:
-    bos = gguf.integer("tokenizer.ggml.bos_token_id")
-    token = None if bos is None else tokenizer.id_to_token(bos)
-    if bos is not None and token is not None and adds_bos(gguf):
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{token} $A", pair=f"{token} $A $B", special_tokens=[(token, bos)]
-        )
+    """Let encoding put tokens around a text, and around both texts of a pair."""
+    kind, pre = (gguf.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    begin = _end_token(tokenizer, gguf, "bos") if adds_bos(gguf) else {}
+    end = _end_token(tokenizer, gguf, "eos") if adds_eos(gguf) else {}
+    if not begin and not end:
+        return
+    single, second = [*begin, "$A", *end], ["$B", *end]
+    first = [*single, *end] if DOUBLE_END & {kind, pre} else single
+    if kind == "bert":
+        second = [f"{piece}:1" for piece in second]
+    tokenizer.post_processor = TemplateProcessing(
+        single=single, pair=[*first, *second], special_tokens=[*(begin | end).items()]
+    )
+
+
+def _end_token(tokenizer: Tokenizer, gguf: GgufFile, name: str) -> dict[str, int]:
+    """Return the token at an end of a text, and its id; nothing if the file has none."""
+    own, text = BERT_NAMES[name]
+    is_bert = gguf.metadata.get("tokenizer.ggml.model") == "bert"
+    for key in (own, name) if is_bert else (name, own):
+        token_id = gguf.integer(f"tokenizer.ggml.{key}_token_id")
+        token = None if token_id is None else tokenizer.id_to_token(token_id)
+        if token_id is not None and token is not None:
+            return {token: token_id}
+    token_id = tokenizer.token_to_id(text) if is_bert else None
+    return {} if token_id is None else {text: token_id}

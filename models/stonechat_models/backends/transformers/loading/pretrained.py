@@ -1,6 +1,9 @@
 """Loads a model's own PyTorch code and its weights from its files, and refuses what is missing."""
 
+import logging
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +69,12 @@ def load_module(
     with reading(files.name), torch.inference_mode(False):
         model_class = model_class or auto_class(files.config, has_own_code, sees=sees)
         refuse_oversized(files, model_class)
-        with packed_source(files, folder, model_class, config, dtype, codes) as (
-            module_class,
-            source,
+        with (
+            packed_source(files, folder, model_class, config, dtype, codes) as (
+                module_class,
+                source,
+            ),
+            _without_log(),
         ):
             module, report = module_class.from_pretrained(
                 **source,
@@ -104,6 +110,18 @@ def _places(config: EngineConfig, device: torch.device) -> dict[str, Any]:
 
         return {"distributed_config": DistributedConfig(tp_size=config.tensor_parallel)}
     return {"device_map": config.device_map or {"": device}}
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    """Keep transformers from logging which weights are missing: `_check_report` refuses those."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_report(

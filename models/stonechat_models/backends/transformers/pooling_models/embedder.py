@@ -122,7 +122,7 @@ def load_embedder(
         dtype,
         attn_implementation=None,
         model_class=AutoModelForTextEncoding if is_text_encoder else AutoModel,
-        unused=("pooler.",),
+        unused=("pooler.", "lm_head."),
         progress=progress,
     )
     _set_language(module.config)

@@ -1,5 +1,6 @@
 """The architectures of Gemma."""
 
+from dataclasses import replace
 from statistics import NormalDist
 
 from stonechat_models.checkpoint.gguf import layouts
@@ -145,6 +146,20 @@ def _gemma4(gguf: GgufFile, config: Config) -> None:
         config["moe_intermediate_size"] = integer(gguf, "expert_feed_forward_length")
 
 
+_GEMMA3 = Architecture(
+    "gemma3_text",
+    "Gemma3ForCausalLM",
+    keys={"final_logit_softcapping": optional_at("final_logit_softcapping")},
+    fixed={
+        "hidden_activation": "gelu_pytorch_tanh",
+        "attention_bias": False,
+        "attn_logit_softcapping": None,
+    },
+    adapt=_gemma3,
+    effects=frozenset({"final_logit_softcapping"}),
+    names=_NAMES,
+    norm_offset=1.0,
+)
 GEMMA: dict[str, Architecture] = {
     "gemma": Architecture(
         "gemma",
@@ -161,19 +176,14 @@ GEMMA: dict[str, Architecture] = {
         names=_NAMES,
         norm_offset=1.0,
     ),
-    "gemma3": Architecture(
-        "gemma3_text",
-        "Gemma3ForCausalLM",
-        keys={"final_logit_softcapping": optional_at("final_logit_softcapping")},
-        fixed={
-            "hidden_activation": "gelu_pytorch_tanh",
-            "attention_bias": False,
-            "attn_logit_softcapping": None,
-        },
-        adapt=_gemma3,
-        effects=frozenset({"final_logit_softcapping"}),
-        names=_NAMES,
-        norm_offset=1.0,
+    "gemma3": _GEMMA3,
+    "gemma-embedding": replace(
+        _GEMMA3,
+        class_name="Gemma3TextModel",
+        fixed={**_GEMMA3.fixed, "use_bidirectional_attention": True},
+        effects=frozenset({"attention.causal"}),
+        is_encoder=True,
+        dense=("dense_2.weight", "dense_3.weight"),
     ),
     "gemma3n": Architecture(
         "gemma3n_text",
