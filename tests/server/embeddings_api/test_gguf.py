@@ -55,7 +55,8 @@ def test_a_decoder_that_pools_last_tokens_makes_embeddings_only(
         metadata={"pooling_type": 3},
         skip=frozenset({"output.weight"}),
     )
-    client = serve(path, backend=backend, dtype="float32")
+    options = {"dtype": "float32"} if backend == "transformers" else {}
+    client = serve(path, backend=backend, **options)
     actual = torch.tensor(vectors(client))
     tolerance = 1e-4 if backend == "transformers" else 0.03
     torch.testing.assert_close(actual, last_states(path), atol=tolerance, rtol=0)

@@ -19,6 +19,7 @@ from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from tests.models.checkpoint.gguf.converted_models import MODELS, converted_model
+from tests.models.converted_encoders import ENCODERS
 from tests.models.converted_gguf import write_converted
 from tests.models.tiny_gguf import HEAD_DIMS
 from tests.nightly import nightly
@@ -96,7 +97,8 @@ def test_logits_are_those_of_the_original_model(name: str, tmp_path: Path) -> No
 
 
 def test_every_architecture_is_tested() -> None:
-    assert {architecture for architecture, _, _ in MODELS.values()} | set(HEAD_DIMS) | {
+    models = [*MODELS.values(), *ENCODERS.values()]  # the latter in test_encoders
+    assert {architecture for architecture, _, _ in models} | set(HEAD_DIMS) | {
         "qwen2vl"  # the same entry as qwen2
     } == set(ARCHITECTURES)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from stonechat_models.backends.base import Text
+from stonechat_models.backends.transformers.pretrained import load_module
 from stonechat_models.checkpoint.gguf.embedder import NO_POOLING
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.headers import read_headers
@@ -20,8 +21,10 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.runtime.build import build_engine, model_use
 from tests.models.compiled_cache import use_model_cache
 from tests.models.converted_encoders import ENCODERS, tiny_encoder, write_encoder
+from tests.models.tiny_gguf import write_tiny_gguf
 
 TEXTS = ("the cat sat on the mat", "unable dog", "x", "the query runs on a passage . " * 3)
+CPU = torch.device("cpu")
 MEAN, CLS, LAST, RANK = (gguf.PoolingType(i) for i in (1, 2, 3, 4))
 
 
@@ -227,3 +230,14 @@ def test_the_converted_folder_is_one_of_sentence_transformers(tmp_path: Path) ->
     kinds = [module["type"] for module in json.loads((folder / "modules.json").read_text())]
     names = ("Transformer", "Pooling", "Normalize")
     assert kinds == [f"sentence_transformers.models.{name}" for name in names]
+
+
+def test_a_decoder_that_pools_all_tokens(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "x.gguf", "qwen3", metadata={"pooling_type": 1})
+    model, tokenizer = build(path)
+    rows = [tokenizer.encode(text, add_special_tokens=True) for text in TEXTS]
+    config = EngineConfig(model=str(path), device="cpu")
+    module: Any = load_module(resolve_model(config, print), config, CPU, torch.float32)
+    torch.testing.assert_close(
+        embed(model, rows), embeddings(module.model, rows), atol=1e-4, rtol=0
+    )

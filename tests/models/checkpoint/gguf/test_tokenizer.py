@@ -285,8 +285,8 @@ def test_an_unknown_split_or_kind_is_refused() -> None:
     assert "of-tomorrow" not in SPLITS
     with pytest.raises(UnsupportedModelError, match="of-tomorrow"):
         build_tokenizer(byte_level("of-tomorrow"))
-    with pytest.raises(UnsupportedModelError, match="kind t5"):
-        build_tokenizer(gguf_of({"tokenizer.ggml.model": "t5"}))
+    with pytest.raises(UnsupportedModelError, match="kind rwkv"):
+        build_tokenizer(gguf_of({"tokenizer.ggml.model": "rwkv"}))
 
 
 def sentencepiece() -> GgufFile:

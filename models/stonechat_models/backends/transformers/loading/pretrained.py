@@ -1,6 +1,5 @@
 """Loads a model's own PyTorch code and its weights from its files, and refuses what is missing."""
 
-import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging as transformers_logging
 
 from stonechat_models.backends.transformers.kinds import auto_class
 from stonechat_models.backends.transformers.loading.adapter import (
@@ -54,7 +53,7 @@ def load_module(
     `dtype`.
     Raises `ModelLoadError` if weights are missing or do not fit the module.
     """
-    disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     folder = files.folder
     refuse_unasked_adapter(folder)
     has_own_code = config.trust_remote_code and "auto_map" in files.config.raw
@@ -74,7 +73,7 @@ def load_module(
                 module_class,
                 source,
             ),
-            _without_log(),
+            _without_warnings(),
         ):
             module, report = module_class.from_pretrained(
                 **source,
@@ -113,15 +112,14 @@ def _places(config: EngineConfig, device: torch.device) -> dict[str, Any]:
 
 
 @contextmanager
-def _without_log() -> Iterator[None]:
-    """Keep transformers from logging which weights are missing: `_check_report` refuses those."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _without_warnings() -> Iterator[None]:
+    """Let transformers not warn of missing weights: `_check_report` refuses those that count."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
-        logger.setLevel(level)
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _check_report(
