@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stonechat_models import EngineConfig, Tokenizer
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.resolve import resolve_model
 from tests.models.compiled_cache import use_model_cache
 from tests.models.converted_encoders import tiny_encoder, write_encoder

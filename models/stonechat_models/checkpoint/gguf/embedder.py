@@ -5,6 +5,7 @@ The file names the pooling; without a name an encoder has the mean. Embeddings a
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from stonechat_models.checkpoint.gguf.config import architecture_of
@@ -68,6 +69,6 @@ def _write_dense(gguf: GgufFile, name: str, folder: Path) -> None:
     save_file({"linear.weight": weight}, folder / "model.safetensors")
 
 
-def _write_config(folder: Path, content: dict[str, object]) -> None:
+def _write_config(folder: Path, content: Mapping[str, object]) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(content, indent=2))

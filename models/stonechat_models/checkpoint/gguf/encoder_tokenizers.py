@@ -47,7 +47,7 @@ def _piece(token: str, is_control: bool) -> str:
 
 
 def _is_cased(pieces: list[str]) -> bool:
-    num_capital = sum(piece != piece.lower() and piece[0] != "[" for piece in pieces)
+    num_capital = sum(piece != piece.lower() and not piece.startswith("[") for piece in pieces)
     return num_capital > CASED_SHARE * len(pieces)
 
 
@@ -73,8 +73,8 @@ def unigram(gguf: GgufFile) -> Tokenizer:
     steps: list[normalizers.Normalizer] = []
     character_map = gguf.metadata.get("tokenizer.ggml.precompiled_charsmap")
     if isinstance(character_map, list) and character_map:
-        numbers = [number for number in character_map if isinstance(number, int)]
-        steps.append(normalizers.Precompiled(bytes(number & 255 for number in numbers)))
+        numbered = bytes(byte & 255 for byte in character_map if isinstance(byte, int))
+        steps.append(normalizers.Precompiled(numbered))
     steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
     steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     tokenizer.normalizer = normalizers.Sequence(steps)

@@ -12,7 +12,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from stonechat_models.checkpoint.gguf.tokenizer import MAX_TOKEN, SPACE, merges_of_vocabulary
+from stonechat_models.checkpoint.gguf.encoder_tokenizers import SPACE
+from stonechat_models.checkpoint.gguf.tokenizer import MAX_TOKEN, merges_of_vocabulary
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.model_file import read_json, reading
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stonechat_models.backends.base import Text
-from stonechat_models.backends.transformers.pretrained import load_module
+from stonechat_models.backends.transformers.loading.pretrained import load_module
 from stonechat_models.checkpoint.gguf.embedder import NO_POOLING
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.headers import read_headers
