@@ -17,18 +17,13 @@ from stonechat_server.access.keys import KeyStore
 from stonechat_server.admission.records import FinishedSink
 from stonechat_server.api import (
     batches,
-    chat,
-    completions,
-    embeddings,
     files,
+    generation,
     health,
-    infill,
     messages,
-    metrics,
     models,
     ollama,
     render,
-    rerank,
     responses,
     tokens,
     transcriptions,
@@ -63,8 +58,8 @@ CPU_BATCH_REQUESTS = 32
 models. With more of them each step takes longer, which other requests feel."""
 
 ROUTES = (
-    *(chat, completions, responses, messages, embeddings, rerank, transcriptions, infill),
-    *(files, batches, ollama, render, tokens, models, health, metrics),
+    *(generation, responses, messages, transcriptions),
+    *(files, batches, ollama, render, tokens, models, health),
 )
 
 

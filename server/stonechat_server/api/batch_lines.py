@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from starlette.types import Message
 
 from stonechat_server.access.auth import Identity
-from stonechat_server.api import chat, completions, embeddings, rerank, responses
+from stonechat_server.api import generation, responses
 from stonechat_server.api.shared.generate import generate
 from stonechat_server.batches_api.lines import Answered
 from stonechat_server.errors import server_error, to_api_error
@@ -16,8 +16,11 @@ from stonechat_server.observability.access_log import new_request_id
 from stonechat_server.serving.endpoint import Endpoint
 
 ENDPOINTS: Mapping[str, Endpoint] = {
-    module.ENDPOINT.path: module.ENDPOINT
-    for module in (chat, completions, responses, embeddings, rerank)
+    endpoint.path: endpoint
+    for endpoint in (
+        *(generation.CHAT, generation.COMPLETIONS, generation.EMBEDDINGS, generation.RERANK),
+        responses.ENDPOINT,
+    )
 }
 RETRIED = (429, 503)
 """Statuses after which a request is tried again, if the answer says when."""

@@ -1,13 +1,15 @@
 """`GET /health`: is the engine alive? `GET /ready`: are requests accepted? `GET /version`.
 
-None needs a key.
+`GET /metrics` is Prometheus text. None needs a key, unless `--metrics-key` is set for the metrics.
 """
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from stonechat_models import __version__
-from stonechat_server.api.openapi.document import json_body
+from stonechat_server.api.openapi.document import errors, json_body
 from stonechat_server.api.router import json_answer
+from stonechat_server.observability.metrics import CONTENT_TYPE
 from stonechat_server.serving.services import Services, services_of
 from stonechat_server.tokens_api.types import Version
 
@@ -36,6 +38,20 @@ async def ready(http_request: Request) -> Response:
 async def version() -> Response:
     """The version of this server."""
     return json_answer(Version(__version__))
+
+
+@router.get(
+    "/metrics",
+    operation_id="metrics",
+    response_class=PlainTextResponse,
+    responses={**errors(401, 403)},
+)
+async def metrics(http_request: Request) -> Response:
+    """All metrics of this server."""
+    state = services_of(http_request)
+    if state.settings.metrics_key:
+        state.authenticator.identify(http_request)
+    return Response(state.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
 def _is_alive(services: Services) -> bool:

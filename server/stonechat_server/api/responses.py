@@ -12,30 +12,27 @@ from stonechat_server.api.openapi.document import (
     json_body,
     request_body,
 )
-from stonechat_server.api.router import Router, json_answer
-from stonechat_server.api.shared.compute import compute, num_prompt_tokens
-from stonechat_server.api.shared.generate import route_of
+from stonechat_server.api.router import Router, add_endpoint, json_answer
+from stonechat_server.api.shared.compute import count_prompt
 from stonechat_server.api.shared.owned import page_limit, page_order, query
-from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, unsupported
 from stonechat_server.responses_api.answer import DeletedResponse, InputTokens
 from stonechat_server.responses_api.endpoint import InputTokensEndpoint, ResponsesEndpoint
 from stonechat_server.responses_api.history import not_found
 from stonechat_server.responses_api.input_items import list_items
-from stonechat_server.serving.endpoint import Call
 from stonechat_server.serving.services import services_of
 from stonechat_server.serving.stored_responses import StoredResponse
 
 router = Router(tags=["Responses"])
 ENDPOINT = ResponsesEndpoint()
-router.post(
-    ENDPOINT.path,
-    operation_id="createResponse",
-    responses=generated("Response", "ResponseEvent", end=""),
-    openapi_extra=request_body("ResponsesRequest"),
-    summary="Create Response",
-    description="Continue a list of items. The answer is plain JSON or a stream of named events.",
-)(route_of(ENDPOINT))
+add_endpoint(
+    router,
+    ENDPOINT,
+    "createResponse",
+    "Continue a list of items. The answer is plain JSON or a stream of named events.",
+    generated("Response", "ResponseEvent", end=""),
+    body="ResponsesRequest",
+)
 
 INPUT_TOKENS = InputTokensEndpoint()
 _PAGE = {
@@ -55,11 +52,7 @@ _PAGE = {
 )
 async def count_input_tokens(http_request: Request) -> Response:
     """Count the tokens of the prompt that a request has. Nothing is stored."""
-    return await compute(http_request, INPUT_TOKENS, _counted)
-
-
-def _counted(call: Call, model: ServedModel) -> InputTokens:
-    return InputTokens(num_prompt_tokens(call, model))
+    return await count_prompt(http_request, INPUT_TOKENS, InputTokens)
 
 
 @router.get(

@@ -1,10 +1,15 @@
-"""What routes share: their two paths, and the plain answers of those that do not generate."""
+"""What routes share: their two paths, how they are added, and the answers of a record."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Response
+
+from stonechat_server.api.openapi.document import Responses, request_body
+from stonechat_server.api.shared.generate import route_of
+from stonechat_server.serving.endpoint import Endpoint
 
 
 class Router(APIRouter):
@@ -21,3 +26,25 @@ class Router(APIRouter):
 def json_answer(body: msgspec.Struct) -> Response:
     """An answer with status 200 and this body."""
     return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def add_endpoint(
+    router: APIRouter,
+    endpoint: Endpoint,
+    operation_id: str,
+    description: str,
+    responses: Responses,
+    *,
+    body: str,
+    tag: str | None = None,
+) -> None:
+    """Add the route of an endpoint. `body` is the name of the schema of its requests."""
+    router.post(
+        endpoint.path,
+        operation_id=operation_id,
+        summary=re.sub("([a-z])([A-Z])", r"\1 \2", operation_id).title(),
+        description=description,
+        responses=responses,
+        openapi_extra=request_body(body),
+        tags=None if tag is None else [tag],
+    )(route_of(endpoint))

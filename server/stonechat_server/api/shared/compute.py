@@ -49,11 +49,17 @@ async def compute(http_request: Request, endpoint: Endpoint, work: Work) -> Resp
     return Response(content, headers=_headers(call.ignored), media_type="application/json")
 
 
-def num_prompt_tokens(call: Call, model: ServedModel) -> int:
-    """How many tokens the prompt of a conversation has, which may be too long for the model."""
-    request = cast(ChatCompletionRequest, call.request)
-    prompt = render(request, model.engine, model.templates, model.structure)
-    return len(prompt.token_ids)
+async def count_prompt(
+    http_request: Request, endpoint: Endpoint, answer: Callable[[int], object]
+) -> Response:
+    """Answer with how many tokens the prompt of a conversation has, however long it is."""
+
+    def counted(call: Call, model: ServedModel) -> object:
+        request = cast(ChatCompletionRequest, call.request)
+        prompt = render(request, model.engine, model.templates, model.structure)
+        return answer(len(prompt.token_ids))
+
+    return await compute(http_request, endpoint, counted)
 
 
 def _headers(ignored: Sequence[str]) -> dict[str, str]:
