@@ -3,10 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from stonechat_models import RequestTimings
+from stonechat_models import RequestTimings
 
 MAX_LISTED_REASONS = 128
 """Of more choices, the logs and the ledger have only how many ended for which reason."""
@@ -39,7 +37,7 @@ class FinishedRequest:
     num_completion_tokens: int
     finish_reasons: tuple[str, ...]
     num_choices: int = 1
-    timings: "RequestTimings | None"
+    timings: RequestTimings | None
     created: float
     started: float
     finished: float

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from stonechat_server.catalog.memory import MemoryNeed, loaded_need
 from stonechat_server.catalog.served_model import ServedModel
+from stonechat_server.errors import APIError
 from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
     import asyncio
 
     from stonechat_models import ModelSurvey
-    from stonechat_server.errors import APIError
 
 
 class State(StrEnum):
@@ -53,7 +53,7 @@ class Entry:
     created: int = field(default_factory=lambda: int(time.time()))
     last_used: float = 0.0
     """When the last request ended or the load did, in the catalog's clock."""
-    error: "APIError | None" = None
+    error: APIError | None = None
     """Why it has failed."""
     num_failures: int = 0
     """Failures in a row."""

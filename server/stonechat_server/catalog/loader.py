@@ -6,13 +6,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from stonechat_models import AsyncEngine, EngineConfig, ModelLoadError, ModelSurvey, survey_models
-
-if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import EngineLike
-    from stonechat_server.settings import Settings
+from stonechat_server.engine_protocol import EngineLike
+from stonechat_server.settings import Settings
 
 log = logging.getLogger("stonechat.catalog")
 
@@ -24,7 +21,7 @@ class ProcessLoader:
         self._is_closed = False
         self._surveys: dict[EngineConfig, asyncio.Future[ModelSurvey]] = {}
 
-    def survey_all(self, settings: "Iterable[Settings]") -> None:
+    def survey_all(self, settings: Iterable[Settings]) -> None:
         """Begin to survey models, one after another in one process."""
         configs = [config for one in settings if (config := _config(one)) not in self._surveys]
         loop = asyncio.get_running_loop()
@@ -34,7 +31,7 @@ class ProcessLoader:
         if configs:
             _in_thread(lambda: self._survey(configs, loop))
 
-    async def survey(self, settings: "Settings") -> ModelSurvey:
+    async def survey(self, settings: Settings) -> ModelSurvey:
         """What the model of these settings takes. Raises `EngineError` with the reason."""
         config = _config(settings)
         known = self._surveys.get(config)
@@ -58,8 +55,8 @@ class ProcessLoader:
                 loop.call_soon_threadsafe(_settle, self._surveys[config], answer)
 
     async def load(
-        self, settings: "Settings", kv_bytes: int, previous: "EngineLike | None"
-    ) -> "EngineLike":
+        self, settings: Settings, kv_bytes: int, previous: EngineLike | None
+    ) -> EngineLike:
         """Load in a thread, and start the engine. Its KV cache has `kv_bytes`.
 
         `previous` is an engine of the same model. If the wait is cancelled, the new engine is ended
@@ -84,11 +81,11 @@ class ProcessLoader:
         self._is_closed = True
 
 
-def _config(settings: "Settings") -> EngineConfig:
+def _config(settings: Settings) -> EngineConfig:
     return replace(settings.engine_config(), engine_process=True)
 
 
-def _load(build: Callable[[], AsyncEngine], loaded: "asyncio.Future[AsyncEngine]") -> None:
+def _load(build: Callable[[], AsyncEngine], loaded: asyncio.Future[AsyncEngine]) -> None:
     """Build an engine (blocking), and set it as the result of `loaded`, in its event loop."""
     engine: AsyncEngine | None = None
     problem: Exception | None = None
@@ -116,19 +113,19 @@ def _in_thread(work: Callable[[], None]) -> None:
     threading.Thread(target=work, name="stonechat-loader", daemon=True).start()
 
 
-def _settle(future: "asyncio.Future[ModelSurvey]", answer: ModelSurvey | ModelLoadError) -> None:
+def _settle(future: asyncio.Future[ModelSurvey], answer: ModelSurvey | ModelLoadError) -> None:
     if isinstance(answer, ModelLoadError):
         future.set_exception(answer)
     else:
         future.set_result(answer)
 
 
-def _is_bad(future: "asyncio.Future[ModelSurvey]") -> bool:
+def _is_bad(future: asyncio.Future[ModelSurvey]) -> bool:
     """Whether it is known that the model cannot be loaded."""
     return future.done() and (future.exception() is not None or future.result().refusal is not None)
 
 
-def _retrieve(future: "asyncio.Future[ModelSurvey]") -> None:
+def _retrieve(future: asyncio.Future[ModelSurvey]) -> None:
     """Nobody may have asked for a survey that failed."""
     if not future.cancelled():
         future.exception()

@@ -1,8 +1,9 @@
 """The endpoint `/v1/chat/completions`: its request needs no translation."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+from stonechat_server.access.auth import Identity
 from stonechat_server.chat_api.collect import ChatCollector
 from stonechat_server.chat_api.writer import ChunkOptions, ChunkWriter
 from stonechat_server.media.references import MediaReference, find_media
@@ -12,12 +13,9 @@ from stonechat_server.request.other_names import given_names, with_own_names
 from stonechat_server.schema.fields import FIELDS, OTHER_NAMES, FieldNote
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.services import Services
 from stonechat_server.streaming.answer_reader import AnswerReader
 from stonechat_server.streaming.answer_writer import CompletionHead
-
-if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.serving.services import Services
 
 
 class ChatEndpoint(Endpoint):
@@ -30,7 +28,7 @@ class ChatEndpoint(Endpoint):
     takes_media = True
     fields: Mapping[str, FieldNote] = FIELDS
 
-    def read(self, wire: ChatCompletionRequest, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: ChatCompletionRequest, services: Services, identity: Identity) -> Call:
         request = wire
         media: Sequence[MediaReference] = ()
         if any(isinstance(message.content, list | dict) for message in wire.messages):

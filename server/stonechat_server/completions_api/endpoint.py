@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from stonechat_models import PromptTooLongError
+from stonechat_server.access.auth import Identity
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.completions_api.collect import CompletionCollector
 from stonechat_server.completions_api.fields import COMPLETION_FIELDS
 from stonechat_server.completions_api.prompts import Prompt, PromptEncoder, prompts_of
@@ -19,16 +21,12 @@ from stonechat_server.request.sampling_params import (
     to_sampling_params,
     token_limits,
 )
+from stonechat_server.schema.base import WireModel
 from stonechat_server.schema.fields import OTHER_NAMES
 from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.services import Services
 from stonechat_server.streaming.answer_reader import AnswerReader
 from stonechat_server.streaming.answer_writer import AnswerWriter, Collector, CompletionHead
-
-if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.schema.base import WireModel
-    from stonechat_server.serving.services import Services
 
 MAX_CHOICES = 2048
 """At most this many texts are generated for one request."""
@@ -53,11 +51,11 @@ class CompletionsEndpoint(Endpoint):
     """Text completions."""
 
     path = "/v1/completions"
-    wire_type: "type[WireModel]" = CompletionRequest
+    wire_type: type[WireModel] = CompletionRequest
     id_prefix = "cmpl-"
     prompt_fields = frozenset({"prompt", "suffix"})
 
-    def read(self, wire: CompletionRequest, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: CompletionRequest, services: Services, identity: Identity) -> Call:
         request, names = wire, list(NAMES)
         ignored = ignored_params(request, COMPLETION_FIELDS)
         if not OTHER_NAMES.isdisjoint(request.model_fields_set):
@@ -77,7 +75,7 @@ class CompletionsEndpoint(Endpoint):
         prompts = prompts_of(cast(CompletionRequest, call.request))
         return len(prompts) > MANY_PROMPTS or super().takes_long(call)
 
-    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         request, engine = cast(CompletionRequest, call.request), model.engine
         max_total = model.settings.max_completion_total
         form = model.structure.text_form(request)
@@ -110,7 +108,7 @@ class CompletionsEndpoint(Endpoint):
             for prompt, limit in zip(prompts, limits, strict=True)
         ]
 
-    def encoder(self, call: Call, model: "ServedModel") -> PromptEncoder:
+    def encoder(self, call: Call, model: ServedModel) -> PromptEncoder:
         """What encodes the prompts of a request. Raises `APIError` 400."""
         as_text = model.settings.special_tokens_as_text
         return PromptEncoder(cast(CompletionRequest, call.request), model.engine, as_text=as_text)
@@ -125,7 +123,7 @@ class CompletionsEndpoint(Endpoint):
 
 
 def _limits(
-    request: CompletionRequest, model: "ServedModel", prompt: Prompt, num_prompts: int
+    request: CompletionRequest, model: ServedModel, prompt: Prompt, num_prompts: int
 ) -> tuple[int, int]:
     """The token limits for one prompt. Raises `APIError` 400."""
     num_tokens = len(prompt.token_ids)

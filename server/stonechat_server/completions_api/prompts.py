@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, cast
 from stonechat_server.completions_api.fill_in import FillInFormat, fill_in_format
 from stonechat_server.completions_api.offsets import as_shown
 from stonechat_server.completions_api.request import CompletionRequest
+from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import invalid, unsupported
 from stonechat_server.request.sampling_params import unknown_token
 
 if TYPE_CHECKING:
     from stonechat_models import Tokenizer
-    from stonechat_server.engine_protocol import EngineLike
 
 PROBE = "a"
 """A text that shows what a tokenizer puts in front of texts."""
@@ -50,7 +50,7 @@ def prompts_of(request: CompletionRequest) -> list[tuple[str, str | list[int]]]:
 class PromptEncoder:
     """Encodes the prompts of one request. With `as_text`, texts have no special tokens."""
 
-    def __init__(self, request: CompletionRequest, engine: "EngineLike", *, as_text: bool) -> None:
+    def __init__(self, request: CompletionRequest, engine: EngineLike, *, as_text: bool) -> None:
         """Raises `APIError` 400 for a suffix that the tokenizer has no tokens for."""
         self._tokenizer = tokenizer = engine.tokenizer
         self._vocab_size = engine.model.vocab_size

@@ -1,8 +1,9 @@
 """The endpoint `/v1/embeddings`: each input is a prompt of which the engine makes an embedding."""
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from stonechat_models import EmbeddingParams, SamplingParams
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
 from stonechat_server.embeddings_api.inputs import InputEncoder, inputs_of, params_without_effect
 from stonechat_server.embeddings_api.request import EmbeddingRequest
@@ -10,11 +11,8 @@ from stonechat_server.embeddings_api.writer import EmbeddingCollector, Embedding
 from stonechat_server.errors import APIError, invalid, other_use
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.serving.endpoint import Call, VectorEndpoint
-
-if TYPE_CHECKING:
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead
 
 MANY_INPUTS = 16
 """More inputs than that take long to prepare, as each may get a prompt of the model."""
@@ -32,7 +30,7 @@ class EmbeddingsEndpoint(VectorEndpoint):
     def takes_long(self, call: Call) -> bool:
         return len(inputs_of(cast(EmbeddingRequest, call.wire))) > MANY_INPUTS
 
-    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         engine, wire = model.engine, cast(EmbeddingRequest, call.wire)
         info = engine.model.embedding
         call.ignored = [*call.ignored, *params_without_effect(wire, engine.model)]
@@ -65,9 +63,9 @@ class EmbeddingsEndpoint(VectorEndpoint):
             for item in encoder.encode_all(wire)
         ]
 
-    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> EmbeddingWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> EmbeddingWriter:
         wire = cast(EmbeddingRequest, call.wire)
         return EmbeddingWriter(head, reader, as_base64=wire.encoding_format == "base64")
 
-    def collector(self, call: Call, head: "CompletionHead") -> EmbeddingCollector:
+    def collector(self, call: Call, head: CompletionHead) -> EmbeddingCollector:
         return EmbeddingCollector(head)

@@ -2,16 +2,14 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+from stonechat_models import EmbeddingInfo, ModelInfo
 from stonechat_server.embeddings_api.request import EmbeddingRequest
+from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.prompt.special_tokens import tokens_around
 from stonechat_server.request.sampling_params import unknown_token
-
-if TYPE_CHECKING:
-    from stonechat_models import EmbeddingInfo, ModelInfo
-    from stonechat_server.engine_protocol import EngineLike
 
 PROMPTS_OF_TYPES = {
     "query": ("query", "search_query"),
@@ -35,8 +33,8 @@ class InputEncoder:
     def __init__(
         self,
         request: EmbeddingRequest,
-        engine: "EngineLike",
-        info: "EmbeddingInfo",
+        engine: EngineLike,
+        info: EmbeddingInfo,
         *,
         as_text: bool,
     ) -> None:
@@ -126,7 +124,7 @@ def inputs_of(request: EmbeddingRequest) -> list[tuple[str, str | list[int]]]:
     return [(f"input[{i}]", cast(str | list[int], item)) for i, item in enumerate(value)]
 
 
-def params_without_effect(request: EmbeddingRequest, model: "ModelInfo") -> list[str]:
+def params_without_effect(request: EmbeddingRequest, model: ModelInfo) -> list[str]:
     """The fields that a request sets and that change nothing with this model and these inputs."""
     prompts = {} if model.embedding is None else model.embedding.prompts
     has_prompt = any(name in prompts for name in _names_of_type(request))
@@ -150,7 +148,7 @@ def _names_of_type(request: EmbeddingRequest) -> tuple[str, ...]:
     return PROMPTS_OF_TYPES[TYPE_NAMES.get(request.input_type, request.input_type)]
 
 
-def _prompt(request: EmbeddingRequest, info: "EmbeddingInfo") -> str:
+def _prompt(request: EmbeddingRequest, info: EmbeddingInfo) -> str:
     """The text to put before each input. Empty for token ids if only the default names one."""
     name, prompts = request.prompt_name, info.prompts
     if name is not None:

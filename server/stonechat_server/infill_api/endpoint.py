@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from stonechat_server.access.auth import Identity
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.completions_api.endpoint import CompletionsEndpoint
 from stonechat_server.completions_api.prompts import PromptEncoder
 from stonechat_server.completions_api.request import CompletionRequest
@@ -14,15 +16,11 @@ from stonechat_server.infill_api.request import InfillRequest
 from stonechat_server.infill_api.writer import InfillCollector, InfillWriter
 from stonechat_server.request.field_checks import ignored_params
 from stonechat_server.request.other_names import with_own_names
+from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.serving.endpoint import Call
-
-if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.request.prepare import PreparedRequest
-    from stonechat_server.serving.services import Services
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.serving.services import Services
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead
 
 SAME_NAMES = (
     *("temperature", "top_k", "top_p", "min_p", "seed", "frequency_penalty", "presence_penalty"),
@@ -53,7 +51,7 @@ class InfillEndpoint(CompletionsEndpoint):
     id_prefix = "infill-"
     prompt_fields = frozenset({"input_prefix", "input_suffix", "input_extra", "prompt"})
 
-    def read(self, wire: Any, services: "Services", identity: "Identity") -> InfillCall:
+    def read(self, wire: Any, services: Services, identity: Identity) -> InfillCall:
         given = {name: getattr(wire, name) for name in SAME_NAMES}
         request = CompletionRequest(
             prompt=wire.input_prefix + (wire.prompt or ""),
@@ -68,21 +66,21 @@ class InfillEndpoint(CompletionsEndpoint):
             names=NAMES,
         )
 
-    def encoder(self, call: Call, model: "ServedModel") -> PromptEncoder:
+    def encoder(self, call: Call, model: ServedModel) -> PromptEncoder:
         wire, own = cast(InfillRequest, call.wire), cast(InfillCall, call)
         request = cast(CompletionRequest, call.request)
         own.encoder = InfillEncoder(request, model.engine, wire.input_extra or ())
         return own.encoder
 
-    def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         wire = cast(InfillRequest, call.wire)
         seconds = (wire.t_max_predict_ms or 0) / 1000
         new_parser = partial(LineEnds, wire.n_indent or 0, seconds)
         return [replace(one, new_parser=new_parser) for one in super().prepare(call, model)]
 
-    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> InfillWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> InfillWriter:
         encoder = cast(InfillCall, call).encoder
         return InfillWriter(head, reader, truncated=encoder is not None and encoder.is_cut)
 
-    def collector(self, call: Call, head: "CompletionHead") -> InfillCollector:
+    def collector(self, call: Call, head: CompletionHead) -> InfillCollector:
         return InfillCollector(cast(InfillRequest, call.wire).response_fields)

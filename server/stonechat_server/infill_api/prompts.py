@@ -2,14 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from stonechat_server.completions_api.prompts import Prompt, PromptEncoder, known_fill_in
 from stonechat_server.completions_api.request import CompletionRequest
+from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.infill_api.request import ContextFile
-
-if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import EngineLike
 
 REPOSITORIES = (("<|repo_name|>", "<|file_sep|>"), ("<repo_name>", "<file_sep>"))
 """The tokens before the name of a repository and before that of a file: of Qwen2.5-Coder, and of
@@ -22,7 +19,7 @@ class InfillEncoder(PromptEncoder):
     """Encodes a text with a gap behind as many of the last files as fit into the context."""
 
     def __init__(
-        self, request: CompletionRequest, engine: "EngineLike", files: Sequence[ContextFile]
+        self, request: CompletionRequest, engine: EngineLike, files: Sequence[ContextFile]
     ) -> None:
         """Raises `APIError` 400 if the tokenizer has no tokens for a gap."""
         super().__init__(request, engine, as_text=True)

@@ -4,17 +4,14 @@ The codes of images are those that OpenAI publishes. It publishes none of audio.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from stonechat_models import InvalidMediaError, size_text
+from stonechat_models import InvalidMediaError, Modality, size_text
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.prompt.media import counted
 
-if TYPE_CHECKING:
-    from stonechat_models import Modality
-
 Kind = Literal["url", "download", "base64", "empty", "format", "file_too_large"]
-CODES: Mapping["Modality", Mapping[str, str]] = {
+CODES: Mapping[Modality, Mapping[str, str]] = {
     "image": {
         "url": "invalid_image_url",
         "download": "failed_to_download_image",
@@ -71,7 +68,7 @@ def too_large(limit: int) -> MediaError:
 # --- the answers ---
 
 
-def refused(path: str, modality: "Modality", error: MediaError | InvalidMediaError) -> APIError:
+def refused(path: str, modality: Modality, error: MediaError | InvalidMediaError) -> APIError:
     """400: the image or audio at `path` cannot be read, or not be prepared."""
     reason = error.reason if isinstance(error, InvalidMediaError) else str(error)
     if error.kind == "file_too_large":
@@ -81,7 +78,7 @@ def refused(path: str, modality: "Modality", error: MediaError | InvalidMediaErr
     return invalid(path, f"'{path}': the {what} {reason}.", code)
 
 
-def too_many(number: int, limit: int, modality: "Modality") -> APIError:
+def too_many(number: int, limit: int, modality: Modality) -> APIError:
     """400: a request has more images than `--max-images`, or audio than `--max-audio-clips`."""
     name = counted(modality)
     message = (

@@ -1,14 +1,11 @@
 """What the first bytes of a file say that it holds."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+from stonechat_models import Modality
 from stonechat_server.media.errors import MediaError
 
-if TYPE_CHECKING:
-    from stonechat_models import Modality
-
-READ: Mapping["Modality", str] = {
+READ: Mapping[Modality, str] = {
     "image": "a PNG, JPEG, WebP or GIF file",
     "audio": "a WAV, MP3, FLAC or Ogg file",
 }
@@ -40,7 +37,7 @@ def audio_format(content: bytes) -> str | None:
     return "mp3" if is_frame or content[:3] == b"ID3" else None
 
 
-def check_type(content: bytes, modality: "Modality") -> None:
+def check_type(content: bytes, modality: Modality) -> None:
     """Raise `MediaError` for a file that is no image or no audio."""
     if not content:
         raise MediaError("is empty", "empty")

@@ -7,19 +7,25 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from stonechat_models import AudioOptions, ImageOptions, InvalidMediaError, TooManyMediaError
+from stonechat_models import (
+    AudioOptions,
+    ImageOptions,
+    InvalidMediaError,
+    Modality,
+    TooManyMediaError,
+)
 from stonechat_server.background import call_soon, end_all
+from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.media.budget import Budget, Share, busy
 from stonechat_server.media.errors import refused, too_large_together, too_much_memory
 from stonechat_server.media.reading import MediaReader, ReadFile
 from stonechat_server.media.references import MediaReference
 from stonechat_server.media.taken import check_numbers, check_taken, modalities_of
+from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
-    from stonechat_models import MediaProcessor, Modality, PreparedMedia
-    from stonechat_server.engine_protocol import EngineLike
+    from stonechat_models import MediaProcessor, PreparedMedia
     from stonechat_server.media.https import Client
-    from stonechat_server.settings import Settings
 
 T = TypeVar("T")
 
@@ -40,7 +46,7 @@ class Observe(Protocol):
     def __call__(
         self,
         model: str,
-        modality: "Modality",
+        modality: Modality,
         *,
         num_files: int,
         num_bytes: int,
@@ -53,7 +59,7 @@ class MediaLoader:
     """Loads images and audio within the bounds of the settings. `client`: see `Fetcher`."""
 
     def __init__(
-        self, settings: "Settings", observe: Observe, client: "Client | None" = None
+        self, settings: Settings, observe: Observe, client: "Client | None" = None
     ) -> None:
         self._settings = settings
         self._max_bytes = int(settings.max_images_size)
@@ -69,7 +75,7 @@ class MediaLoader:
     async def load(
         self,
         references: Sequence[MediaReference],
-        engine: "EngineLike",
+        engine: EngineLike,
         read_file: ReadFile,
         metrics_name: str,
     ) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from stonechat_models import Modality
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.media.budget import Share
 from stonechat_server.media.data_urls import least_bytes, read_inline
@@ -12,11 +13,10 @@ from stonechat_server.media.fetch import Fetcher
 from stonechat_server.media.file_types import audio_format, check_any, check_type
 from stonechat_server.media.references import MediaReference
 from stonechat_server.schema.messages import FilePart
+from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
-    from stonechat_models import Modality
     from stonechat_server.media.https import Client
-    from stonechat_server.settings import Settings
 
 MAX_READS = 4
 """Files by id that are read at the same time, of all requests."""
@@ -29,7 +29,7 @@ ReadFile = Callable[[str, int], Awaitable[bytes]]
 class MediaReader:
     """Reads files within the bounds of the settings. `client` fetches them: see `Fetcher`."""
 
-    def __init__(self, settings: "Settings", client: "Client | None" = None) -> None:
+    def __init__(self, settings: Settings, client: "Client | None" = None) -> None:
         self._max_bytes: Mapping[Modality, int] = {
             "image": int(settings.max_image_size),
             "audio": int(settings.max_audio_size),
@@ -42,7 +42,7 @@ class MediaReader:
     async def read(
         self,
         reference: MediaReference,
-        taken: "Sequence[Modality]",
+        taken: Sequence[Modality],
         read_file: ReadFile,
         files: Share,
     ) -> bytes:
@@ -89,7 +89,7 @@ class MediaReader:
         self._fetcher.close()
 
 
-def _modality_of(content: bytes, taken: "Sequence[Modality]") -> "Modality":
+def _modality_of(content: bytes, taken: Sequence[Modality]) -> Modality:
     """What a file is, if the model takes it; else what the model takes."""
     if len(taken) == 1:
         return taken[0]

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
+from stonechat_models import Modality
 from stonechat_server.errors import APIError, format_path, invalid, unsupported
 from stonechat_server.media.data_urls import holds_file, is_data_url
 from stonechat_server.prompt.template_messages import is_parts, no_media
@@ -24,9 +25,6 @@ from stonechat_server.schema.messages import (
     chat_part,
 )
 
-if TYPE_CHECKING:
-    from stonechat_models import Modality
-
 MAX_SHOWN = 60
 TOOL_IMAGES = frozenset({"image_url", "input_image"})
 """The types of images in a tool's result: of chat completions, and of Responses."""
@@ -44,7 +42,7 @@ class MediaReference:
 
     path: str
     part: SourcePart
-    modality: "Modality | None"
+    modality: Modality | None
     """None for a file of `/v1/files` until it is read: its content says it."""
     content: bytes | None = None
     """The file itself, if it came beside the messages."""
@@ -142,7 +140,7 @@ def _parts(message: Message, path: str) -> Iterator[tuple[int, SourcePart]]:
         yield j, part
 
 
-def _modality(part: SourcePart) -> "Modality | None":
+def _modality(part: SourcePart) -> Modality | None:
     if isinstance(part, AudioPart | AudioUrlPart):
         return "audio"
     return "image" if isinstance(part, ImagePart | ImageFilePart) else None

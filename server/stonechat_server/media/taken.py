@@ -2,21 +2,18 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from stonechat_models import Modality, ModelInfo
+from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import unsupported
 from stonechat_server.media.errors import too_many
 from stonechat_server.media.references import MediaReference
-
-if TYPE_CHECKING:
-    from stonechat_models import Modality, ModelInfo
-    from stonechat_server.engine_protocol import EngineLike
-    from stonechat_server.settings import Settings
+from stonechat_server.settings import Settings
 
 TEXT_ONLY = "This model takes text only: no images, audio or files."
 
 
-def modalities_of(info: "ModelInfo") -> "list[Modality]":
+def modalities_of(info: ModelInfo) -> list[Modality]:
     """What a model takes beside text."""
     modalities: list[Modality] = ["image"] if info.images is not None else []
     if info.audio is not None:
@@ -24,7 +21,7 @@ def modalities_of(info: "ModelInfo") -> "list[Modality]":
     return modalities
 
 
-def check_taken(references: Sequence[MediaReference], engine: "EngineLike") -> None:
+def check_taken(references: Sequence[MediaReference], engine: EngineLike) -> None:
     """Raise `APIError` 400, which names the first part of a modality that the model does not take.
 
     A file is of a modality that it takes, as long as its content is not known.
@@ -35,7 +32,7 @@ def check_taken(references: Sequence[MediaReference], engine: "EngineLike") -> N
             raise unsupported(reference.path, _why_not(reference.modality, engine))
 
 
-def _why_not(modality: "Modality | None", engine: "EngineLike") -> str:
+def _why_not(modality: Modality | None, engine: EngineLike) -> str:
     info = engine.model
     what = "audio" if modality == "audio" else "images"
     reason = info.audio_refusal if modality == "audio" else info.image_refusal
@@ -44,7 +41,7 @@ def _why_not(modality: "Modality | None", engine: "EngineLike") -> str:
     return f"This model takes no {what}." if info.media_token_ids else TEXT_ONLY
 
 
-def check_numbers(references: Sequence[MediaReference], settings: "Settings") -> None:
+def check_numbers(references: Sequence[MediaReference], settings: Settings) -> None:
     """Raise `APIError` 400 for more images or audio than a request may have.
 
     Files whose content is not known yet count as images.

@@ -1,8 +1,10 @@
 """The endpoints `/v1/messages` and `/v1/messages/count_tokens`."""
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from stonechat_models import PromptTooLongError
+from stonechat_server.access.auth import Identity
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError
 from stonechat_server.media.references import find_media
 from stonechat_server.messages_api.collect import MessagesCollector
@@ -15,16 +17,11 @@ from stonechat_server.messages_api.request import (
     MessagesRequest,
 )
 from stonechat_server.messages_api.writer import MessagesWriter
+from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
-from stonechat_server.streaming.answer_writer import encode_named
-
-if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.request.prepare import PreparedRequest
-    from stonechat_server.serving.services import Services
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.serving.services import Services
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead, encode_named
 
 
 class MessagesEndpoint(Endpoint):
@@ -36,7 +33,7 @@ class MessagesEndpoint(Endpoint):
     wire_type: type[MessagesFields] = MessagesRequest
     takes_media = True
 
-    def read(self, wire: MessagesFields, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: MessagesFields, services: Services, identity: Identity) -> Call:
         paths: ImagePaths = {}
         request = to_chat(wire, paths)
         media = find_media(request.messages) if paths else []
@@ -49,7 +46,7 @@ class MessagesEndpoint(Endpoint):
             media=media,
         )
 
-    def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         """Prepare the prompt.
 
         A budget for reasoning does not apply to a model without reasoning: clients set it for any
@@ -73,7 +70,7 @@ class MessagesEndpoint(Endpoint):
         call.ignored = [*call.ignored, "thinking.budget_tokens"]
         return super().prepare(call, model)
 
-    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> MessagesWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> MessagesWriter:
         wire = cast(MessagesRequest, call.wire)
         limit = call.prepared[0].params.max_tokens
         return MessagesWriter(
@@ -86,7 +83,7 @@ class MessagesEndpoint(Endpoint):
     def encode_early_error(self, error: APIError, request_id: str) -> bytes:
         return encode_named("error", error_body(error, request_id))
 
-    def collector(self, call: Call, head: "CompletionHead") -> MessagesCollector:
+    def collector(self, call: Call, head: CompletionHead) -> MessagesCollector:
         return MessagesCollector()
 
 

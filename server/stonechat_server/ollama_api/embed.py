@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from stonechat_server.access.auth import Identity
 from stonechat_server.embeddings_api.endpoint import EmbeddingsEndpoint
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.embeddings_api.writer import EmbeddingCollector, EmbeddingWriter
@@ -12,13 +13,10 @@ from stonechat_server.ollama_api.answer import OllamaEmbedAnswer, OllamaEmbeddin
 from stonechat_server.ollama_api.endpoint import Done, OllamaCall
 from stonechat_server.ollama_api.request import OllamaEmbed, OllamaEmbeddings
 from stonechat_server.ollama_api.writer import nanoseconds
-
-if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.serving.endpoint import Call
-    from stonechat_server.serving.services import Services
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.serving.endpoint import Call
+from stonechat_server.serving.services import Services
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead
 
 TO_THE_LIMIT = -1
 """Cuts longer texts to what the model takes."""
@@ -34,7 +32,7 @@ class VectorWriter(EmbeddingWriter):
 class OllamaEmbedCollector(EmbeddingCollector):
     """Makes the answer of `/api/embed`. It begins when the request is prepared."""
 
-    def __init__(self, head: "CompletionHead", call: OllamaCall) -> None:
+    def __init__(self, head: CompletionHead, call: OllamaCall) -> None:
         super().__init__(head)
         self._call = call
         self._prepared = time.monotonic()
@@ -66,7 +64,7 @@ class OllamaEmbedEndpoint(EmbeddingsEndpoint):
     id_prefix = "ollama-"
     names: Sequence[tuple[str, str]] = (("truncate_prompt_tokens", "truncate"),)
 
-    def read(self, wire: Any, services: "Services", identity: "Identity") -> OllamaCall:
+    def read(self, wire: Any, services: Services, identity: Identity) -> OllamaCall:
         call = super().read(self.translate(wire), services, identity)
         return OllamaCall(
             request=call.request,
@@ -87,12 +85,10 @@ class OllamaEmbedEndpoint(EmbeddingsEndpoint):
             values["dimensions"] = wire.dimensions
         return EmbeddingRequest.model_construct(**values)
 
-    def writer(
-        self, call: "Call", head: "CompletionHead", reader: "AnswerReader"
-    ) -> EmbeddingWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> EmbeddingWriter:
         return VectorWriter(head, reader, as_base64=False)
 
-    def collector(self, call: "Call", head: "CompletionHead") -> EmbeddingCollector:
+    def collector(self, call: Call, head: CompletionHead) -> EmbeddingCollector:
         return OllamaEmbedCollector(head, cast(OllamaCall, call))
 
     def empty_answer(self, call: OllamaCall, done: Done) -> object:
@@ -110,7 +106,7 @@ class OllamaEmbeddingsEndpoint(OllamaEmbedEndpoint):
     def translate(self, wire: Any) -> EmbeddingRequest:
         return EmbeddingRequest.model_construct(input=wire.prompt or "")
 
-    def collector(self, call: "Call", head: "CompletionHead") -> EmbeddingCollector:
+    def collector(self, call: Call, head: CompletionHead) -> EmbeddingCollector:
         return OllamaEmbeddingsCollector(head)
 
     def empty_answer(self, call: OllamaCall, done: Done) -> object:

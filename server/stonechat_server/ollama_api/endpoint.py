@@ -4,8 +4,10 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
+from stonechat_server.access.auth import Identity
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.completions_api.endpoint import CompletionsEndpoint
 from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.media.references import find_media
@@ -15,18 +17,14 @@ from stonechat_server.ollama_api.fields import FIELDS
 from stonechat_server.ollama_api.request import OllamaChat, OllamaGenerate, TextRequest
 from stonechat_server.ollama_api.writer import LineType, OllamaCollector, OllamaWriter
 from stonechat_server.request.field_checks import refuse_rejected
+from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.responses_api.truncation import prepare_shortened
 from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.serving.endpoint import Call, Endpoint
-
-if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.request.prepare import PreparedRequest
-    from stonechat_server.schema.sampling_fields import SamplingFields
-    from stonechat_server.serving.services import Services
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.serving.services import Services
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead
 
 Done = Literal["load", "unload"]
 COMPLETIONS = CompletionsEndpoint()
@@ -53,7 +51,7 @@ class OllamaEndpoint(Endpoint):
     """The path of the images of message i in the body, with `{i}`."""
     line_type: LineType
 
-    def read(self, wire: TextRequest, services: "Services", identity: "Identity") -> OllamaCall:
+    def read(self, wire: TextRequest, services: Services, identity: Identity) -> OllamaCall:
         refuse_rejected(wire, FIELDS)
         reading.check_number_of_images(wire, services.settings)
         messages = reading.MessageReader(self.image_path)
@@ -73,18 +71,18 @@ class OllamaEndpoint(Endpoint):
         )
 
     @abstractmethod
-    def translate(self, wire: Any, messages: reading.MessageReader) -> "SamplingFields":
+    def translate(self, wire: Any, messages: reading.MessageReader) -> SamplingFields:
         """Translate a request that is not empty. Raises `APIError` 400."""
 
-    def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         call.request = reading.with_defaults(call.request, model.engine.model)
         return super().prepare(call, model)
 
-    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> OllamaWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> OllamaWriter:
         own = cast(OllamaCall, call)
         return OllamaWriter(head, reader, self.line_type, own.model or head.model, own.started)
 
-    def collector(self, call: Call, head: "CompletionHead") -> OllamaCollector:
+    def collector(self, call: Call, head: CompletionHead) -> OllamaCollector:
         return OllamaCollector()
 
     def empty_answer(self, call: OllamaCall, done: Done) -> object:
@@ -106,7 +104,7 @@ class OllamaChatEndpoint(OllamaEndpoint):
     def translate(self, wire: OllamaChat, messages: reading.MessageReader) -> ChatCompletionRequest:
         return reading.to_chat(wire, messages)
 
-    def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         """Prepare the conversation, or its end if it is too long and may be cut."""
         if cast(OllamaChat, call.wire).truncate is False:
             return super().prepare(call, model)
@@ -122,12 +120,12 @@ class OllamaGenerateEndpoint(OllamaEndpoint):
     image_path = "images"
     line_type = OllamaGenerateLine
 
-    def translate(self, wire: OllamaGenerate, messages: reading.MessageReader) -> "SamplingFields":
+    def translate(self, wire: OllamaGenerate, messages: reading.MessageReader) -> SamplingFields:
         if reading.is_raw(wire):
             return reading.to_completion(wire, CompletionRequest)
         return reading.prompt_to_chat(wire, messages)
 
-    def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         if not isinstance(call.request, CompletionRequest):
             return super().prepare(call, model)
         call.request = reading.with_defaults(call.request, model.engine.model)

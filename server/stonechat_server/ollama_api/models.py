@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from stonechat_models import ModelInfo
 from stonechat_server.access.auth import LATEST
+from stonechat_server.catalog.entry import Entry
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.completions_api.fill_in import fill_in_format
 
 if TYPE_CHECKING:
-    from stonechat_models import ModelInfo, ModelSurvey
-    from stonechat_server.catalog.entry import Entry
-    from stonechat_server.catalog.served_model import ServedModel
+    from stonechat_models import ModelSurvey
 
 
 USES = {
@@ -88,7 +89,7 @@ class OllamaModelDetails(msgspec.Struct, kw_only=True):
     modified_at: datetime
 
 
-def in_list(name: str, entry: "Entry") -> OllamaModel:
+def in_list(name: str, entry: Entry) -> OllamaModel:
     """A line of `/api/tags`."""
     return OllamaModel(
         name=full_name(name),
@@ -101,7 +102,7 @@ def in_list(name: str, entry: "Entry") -> OllamaModel:
     )
 
 
-def in_memory(name: str, entry: "Entry", *, never_ends: bool) -> OllamaLoadedModel:
+def in_memory(name: str, entry: Entry, *, never_ends: bool) -> OllamaLoadedModel:
     """A line of `/api/ps`. `never_ends`: the model stays loaded whatever its settings say."""
     info, settings = _info(entry), entry.settings
     size, keeps = entry.num_bytes or 0, settings.pinned or settings.keep_alive < 0
@@ -122,7 +123,7 @@ def in_memory(name: str, entry: "Entry", *, never_ends: bool) -> OllamaLoadedMod
     )
 
 
-def described(name: str, entry: "Entry") -> OllamaModelDetails:
+def described(name: str, entry: Entry) -> OllamaModelDetails:
     """The answer of `/api/show`."""
     details, served = _details(name, entry), entry.served
     info = _info(entry)
@@ -151,26 +152,26 @@ def full_name(name: str) -> str:
     return name if ":" in name else name + LATEST
 
 
-def _created(entry: "Entry") -> datetime:
+def _created(entry: Entry) -> datetime:
     return datetime.fromtimestamp(entry.created, UTC)
 
 
-def _info(entry: "Entry") -> "ModelInfo | ModelSurvey | None":
+def _info(entry: Entry) -> "ModelInfo | ModelSurvey | None":
     """What is known of a model: of its engine, or else of its files."""
     return entry.survey if entry.served is None else entry.served.engine.model
 
 
-def _weight_bytes(entry: "Entry") -> int:
+def _weight_bytes(entry: Entry) -> int:
     if entry.served is not None:
         return entry.served.engine.model.weight_bytes
     return 0 if entry.survey is None else entry.survey.stored_bytes
 
 
-def _digest(entry: "Entry") -> str:
+def _digest(entry: Entry) -> str:
     return "" if entry.served is None else entry.served.engine.model.weights_hash
 
 
-def _details(name: str, entry: "Entry") -> OllamaDetails:
+def _details(name: str, entry: Entry) -> OllamaDetails:
     info, view = _info(entry), entry.views.get(name)
     family = level = ""
     if info is not None:
@@ -195,7 +196,7 @@ def _count_text(number: int) -> str:
     return f"{number / 10**6:.0f}M"
 
 
-def _parameters(served: "ServedModel") -> Mapping[str, float]:
+def _parameters(served: ServedModel) -> Mapping[str, float]:
     """The sampling that the model's makers recommend, with Ollama's names."""
     defaults = served.engine.model.sampling_defaults
     values = {
@@ -208,7 +209,7 @@ def _parameters(served: "ServedModel") -> Mapping[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _capabilities(name: str, entry: "Entry") -> list[str]:
+def _capabilities(name: str, entry: Entry) -> list[str]:
     """What a model can do. Of one that was never loaded, only its kind is known."""
     served = entry.views.get(name)
     if served is None:

@@ -3,7 +3,7 @@
 import binascii
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from stonechat_models import ModelInfo
 from stonechat_server.errors import invalid
@@ -26,9 +26,7 @@ from stonechat_server.schema import messages as chat
 from stonechat_server.schema.fields import FieldStatus
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.sampling_fields import SamplingFields
-
-if TYPE_CHECKING:
-    from stonechat_server.settings import Settings
+from stonechat_server.settings import Settings
 
 R = TypeVar("R", bound=SamplingFields)
 
@@ -48,7 +46,7 @@ HEAD = 16
 """Characters of base64 that show what a file is."""
 
 
-def check_number_of_images(wire: TextRequest, settings: "Settings") -> None:
+def check_number_of_images(wire: TextRequest, settings: Settings) -> None:
     """Raise `APIError` 400 for more images than may be images or audio, before they are read."""
     messages = (wire.messages or ()) if isinstance(wire, OllamaChat) else ()
     lists = [message.images for message in messages]

@@ -36,10 +36,10 @@ from stonechat_server.prompt.reasoning_names import NAMES, with_reasoning_names
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
 from stonechat_server.prompt.template_trials import TemplateTrials, shows_only_parts
 from stonechat_server.prompt.tool_repairs import with_all_keys, with_plain_types
+from stonechat_server.schema.requests import ChatCompletionRequest
 
 if TYPE_CHECKING:
     from stonechat_models import Tokenizer
-    from stonechat_server.schema.requests import ChatCompletionRequest
 
 KNOWN_TEMPLATES = 4
 PLAIN_TEMPLATE = """\
@@ -311,7 +311,7 @@ class Templates:
         model_templates = {} if override else tokenizer.chat_templates
         self._named = {name: self._compile(text) for name, text in model_templates.items()}
 
-    def select(self, request: "ChatCompletionRequest") -> ChatTemplate:
+    def select(self, request: ChatCompletionRequest) -> ChatTemplate:
         """Return the template for a request.
 
         Raises `APIError` 400 if the request has its own template and that is forbidden or invalid.

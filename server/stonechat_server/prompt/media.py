@@ -5,13 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stonechat_models import MediaInput, Modality
 from stonechat_server.prompt.message_repairs import TemplateMessage
-from stonechat_server.schema.messages import SourcePart
+from stonechat_server.prompt.special_tokens import SpecialTokenGuard
+from stonechat_server.schema.messages import Message, SourcePart
 
 if TYPE_CHECKING:
-    from stonechat_models import MediaInput, Modality, PreparedMedia
-    from stonechat_server.prompt.special_tokens import SpecialTokenGuard
-    from stonechat_server.schema.messages import Message
+    from stonechat_models import PreparedMedia
 
 
 class MediaItem(dict[str, Any]):
@@ -30,7 +30,7 @@ class MediaPlacesError(Exception):
 class PromptMedia:
     """The images and audio of one prompt. `guard` marks what clients write, also placeholders."""
 
-    guard: "SpecialTokenGuard"
+    guard: SpecialTokenGuard
     media: "list[PreparedMedia]" = field(default_factory=list)
     """Those of the latest rendering, in their order."""
     are_written: bool = False
@@ -91,7 +91,7 @@ class PromptMedia:
 
     def inputs(
         self, token_ids: Sequence[int], placeholders: Mapping[str, int]
-    ) -> "tuple[MediaInput, ...]":
+    ) -> tuple[MediaInput, ...]:
         """The images and audio for the engine. Raises `MediaPlacesError` if places are missing.
 
         `placeholders` are the tokens by modality. Each medium takes as many as it needs, in order.
@@ -115,12 +115,12 @@ class PromptMedia:
         return tuple(inputs)
 
 
-def counted(modality: "Modality") -> str:
+def counted(modality: Modality) -> str:
     """What several of a modality are called."""
     return "images" if modality == "image" else "audio clips"
 
 
-def placeholders_of(messages: "Sequence[Message]") -> "dict[Modality, str]":
+def placeholders_of(messages: Sequence[Message]) -> dict[Modality, str]:
     """What the template writes for the media of each modality that messages have."""
     return {
         part.media.modality: part.media.placeholder

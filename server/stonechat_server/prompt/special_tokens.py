@@ -10,12 +10,11 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from stonechat_server.schema.base import WireModel
-from stonechat_server.schema.messages import SourcePart, TextPart
+from stonechat_server.schema.messages import Message, SourcePart, TextPart
+from stonechat_server.schema.requests import ChatCompletionRequest
 
 if TYPE_CHECKING:
     from stonechat_models import Tokenizer
-    from stonechat_server.schema.messages import Message
-    from stonechat_server.schema.requests import ChatCompletionRequest
 
 SHOWN_FIELDS = {
     *("messages", "tools", "functions", "response_format", "structured_outputs"),
@@ -55,7 +54,7 @@ class SpecialTokenGuard:
         self._marked = re.compile(f"{self._mark}({any_token}){self._mark}|{self._mark}")
         self.encode("")  # the first time takes longest
 
-    def marked(self, request: "ChatCompletionRequest") -> "ChatCompletionRequest":
+    def marked(self, request: ChatCompletionRequest) -> ChatCompletionRequest:
         """Return the request with marks; the same object if there is nothing to mark.
 
         Where a control token is spread over texts beside media, they become one text.
@@ -91,7 +90,7 @@ class SpecialTokenGuard:
         """Return a prompt without its marks, for people to read."""
         return prompt.replace(self._mark, "")
 
-    def _with_whole_tokens(self, message: "Message") -> "Message":
+    def _with_whole_tokens(self, message: Message) -> Message:
         """Put the texts beside media into one part if a token is spread over several.
 
         Templates may write them behind each other, with or without the spaces at their ends.

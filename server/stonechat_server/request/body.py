@@ -4,18 +4,15 @@ import asyncio
 import re
 from codecs import BOM_UTF8
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import msgspec
 from pydantic import ValidationError
+from starlette.requests import Request
 
 from stonechat_server.errors import APIError, from_validation_error
 from stonechat_server.schema.base import WireModel
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from stonechat_server.settings import Settings
+from stonechat_server.settings import Settings
 
 T = TypeVar("T", bound=WireModel)
 
@@ -48,13 +45,13 @@ _TOKENS = re.compile(
 )
 
 
-def body_limit(settings: "Settings", *, takes_media: bool) -> int:
+def body_limit(settings: Settings, *, takes_media: bool) -> int:
     """How many bytes a body may have. Media are a third longer as base64, and do not count."""
     media = settings.max_images_size * 4 // 3 if takes_media else 0
     return settings.max_body_size + media
 
 
-async def read_body(request: "Request", settings: "Settings", limit: int = 0) -> bytes:
+async def read_body(request: Request, settings: Settings, limit: int = 0) -> bytes:
     """Read the body. Raises `APIError`: 413 beyond `limit` bytes, 408 after `body_timeout`.
 
     Without a limit, it is `max_body_size`. A body that is too large is still read and dropped: a
@@ -88,7 +85,7 @@ async def read_body(request: "Request", settings: "Settings", limit: int = 0) ->
     return b"".join(pieces)
 
 
-async def discard_body(request: "Request", settings: "Settings", limit: int = 0) -> None:
+async def discard_body(request: Request, settings: Settings, limit: int = 0) -> None:
     """Read a body within the same bounds and drop it, so that the client can read an error."""
     with suppress(APIError):
         await read_body(request, settings, limit)
@@ -104,7 +101,7 @@ def too_large(limit: int, what: str = "body") -> APIError:
     )
 
 
-def check_json(body: bytes, settings: "Settings") -> None:
+def check_json(body: bytes, settings: Settings) -> None:
     """Raise `APIError` 400 if the JSON is nested too deep or has too many values, and 413 if it is
     larger than `max_body_size` without its images and audio.
 
@@ -179,7 +176,7 @@ def _without_data(body: bytes, mark: bytes) -> bytes:
     return b"".join([*pieces, body[start:]])
 
 
-async def read_request(request: "Request", settings: "Settings", kind: type[T]) -> T:
+async def read_request(request: Request, settings: Settings, kind: type[T]) -> T:
     """Read, check and parse the body of a request. Raises `APIError`: 400, 408 or 413."""
     body = await read_body(request, settings)
     check_json(body, settings)

@@ -4,12 +4,17 @@ Tools, formats and reasoning plug in here. A plain request does not enter their 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from stonechat_models import EmbeddingParams, MediaInput, SamplingParams, SpeechParams
+from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import invalid
 from stonechat_server.parsers.deltas import ParserFactory
-from stonechat_server.prompt.chat_template import TEMPLATE_ERROR, RenderOptions
+from stonechat_server.prompt.chat_template import (
+    TEMPLATE_ERROR,
+    ChatTemplate,
+    RenderOptions,
+    Templates,
+)
 from stonechat_server.prompt.media import MediaPlacesError, PromptMedia, placeholders_of
 from stonechat_server.prompt.template_messages import to_template_messages
 from stonechat_server.request.field_checks import check_supported
@@ -17,14 +22,10 @@ from stonechat_server.request.sampling_params import check_prompt_logprobs, to_s
 from stonechat_server.schema.fields import FORM_FIELDS
 from stonechat_server.schema.messages import AssistantMessage, FunctionMessage, ToolMessage
 from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.structured.answer_spec import AnswerSpec
-
-if TYPE_CHECKING:
-    from stonechat_server.engine_protocol import EngineLike
-    from stonechat_server.prompt.chat_template import ChatTemplate, Templates
-    from stonechat_server.schema.sampling_fields import SamplingFields
-    from stonechat_server.structured.structure import Structure
-    from stonechat_server.structured.template_traits import TemplateTraits
+from stonechat_server.structured.structure import Structure
+from stonechat_server.structured.template_traits import TemplateTraits
 
 SHAPING_FIELDS = frozenset(
     {
@@ -70,7 +71,7 @@ class PreparedRequest:
 
 
 def prepare(
-    request: ChatCompletionRequest, prompt: RenderedPrompt, engine: "EngineLike", max_total: int
+    request: ChatCompletionRequest, prompt: RenderedPrompt, engine: EngineLike, max_total: int
 ) -> PreparedRequest:
     """Prepare a request whose prompt is rendered. `max_total` bounds the tokens of all its choices.
 
@@ -96,10 +97,10 @@ def prepare(
 
 def render(
     request: ChatCompletionRequest,
-    engine: "EngineLike",
-    templates: "Templates",
-    structure: "Structure",
-    template: "ChatTemplate | None" = None,
+    engine: EngineLike,
+    templates: Templates,
+    structure: Structure,
+    template: ChatTemplate | None = None,
 ) -> RenderedPrompt:
     """Render and encode the prompt of a request, which may be too long for the model.
 
@@ -148,7 +149,7 @@ def render(
     )
 
 
-def _placeholders(request: ChatCompletionRequest, engine: "EngineLike") -> frozenset[str]:
+def _placeholders(request: ChatCompletionRequest, engine: EngineLike) -> frozenset[str]:
     """What stands for media: in the template's text, and as tokens. Empty without media."""
     texts = placeholders_of(request.messages)
     token_ids = engine.model.media_token_ids
@@ -156,9 +157,7 @@ def _placeholders(request: ChatCompletionRequest, engine: "EngineLike") -> froze
     return frozenset([*texts.values(), *tokens])
 
 
-def _placed(
-    media: PromptMedia, token_ids: list[int], engine: "EngineLike"
-) -> tuple[MediaInput, ...]:
+def _placed(media: PromptMedia, token_ids: list[int], engine: EngineLike) -> tuple[MediaInput, ...]:
     try:
         return media.inputs(token_ids, engine.model.media_token_ids)
     except MediaPlacesError as error:
@@ -166,7 +165,7 @@ def _placed(
         raise invalid("messages", message, TEMPLATE_ERROR) from error
 
 
-def _is_plain(request: ChatCompletionRequest, traits: "TemplateTraits") -> bool:
+def _is_plain(request: ChatCompletionRequest, traits: TemplateTraits) -> bool:
     """Whether nothing in the request, its messages or the template shapes the answer."""
     if traits.shapes_answers or not request.model_fields_set.isdisjoint(SHAPING_FIELDS):
         return False
@@ -178,7 +177,7 @@ def _is_plain(request: ChatCompletionRequest, traits: "TemplateTraits") -> bool:
     return True
 
 
-def prediction_token_ids(request: "SamplingFields", engine: "EngineLike") -> tuple[int, ...]:
+def prediction_token_ids(request: SamplingFields, engine: EngineLike) -> tuple[int, ...]:
     """The tokens of the request's `prediction`, at most as many as the context length."""
     if request.prediction is None:
         return ()

@@ -1,9 +1,10 @@
 """The endpoints `/v1/rerank` and `/v1/score`: each pair of texts is a prompt to score."""
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from stonechat_models import EmbeddingParams, SamplingParams
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import invalid, other_use
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.rerank_api.fields import RERANK_FIELDS, SCORE_FIELDS
@@ -11,11 +12,8 @@ from stonechat_server.rerank_api.pairs import EncodedPair, FramedPairs, PairEnco
 from stonechat_server.rerank_api.request import PairFields, RerankRequest, ScoreRequest
 from stonechat_server.rerank_api.writer import RankCollector, ScoreCollector, ScoreWriter
 from stonechat_server.serving.endpoint import Call, VectorEndpoint
-
-if TYPE_CHECKING:
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import Collector, CompletionHead
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import Collector, CompletionHead
 
 MANY_PAIRS = 16
 """More pairs than that take long to prepare."""
@@ -26,7 +24,7 @@ LONG_QUESTION = 1024
 class PairsEndpoint(VectorEndpoint):
     """What both endpoints do."""
 
-    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         info = model.engine.model.ranking
         if info is None:
             raise other_use(model.engine.model, "is no reranker", "model_not_reranker")
@@ -48,7 +46,7 @@ class PairsEndpoint(VectorEndpoint):
     def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
         """Encode the pairs of a request. Raises `APIError` 400."""
 
-    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> ScoreWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> ScoreWriter:
         wire = cast(PairFields, call.wire)
         return ScoreWriter(head, reader, raw=bool(wire.raw_scores) or wire.use_activation is False)
 
@@ -71,7 +69,7 @@ class RerankEndpoint(PairsEndpoint):
         texts = [item if isinstance(item, str) else item.text for item in wire.documents]
         return [encoder.encode(f"documents[{i}]", wire.query, text) for i, text in enumerate(texts)]
 
-    def collector(self, call: Call, head: "CompletionHead") -> "Collector":
+    def collector(self, call: Call, head: CompletionHead) -> Collector:
         return RankCollector(head, cast(RerankRequest, call.wire))
 
 
@@ -100,7 +98,7 @@ class ScoreEndpoint(PairsEndpoint):
             for i, texts in enumerate(zip(first, second, strict=True))
         ]
 
-    def collector(self, call: Call, head: "CompletionHead") -> "Collector":
+    def collector(self, call: Call, head: CompletionHead) -> Collector:
         return ScoreCollector(head)
 
 

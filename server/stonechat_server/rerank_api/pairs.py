@@ -3,15 +3,12 @@
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from stonechat_models import RankingInfo
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.prompt.chat_template import TEMPLATE_ERROR, ChatTemplate, RenderOptions
 from stonechat_server.rerank_api.request import PairFields
-
-if TYPE_CHECKING:
-    from stonechat_models import RankingInfo
-    from stonechat_server.catalog.served_model import ServedModel
 
 PLACEHOLDER = re.compile(r"\{query\}|\{document\}")
 MAX_TOKENS = 2**22
@@ -31,7 +28,7 @@ class EncodedPair:
 class PairEncoder(ABC):
     """Encodes the pairs of one request."""
 
-    def __init__(self, request: PairFields, model: "ServedModel", info: "RankingInfo") -> None:
+    def __init__(self, request: PairFields, model: ServedModel, info: RankingInfo) -> None:
         """Raises `APIError` 400 for what the model does not take."""
         self._info = info
         self._tokenizer = model.engine.tokenizer
@@ -76,7 +73,7 @@ class PairEncoder(ABC):
 class FramedPairs(PairEncoder):
     """Pairs as the tokenizer of a classifier writes them."""
 
-    def __init__(self, request: PairFields, model: "ServedModel", info: "RankingInfo") -> None:
+    def __init__(self, request: PairFields, model: ServedModel, info: RankingInfo) -> None:
         super().__init__(request, model, info)
         _refuse_instruction(request)
         self._frame = self._tokenizer.pair_frame
@@ -105,7 +102,7 @@ class FramedPairs(PairEncoder):
 class TemplatePairs(PairEncoder):
     """Pairs as a template of a model that generates writes them."""
 
-    def __init__(self, request: PairFields, model: "ServedModel", info: "RankingInfo") -> None:
+    def __init__(self, request: PairFields, model: ServedModel, info: RankingInfo) -> None:
         """Raises `APIError` 400 also for a template that leaves out one of the texts."""
         super().__init__(request, model, info)
         templates = model.templates

@@ -3,14 +3,17 @@
 import re
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from msgspec import UNSET, UnsetType
 
+from stonechat_server.access.auth import Identity
 from stonechat_server.access.keys import BATCH_PRIORITY
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import MISSING, APIError
 from stonechat_server.media.references import find_media
 from stonechat_server.request.field_checks import check_supported
+from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.responses_api.answer import Response
 from stonechat_server.responses_api.events import StreamError
 from stonechat_server.responses_api.fields import FIELDS
@@ -20,7 +23,7 @@ from stonechat_server.responses_api.marks import RESPONSE_PREFIX
 from stonechat_server.responses_api.reading import read
 from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
 from stonechat_server.responses_api.tool_reading import Tools
-from stonechat_server.responses_api.tools import Function, dumped
+from stonechat_server.responses_api.tools import Function, ToolParam, dumped
 from stonechat_server.responses_api.truncation import prepare_shortened
 from stonechat_server.responses_api.writer import (
     Keep,
@@ -28,19 +31,12 @@ from stonechat_server.responses_api.writer import (
     ResponseWriter,
     WriterOptions,
 )
+from stonechat_server.schema.base import WireModel
 from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.services import Services
 from stonechat_server.serving.stored_responses import StoredResponse
-from stonechat_server.streaming.answer_writer import encode_named
-
-if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.request.prepare import PreparedRequest
-    from stonechat_server.responses_api.tools import ToolParam
-    from stonechat_server.schema.base import WireModel
-    from stonechat_server.serving.services import Services
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead, encode_named
 
 TOOL_NAME = re.compile(r"(tools\[\d+\]\.)+name|tool_choice(\.tools\[\d+\])?\.name")
 FLAT_TOOLS = (
@@ -72,7 +68,7 @@ class ResponsesEndpoint(Endpoint):
     id_prefix = RESPONSE_PREFIX
     prompt_fields = frozenset({PREVIOUS, "instructions", "input"})
 
-    def parse(self, body: bytes) -> "WireModel":
+    def parse(self, body: bytes) -> WireModel:
         try:
             return super().parse(body)
         except APIError as error:
@@ -80,12 +76,12 @@ class ResponsesEndpoint(Endpoint):
                 error.message += f" {FLAT_TOOLS}"
             raise
 
-    def asks_to_store(self, wire: ResponsesRequest, identity: "Identity") -> bool:
+    def asks_to_store(self, wire: ResponsesRequest, identity: Identity) -> bool:
         """Whether to store the answer. A batch has its answers in a file."""
         is_batch = identity.key.priority >= BATCH_PRIORITY
         return not is_batch if wire.store is None else wire.store
 
-    def read(self, wire: ResponsesRequest, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: ResponsesRequest, services: Services, identity: Identity) -> Call:
         check_supported(wire, FIELDS)
         if wire.input in (None, []) and wire.previous_response_id is None:
             raise APIError(400, "Missing required parameter: 'input'.", param="input", code=MISSING)
@@ -116,12 +112,12 @@ class ResponsesEndpoint(Endpoint):
             call.at_end = partial(store.abandon, stored)
         return call
 
-    def prepare(self, call: Call, model: "ServedModel") -> "list[PreparedRequest]":
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         if cast(ResponsesRequest, call.wire).truncation != "auto":
             return super().prepare(call, model)
         return prepare_shortened(call, model, super().prepare)
 
-    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> ResponseWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> ResponseWriter:
         call = cast(ResponsesCall, call)
         wire, tools = cast(ResponsesRequest, call.wire), call.tools
         stream_options = wire.stream_options
@@ -141,7 +137,7 @@ class ResponsesEndpoint(Endpoint):
         )
         return encode_named("error", event)
 
-    def collector(self, call: Call, head: "CompletionHead") -> ResponseCollector:
+    def collector(self, call: Call, head: CompletionHead) -> ResponseCollector:
         return ResponseCollector()
 
 
@@ -150,12 +146,12 @@ class InputTokensEndpoint(ResponsesEndpoint):
 
     path = "/v1/responses/input_tokens"
 
-    def asks_to_store(self, wire: ResponsesRequest, identity: "Identity") -> bool:
+    def asks_to_store(self, wire: ResponsesRequest, identity: Identity) -> bool:
         return False
 
 
 def first_response(
-    wire: ResponsesRequest, head: "CompletionHead", tools: Tools, prepared: "PreparedRequest"
+    wire: ResponsesRequest, head: CompletionHead, tools: Tools, prepared: PreparedRequest
 ) -> Response:
     """The answer before its first item. It repeats the request, with its defaults."""
     return Response(
@@ -188,7 +184,7 @@ def _or_unset(value: str | None) -> str | UnsetType:
     return UNSET if value is None else value
 
 
-def _tool(tool: "ToolParam") -> dict[str, Any]:
+def _tool(tool: ToolParam) -> dict[str, Any]:
     """A tool as the client sent it. A function has all fields that the API requires."""
     sent: dict[str, Any] = dumped(tool)
     required = {"parameters": None, "strict": None} if isinstance(tool, Function) else {}

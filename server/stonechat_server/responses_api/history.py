@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import msgspec
 from pydantic import TypeAdapter
@@ -12,10 +11,8 @@ from stonechat_server.request.body import check_json
 from stonechat_server.responses_api.items import Item, ItemReference
 from stonechat_server.responses_api.marks import response_id_of
 from stonechat_server.schema.base import ListOf
-
-if TYPE_CHECKING:
-    from stonechat_server.serving.services import Services
-    from stonechat_server.serving.stored_responses import StoredResponse
+from stonechat_server.serving.services import Services
+from stonechat_server.serving.stored_responses import StoredResponse
 
 PREVIOUS = "previous_response_id"
 OFF = "This server stores no responses."
@@ -32,12 +29,12 @@ _ITEM: TypeAdapter[Item] = TypeAdapter(Item)
 class History:
     """The conversation before a request, and its size in bytes; empty if it begins there."""
 
-    previous: "StoredResponse | None" = None
+    previous: StoredResponse | None = None
     items: Sequence[Item] = ()
     num_bytes: int = 0
 
 
-def read_history(services: "Services", owner: str, id: str | None) -> History:
+def read_history(services: Services, owner: str, id: str | None) -> History:
     """The conversation up to the response with this id.
 
     Raises `APIError` 400 if it is not kept, or larger than a request may be.
@@ -68,7 +65,7 @@ def read_history(services: "Services", owner: str, id: str | None) -> History:
     return History(response, _ITEMS.validate_json(content), len(content))
 
 
-def not_found(services: "Services", id: str) -> str:
+def not_found(services: Services, id: str) -> str:
     """Say of a response that there is none with this id, and why that may be."""
     reason = GONE if services.responses.is_on else OFF
     return f"with id '{id[:100]}' not found. {reason}"

@@ -3,9 +3,10 @@
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from stonechat_models import PromptTooLongError
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError
 from stonechat_server.prompt.chat_template import TEMPLATE_ERROR
 from stonechat_server.request.prepare import PreparedRequest
@@ -18,10 +19,7 @@ from stonechat_server.schema.messages import (
     UserMessage,
 )
 from stonechat_server.schema.requests import ChatCompletionRequest
-
-if TYPE_CHECKING:
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.serving.endpoint import Call
+from stonechat_server.serving.endpoint import Call
 
 ROOM_FRACTION = 4
 """At most one part in so many of the context is kept free for the answer."""
@@ -30,9 +28,9 @@ Prepare = Callable[[list[Message]], PreparedRequest]
 
 
 def prepare_shortened(
-    call: "Call",
-    model: "ServedModel",
-    prepare: "Callable[[Call, ServedModel], list[PreparedRequest]]",
+    call: Call,
+    model: ServedModel,
+    prepare: Callable[[Call, ServedModel], list[PreparedRequest]],
 ) -> list[PreparedRequest]:
     """Prepare the conversation of a call, or its end, with an endpoint's `prepare`."""
     request = cast(ChatCompletionRequest, call.request)

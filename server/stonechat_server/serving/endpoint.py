@@ -2,34 +2,29 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import msgspec
+from starlette.requests import Request as HTTPRequest
 
+from stonechat_models import ModelInfo
+from stonechat_server.access.auth import Identity
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, other_use
+from stonechat_server.media.references import MediaReference
 from stonechat_server.request.body import parse_request
 from stonechat_server.request.field_checks import ignored_params, refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest, prepare, render
+from stonechat_server.schema.base import WireModel
 from stonechat_server.schema.fields import FORM_FIELDS, FieldNote
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.sampling_fields import SamplingFields
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from starlette.requests import Request as HTTPRequest
-
-    from stonechat_models import ModelInfo
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.media.references import MediaReference
-    from stonechat_server.schema.base import WireModel
-    from stonechat_server.serving.lifecycle import Deadline
-    from stonechat_server.serving.services import Services
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import AnswerWriter, Collector, CompletionHead
+from stonechat_server.serving.lifecycle import Deadline
+from stonechat_server.serving.services import Services
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import AnswerWriter, Collector, CompletionHead
 
 MAX_RENAMED_CHARACTERS = 2_000
 """Longer messages keep the names that they have."""
@@ -43,19 +38,19 @@ class Call:
 
     request: SamplingFields
     """A chat request, except for text completions."""
-    wire: "WireModel"
+    wire: WireModel
     """The request as the client sent it."""
     ignored: Sequence[str] = ()
     """Paths of what the client set and what has no effect."""
     names: Sequence[tuple[str, str]] = ()
     """Paths in `request`, and the paths of the same values in the client's body."""
-    media: "Sequence[MediaReference]" = ()
+    media: Sequence[MediaReference] = ()
     """The images and audio of `request`, which must be loaded before it is prepared."""
-    prepared: "Sequence[PreparedRequest]" = ()
+    prepared: Sequence[PreparedRequest] = ()
     """What the engine gets, once it is made: one for each prompt, alike but for the token limit."""
     num_extra_bytes: int = 0
     """The size of what the request has beside its body: the items that it refers to."""
-    at_end: "Callable[[], None] | None" = None
+    at_end: Callable[[], None] | None = None
     """Called when the request has ended, however that was."""
 
     def own_name(self, path: str) -> str:
@@ -84,16 +79,16 @@ class Call:
 class Received:
     """A request that has come: who sent it, to which endpoint, and what it asks for."""
 
-    http_request: "HTTPRequest"
-    services: "Services"
-    identity: "Identity"
+    http_request: HTTPRequest
+    services: Services
+    identity: Identity
     endpoint: "Endpoint"
     call: Call
     num_bytes: int
     """The size of what the call was read from, media aside."""
     started: float | None = None
     """When it came, in `time.monotonic()` seconds, if it waited for its model or its media."""
-    deadline: "Deadline | None" = None
+    deadline: Deadline | None = None
     """Set once its media are being loaded: it runs from then on."""
 
 
@@ -115,22 +110,22 @@ class Endpoint(ABC):
     streams_lines = False
     """Whether a stream is lines of JSON. They have no comments, unlike server-sent events."""
 
-    wire_type: type["WireModel"]
+    wire_type: type[WireModel]
     """The type of its requests, which has the field `model`."""
 
-    def parse(self, body: bytes) -> "WireModel":
+    def parse(self, body: bytes) -> WireModel:
         """Parse a body. Raises `APIError` 400."""
         return parse_request(body, self.wire_type)
 
-    def parse_form(self, body: bytes, content_type: str) -> "WireModel":
+    def parse_form(self, body: bytes, content_type: str) -> WireModel:
         """Parse a form, if the endpoint takes one. Raises `APIError` 400."""
         raise NotImplementedError
 
     @abstractmethod
-    def read(self, wire: Any, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: Any, services: Services, identity: Identity) -> Call:
         """Check a parsed body, and translate it. Raises `APIError` 400."""
 
-    def check_model(self, call: Call, info: "ModelInfo") -> None:
+    def check_model(self, call: Call, info: ModelInfo) -> None:
         """Raise `APIError` 400 for what the model does not do, before any media are loaded."""
         if self.generates and not info.generates:
             raise other_use(info, "does not generate", "model_not_generative")
@@ -146,7 +141,7 @@ class Endpoint(ABC):
         is_structured = request.response_format or request.structured_outputs
         return bool(is_structured) or not FORM_FIELDS.isdisjoint(request.model_fields_set)
 
-    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         """Prepare each prompt of the request. Only computes, and may run in any thread.
 
         Raises `APIError` 400, or an engine error that `errors.py` knows.
@@ -156,7 +151,7 @@ class Endpoint(ABC):
         return [prepare(request, prompt, model.engine, model.settings.max_completion_total)]
 
     @abstractmethod
-    def writer(self, call: Call, head: "CompletionHead", reader: "AnswerReader") -> "AnswerWriter":
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> AnswerWriter:
         """The writer of one answer."""
 
     def encode_early_error(self, error: APIError, request_id: str) -> bytes:
@@ -164,7 +159,7 @@ class Endpoint(ABC):
         return b"data: %b\n\n" % msgspec.json.encode(error.body())
 
     @abstractmethod
-    def collector(self, call: Call, head: "CompletionHead") -> "Collector":
+    def collector(self, call: Call, head: CompletionHead) -> Collector:
         """The collector of one answer."""
 
 
@@ -175,7 +170,7 @@ class VectorEndpoint(Endpoint):
     """What each field of a request does."""
     generates = False
 
-    def read(self, wire: Any, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: Any, services: Services, identity: Identity) -> Call:
         refuse_rejected(wire, self.fields)
         given = {name: getattr(wire, name) for name in SHARED_FIELDS & wire.model_fields_set}
         request = SamplingFields(max_tokens=None, **given)

@@ -7,25 +7,20 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-from stonechat_models import GRAMMAR_FAILED, GenerateRequest
+from stonechat_models import GRAMMAR_FAILED, GenerateRequest, RequestOutput
 from stonechat_server.access.keys import BATCH_PRIORITY
-from stonechat_server.admission.fair_queue import Cost
+from stonechat_server.admission.fair_queue import Admission, Cost
 from stonechat_server.admission.records import FinishedRequest
 from stonechat_server.admission.refusals import RefusedError
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, server_error, to_api_error
-from stonechat_server.serving.endpoint import prompt_text
+from stonechat_server.request.prepare import PreparedRequest
+from stonechat_server.serving.endpoint import Received, prompt_text
 from stonechat_server.serving.lifecycle import new_deadline
 from stonechat_server.serving.merging import merged
-
-if TYPE_CHECKING:
-    from stonechat_models import RequestOutput
-    from stonechat_server.admission.fair_queue import Admission
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.request.prepare import PreparedRequest
-    from stonechat_server.serving.endpoint import Received
-    from stonechat_server.streaming.answer_writer import AnswerWriter, Event
+from stonechat_server.streaming.answer_writer import AnswerWriter, Event
 
 log = logging.getLogger("stonechat")
 
@@ -39,14 +34,14 @@ CLIENT_GONE = 499
 class Generation:
     """One request. `events()` may run once; closing it aborts the request in the engine."""
 
-    received: "Received"
-    model: "ServedModel"
-    writer: "AnswerWriter"
+    received: Received
+    model: ServedModel
+    writer: AnswerWriter
     started: float
     """In `time.monotonic()` seconds."""
     last_outputs: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
     """When the last output with tokens of each choice came."""
-    admission: "Admission | None" = field(default=None, init=False)
+    admission: Admission | None = field(default=None, init=False)
     submitted: set[str] = field(default_factory=set, init=False)
     """The ids of the texts that count without an output: the engine has them in its batches."""
     texts: dict[tuple[str, int], list[str]] = field(default_factory=dict, init=False)
@@ -54,7 +49,7 @@ class Generation:
     status: int = field(default=CLIENT_GONE, init=False)
     error: APIError | None = field(default=None, init=False)
 
-    async def events(self) -> "AsyncGenerator[list[Event], None]":
+    async def events(self) -> AsyncGenerator[list[Event], None]:
         """Yield the events: one list per output of the engine.
 
         Raises `APIError` or an engine error, before the first event or later.
@@ -103,7 +98,7 @@ class Generation:
         prompt, index = divmod(index, self.received.call.prepared[0].params.n)
         self.model.engine.end_choice(self.writer.reader.prompt_ids[prompt], index)
 
-    async def _admit(self) -> "Admission":
+    async def _admit(self) -> Admission:
         received, max_model_len = self.received, self.model.engine.model.max_model_len
         is_limited = received.call.request.token_limit is not None
         costs = []
@@ -126,12 +121,12 @@ class Generation:
             queue_timeout=None if is_patient else received.services.settings.queue_timeout or None,
         )
 
-    def _generate(self) -> "AsyncGenerator[RequestOutput, None]":
+    def _generate(self) -> AsyncGenerator[RequestOutput, None]:
         prompts = list(zip(self.writer.reader.prompt_ids, self.received.call.prepared, strict=True))
         if len(prompts) == 1:
             request = self._engine_request(*prompts[0], self.started)
             outputs = self.model.engine.generate(request)
-            return cast("AsyncGenerator[RequestOutput, None]", outputs)
+            return cast(AsyncGenerator[RequestOutput, None], outputs)
         if not self.received.endpoint.generates:  # texts of similar length share a batch
             prompts.sort(key=lambda prompt: len(prompt[1].prompt_token_ids))
         assert self.admission is not None
@@ -139,21 +134,21 @@ class Generation:
         return merged([self._submit(*prompt) for prompt in prompts], num_at_once)
 
     async def _submit(
-        self, prompt_id: str, prepared: "PreparedRequest"
-    ) -> "AsyncGenerator[RequestOutput, None]":
+        self, prompt_id: str, prepared: PreparedRequest
+    ) -> AsyncGenerator[RequestOutput, None]:
         """Run one prompt of several. It arrives when its turn comes, behind what waits then."""
         assert self.admission is not None
         request = self._engine_request(prompt_id, prepared, time.monotonic())
         if not self.received.endpoint.generates:  # its batch is computed, whoever waits for it
             self.submitted.add(prompt_id)
             self.admission.num_used_tokens += len(prepared.prompt_token_ids)
-        stream = cast("AsyncGenerator[RequestOutput, None]", self.model.engine.generate(request))
+        stream = cast(AsyncGenerator[RequestOutput, None], self.model.engine.generate(request))
         async with aclosing(stream) as outputs:
             async for output in outputs:
                 yield output
 
     def _engine_request(
-        self, prompt_id: str, prepared: "PreparedRequest", arrival: float
+        self, prompt_id: str, prepared: PreparedRequest, arrival: float
     ) -> GenerateRequest:
         request, key = self.received.call.request, self.received.identity.key
         salt = request.cache_salt or ""
@@ -173,7 +168,7 @@ class Generation:
             speech=prepared.speech,
         )
 
-    def _count(self, admission: "Admission", output: "RequestOutput") -> None:
+    def _count(self, admission: Admission, output: RequestOutput) -> None:
         """Count the tokens of an output and the time since the choice's last one, keep its text for
         the ledger, and log its error."""
         services, now = self.received.services, time.monotonic()

@@ -9,16 +9,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from enum import StrEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from starlette.requests import Request
+
+from stonechat_server.access.auth import Identity
 from stonechat_server.access.keys import BATCH_PRIORITY
 from stonechat_server.admission.refusals import timed_out, unavailable
 from stonechat_server.errors import APIError, invalid
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from stonechat_server.access.auth import Identity
 
 T = TypeVar("T")
 
@@ -100,7 +98,7 @@ def request_timeout(header: str, maximum: float | None) -> float:
 
 
 def new_deadline(
-    http_request: "Request", identity: "Identity", maximum: float, started: float
+    http_request: Request, identity: Identity, maximum: float, started: float
 ) -> Deadline:
     """The deadline of a request that came at `started`, in `time.monotonic()` seconds.
 

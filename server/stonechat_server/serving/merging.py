@@ -3,15 +3,14 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-if TYPE_CHECKING:
-    from stonechat_models import RequestOutput
+from stonechat_models import RequestOutput
 
 
 async def merged(
-    streams: "Sequence[AsyncIterator[RequestOutput]]", num_at_once: int
-) -> "AsyncGenerator[RequestOutput, None]":
+    streams: Sequence[AsyncIterator[RequestOutput]], num_at_once: int
+) -> AsyncGenerator[RequestOutput, None]:
     """Yield the outputs of all streams as they come. At most `num_at_once` streams run at a time.
 
     Raises the first error of a stream. The end, an error, or closing this ends all streams.
@@ -19,9 +18,9 @@ async def merged(
     queue: asyncio.Queue[RequestOutput | Exception | None] = asyncio.Queue()
     places = asyncio.Semaphore(num_at_once)
 
-    async def read(stream: "AsyncIterator[RequestOutput]") -> None:
+    async def read(stream: AsyncIterator[RequestOutput]) -> None:
         try:
-            async with places, aclosing(cast("AsyncGenerator[RequestOutput, None]", stream)):
+            async with places, aclosing(cast(AsyncGenerator[RequestOutput, None], stream)):
                 async for output in stream:
                     queue.put_nowait(output)
         except Exception as error:

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from stonechat_models import GrammarSpec, ReasoningSpec, SamplingParams, StopScope
 from stonechat_server.errors import unsupported
@@ -16,13 +16,11 @@ from stonechat_server.parsers.reasoning import ReasoningMarkers, ReasoningParser
 from stonechat_server.parsers.repeated_calls import CallFilter
 from stonechat_server.parsers.special_tokens import SpecialTokenFilter
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames, triggers
+from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.structured.tool_options import ToolOptions, parameters
 from stonechat_server.tool_formats import harmony, muse
 from stonechat_server.tool_formats.hermes import GENERIC
 from stonechat_server.tool_formats.layout import ToolFormat, layout_texts
-
-if TYPE_CHECKING:
-    from stonechat_server.prompt.message_repairs import TemplateMessage
 
 KNOWN_TEMPLATES = 32
 
@@ -35,7 +33,7 @@ class AnswerSpec:
     the template does not render tools. The other fields are for `after_prompt`.
     """
 
-    messages: "list[TemplateMessage]"
+    messages: list[TemplateMessage]
     added_text: str = ""
     """What the server itself tells the model: tools and the answer's form."""
     tools: list[dict[str, Any]] = field(default_factory=list)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from stonechat_models import GrammarSpec
 from stonechat_server.errors import APIError
 from stonechat_server.parsers.bare_calls import may_be_bare
+from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.template_messages import to_template_messages
 from stonechat_server.prompt.tool_prompt import (
     describe_customs,
@@ -21,6 +22,8 @@ from stonechat_server.prompt.tool_prompt import (
     without_custom_calls,
     without_tool_messages,
 )
+from stonechat_server.schema.requests import ChatCompletionRequest
+from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.schema.tools import FunctionDefinition, FunctionTool, GrammarFormat, Tool
 from stonechat_server.structured.answer_form import AnswerForm, answer_form
 from stonechat_server.structured.answer_spec import AnswerSpec
@@ -40,9 +43,6 @@ from stonechat_server.structured.tool_options import (
 
 if TYPE_CHECKING:
     from stonechat_models import Tokenizer
-    from stonechat_server.prompt.message_repairs import TemplateMessage
-    from stonechat_server.schema.requests import ChatCompletionRequest
-    from stonechat_server.schema.sampling_fields import SamplingFields
 
 KNOWN_TEMPLATES = 32
 
@@ -87,9 +87,9 @@ class Structure:
 
     def specify(
         self,
-        request: "ChatCompletionRequest",
+        request: ChatCompletionRequest,
         template: str,
-        shown: "ChatCompletionRequest | None" = None,
+        shown: ChatCompletionRequest | None = None,
     ) -> AnswerSpec:
         """Choose the form of the answer. `template` is the source of the request's chat template.
 
@@ -135,7 +135,7 @@ class Structure:
             ends_at_repeat=self._stop_repeated_calls,
         )
 
-    def text_form(self, request: "SamplingFields") -> AnswerForm | None:
+    def text_form(self, request: SamplingFields) -> AnswerForm | None:
         """The form of a text completion; None for any text. Raises what `specify` raises."""
         form = answer_form(request)
         if form is not None:
@@ -166,7 +166,7 @@ class Structure:
 
     def _enforce(
         self,
-        request: "ChatCompletionRequest",
+        request: ChatCompletionRequest,
         tool_options: ToolOptions | None,
         form: AnswerForm | None,
         traits: TemplateTraits,
@@ -195,7 +195,7 @@ class Structure:
 
     def _grammar(
         self,
-        request: "ChatCompletionRequest",
+        request: ChatCompletionRequest,
         tool_options: ToolOptions | None,
         form: AnswerForm | None,
         traits: TemplateTraits,
@@ -216,7 +216,7 @@ class Structure:
 
     def _check(
         self,
-        request: "ChatCompletionRequest",
+        request: ChatCompletionRequest,
         tool_options: ToolOptions | None,
         form: AnswerForm | None,
     ) -> None:
@@ -245,7 +245,7 @@ def _instruction(form: AnswerForm, tool_options: ToolOptions | None) -> str | No
 
 
 def _grammar_param(
-    request: "ChatCompletionRequest", tool_options: ToolOptions | None, form: AnswerForm | None
+    request: ChatCompletionRequest, tool_options: ToolOptions | None, form: AnswerForm | None
 ) -> str | None:
     """The field that an error in the joined grammar names; its parts have been checked before."""
     if tool_options is None:
@@ -254,8 +254,8 @@ def _grammar_param(
 
 
 def _with_rendered_calls(
-    messages: "list[TemplateMessage]", traits: TemplateTraits
-) -> "list[TemplateMessage]":
+    messages: list[TemplateMessage], traits: TemplateTraits
+) -> list[TemplateMessage]:
     """Write as text the calls and results that the template does not render."""
     messages = with_modern_calls(messages)
     if traits.renders_calls:
@@ -276,7 +276,7 @@ def _template_tools(offered: Sequence[Tool]) -> list[dict[str, Any]]:
     return tools
 
 
-def _variables(request: "ChatCompletionRequest") -> dict[str, Any]:
+def _variables(request: ChatCompletionRequest) -> dict[str, Any]:
     """The variables with which templates switch reasoning on and off."""
     effort = request.reasoning_effort
     if effort is None:

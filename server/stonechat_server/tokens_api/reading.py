@@ -1,10 +1,11 @@
 """Reads the bodies of `/tokenize` and `/detokenize`. Conversations are read as chat requests."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
+from stonechat_server.access.auth import Identity
 from stonechat_server.chat_api.endpoint import ChatEndpoint
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.request.body import parse_request
@@ -12,16 +13,13 @@ from stonechat_server.request.field_checks import ignored_params
 from stonechat_server.schema.base import WireModel
 from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.serving.endpoint import Call
+from stonechat_server.serving.services import Services
 from stonechat_server.tokens_api.fields import TOKENIZE_CHAT_FIELDS
 from stonechat_server.tokens_api.types import (
     DetokenizeRequest,
     TokenizeChatRequest,
     TokenizeTextRequest,
 )
-
-if TYPE_CHECKING:
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.serving.services import Services
 
 TEXTS = ("prompt", "content")
 SOURCES = (*TEXTS, "messages")
@@ -50,7 +48,7 @@ class TokenizeEndpoint(ChatEndpoint):
             )
         return wire
 
-    def read(self, wire: Any, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: Any, services: Services, identity: Identity) -> Call:
         if not isinstance(wire, TokenizeTextRequest):
             return super().read(wire, services, identity)
         special = {wire.add_special_tokens, wire.add_special} - {None}
@@ -76,7 +74,7 @@ class DetokenizeEndpoint(ChatEndpoint):
     def parse(self, body: bytes) -> DetokenizeRequest:
         return parse_request(body, DetokenizeRequest)
 
-    def read(self, wire: Any, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: Any, services: Services, identity: Identity) -> Call:
         return _call(wire)
 
 

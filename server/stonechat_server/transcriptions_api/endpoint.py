@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from stonechat_models import ModelInfo
+from stonechat_server.access.auth import Identity
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import invalid, unsupported
 from stonechat_server.media.references import MediaReference
 from stonechat_server.prompt.chat_template import ChatTemplate
@@ -11,6 +14,9 @@ from stonechat_server.request.prepare import PreparedRequest, prepare, render
 from stonechat_server.schema.messages import AudioData, AudioPart, UserMessage
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Endpoint
+from stonechat_server.serving.services import Services
+from stonechat_server.streaming.answer_reader import AnswerReader
+from stonechat_server.streaming.answer_writer import CompletionHead
 from stonechat_server.transcriptions_api.families import (
     Speech,
     TaggedReader,
@@ -25,12 +31,7 @@ from stonechat_server.transcriptions_api.speech import check_speech, prepare_spe
 from stonechat_server.transcriptions_api.writer import TranscriptCollector, TranscriptWriter
 
 if TYPE_CHECKING:
-    from stonechat_models import ModelInfo, PreparedMedia
-    from stonechat_server.access.auth import Identity
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.serving.services import Services
-    from stonechat_server.streaming.answer_reader import AnswerReader
-    from stonechat_server.streaming.answer_writer import CompletionHead
+    from stonechat_models import PreparedMedia
 
 PATHS: dict[Task, str] = {
     "transcribe": "/v1/audio/transcriptions",
@@ -70,7 +71,7 @@ class TranscriptionEndpoint(Endpoint):
     def parse_form(self, body: bytes, content_type: str) -> TranscriptionRequest:
         return read_form(body, content_type)
 
-    def read(self, wire: TranscriptionRequest, services: "Services", identity: "Identity") -> Call:
+    def read(self, wire: TranscriptionRequest, services: Services, identity: Identity) -> Call:
         _check(wire, self._task)
         part = AudioPart(type="input_audio", input_audio=AudioData(data="", format="wav"))
         request = ChatCompletionRequest(
@@ -88,7 +89,7 @@ class TranscriptionEndpoint(Endpoint):
             part=part,
         )
 
-    def check_model(self, call: Call, info: "ModelInfo") -> None:
+    def check_model(self, call: Call, info: ModelInfo) -> None:
         wire = cast(TranscriptionRequest, call.wire)
         if info.speech is not None:
             check_speech(wire, self._task, info.speech)
@@ -100,7 +101,7 @@ class TranscriptionEndpoint(Endpoint):
         if wire.timestamp_granularities:
             raise unsupported("timestamp_granularities", f"There are none: {NO_TIMES}.")
 
-    def prepare(self, call: Call, model: "ServedModel") -> list[PreparedRequest]:
+    def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         call, wire = cast(TranscriptionCall, call), cast(TranscriptionRequest, call.wire)
         engine = model.engine
         if engine.model.speech is not None:
@@ -133,13 +134,11 @@ class TranscriptionEndpoint(Endpoint):
         prompt = render(request, engine, model.templates, model.structure, template)
         return [prepare(request, prompt, engine, model.settings.max_completion_total)]
 
-    def writer(
-        self, call: Call, head: "CompletionHead", reader: "AnswerReader"
-    ) -> TranscriptWriter:
+    def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> TranscriptWriter:
         call = cast(TranscriptionCall, call)
         return TranscriptWriter(head, reader, call.text, call.seconds)
 
-    def collector(self, call: Call, head: "CompletionHead") -> TranscriptCollector:
+    def collector(self, call: Call, head: CompletionHead) -> TranscriptCollector:
         call, wire = cast(TranscriptionCall, call), cast(TranscriptionRequest, call.wire)
         language = "english" if self._task == "translate" else wire.language or ""
         return TranscriptCollector(wire, self._task, call.text, _media_of(call).seconds, language)

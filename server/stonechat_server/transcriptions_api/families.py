@@ -5,8 +5,9 @@ The prompts are those that the processors of transformers and the models' cards 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from stonechat_models import Transcript
 from stonechat_server.schema.messages import (
     AssistantMessage,
     AudioPart,
@@ -16,9 +17,6 @@ from stonechat_server.schema.messages import (
     UserMessage,
 )
 from stonechat_server.transcriptions_api.languages import code_of, name_of
-
-if TYPE_CHECKING:
-    from stonechat_models import Transcript
 
 Task = Literal["transcribe", "translate"]
 MARKER = "<asr_text>"
@@ -35,7 +33,7 @@ class TextReader:
 
     language = ""
     """What the model says of it, if it says it."""
-    transcript: "Transcript | None" = None
+    transcript: Transcript | None = None
     """Of a model that gives timestamps: all that it says."""
 
     def add(self, text: str) -> str:

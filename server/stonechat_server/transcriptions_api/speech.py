@@ -3,20 +3,20 @@
 from typing import TYPE_CHECKING
 
 from stonechat_models import SamplingParams, SpeechInfo, SpeechParams
+from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import invalid, unsupported
 from stonechat_server.request.prepare import PreparedRequest
+from stonechat_server.transcriptions_api.families import Task
 from stonechat_server.transcriptions_api.languages import code_of, name_of
 from stonechat_server.transcriptions_api.request import TranscriptionRequest
 
 if TYPE_CHECKING:
     from stonechat_models import PreparedMedia
-    from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.transcriptions_api.families import Task
 
 ENGLISH_ONLY = "This model knows English only"
 
 
-def check_speech(wire: TranscriptionRequest, task: "Task", info: SpeechInfo) -> None:
+def check_speech(wire: TranscriptionRequest, task: Task, info: SpeechInfo) -> None:
     """Raise `APIError` 400 for what the model does not do."""
     code = code_of(wire.language or "")
     if not info.languages and task == "translate":
@@ -36,10 +36,10 @@ def check_speech(wire: TranscriptionRequest, task: "Task", info: SpeechInfo) -> 
 
 def prepare_speech(
     wire: TranscriptionRequest,
-    task: "Task",
+    task: Task,
     limit: int | None,
     media: "PreparedMedia",
-    model: "ServedModel",
+    model: ServedModel,
 ) -> PreparedRequest:
     """Make the input of the engine. `limit`: the most tokens of the transcript.
 

@@ -1,13 +1,12 @@
 """Writes the segments of a transcript as subtitles."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from stonechat_models import SpeechSegment
+from stonechat_models import SpeechSegment
 
 
-def subtitles(segments: "Sequence[SpeechSegment]", form: Literal["srt", "vtt"]) -> str:
+def subtitles(segments: Sequence[SpeechSegment], form: Literal["srt", "vtt"]) -> str:
     """Return a file of SubRip, or of WebVTT."""
     point = "," if form == "srt" else "."
     blocks = ["WEBVTT\n\n"] if form == "vtt" else []
