@@ -5,7 +5,7 @@ from typing import cast
 
 from stonechat_server.access.auth import Identity
 from stonechat_server.chat_api.collect import ChatCollector
-from stonechat_server.chat_api.writer import ChunkOptions, ChunkWriter
+from stonechat_server.chat_api.writer import ChunkWriter
 from stonechat_server.media.references import MediaReference, find_media
 from stonechat_server.request.field_checks import ignored_params
 from stonechat_server.request.legacy_functions import with_tools
@@ -43,19 +43,8 @@ class ChatEndpoint(Endpoint):
         return Call(request=request, wire=request, ignored=ignored, names=names, media=media)
 
     def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> ChunkWriter:
-        request = cast(ChatCompletionRequest, call.request)
-        stream, (prompt,) = request.stream_options if request.stream else None, call.prepared
-        options = ChunkOptions(
-            include_usage=bool(stream.include_usage) if stream else not request.stream,
-            continuous_usage=bool(stream and stream.continuous_usage_stats),
-            obfuscation=bool(stream and stream.include_obfuscation),
-            may_call=bool(request.tools) and request.tool_choice != "none",
-            legacy_calls=request.functions is not None,
-            tokens_as_ids=bool(request.return_tokens_as_token_ids),
-            prompt_logprobs=request.prompt_logprobs,
-            prompt_token_ids=prompt.prompt_token_ids if request.return_token_ids else None,
-        )
-        return ChunkWriter(head, reader, options)
+        request, (prompt,) = cast(ChatCompletionRequest, call.request), call.prepared
+        return ChunkWriter(head, reader, request, prompt.prompt_token_ids)
 
     def collector(self, call: Call, head: CompletionHead) -> ChatCollector:
         return ChatCollector(head, call.request.metadata)

@@ -1,12 +1,10 @@
 """Writes an answer as chat completion chunks, the events of a streamed chat completion."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from msgspec import UNSET
 
 from stonechat_models import LogprobEntry
 from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCallDelta
+from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.responses import (
     ChatCompletionChunk,
     ChunkChoice,
@@ -16,64 +14,50 @@ from stonechat_server.schema.responses import (
     LogprobsBody,
     TokenLogprobBody,
     ToolCallDeltaBody,
-    Usage,
 )
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
-from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead
+from stonechat_server.streaming.answer_writer import CompletionHead
 from stonechat_server.streaming.chunk_parts import (
+    CompletionsWriter,
     logprob_body,
-    obfuscation,
     prompt_logprobs_body,
     token_id_name,
-    usage_body,
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkOptions:
-    """What the chunks contain beside deltas, and how they show calls."""
+class ChunkWriter(CompletionsWriter):
+    """Turns pieces into chunks. `prompt_token_ids` are sent if the request asks for them."""
 
-    include_usage: bool = False
-    continuous_usage: bool = False
-    obfuscation: bool = False
-    may_call: bool = False
-    """Whether calls may replace the content. Content then begins as null, not as ""."""
-    legacy_calls: bool = False
-    """Whether the only call is sent as `function_call`, the format before `tool_calls`."""
-    tokens_as_ids: bool = False
-    """Whether tokens in log-probabilities read `token_id:123`."""
-    prompt_logprobs: int | None = None
-    """How many alternatives each token of the prompt has; None: no log-probabilities."""
-    prompt_token_ids: list[int] | None = None
-    """None: not wanted."""
+    chunk_type = ChatCompletionChunk
 
-
-class ChunkWriter(AnswerWriter):
-    """Turns pieces into chunks.
-
-    Neighbouring deltas become one chunk, unless each needs its own usage or obfuscation.
-    """
-
-    def __init__(self, head: CompletionHead, reader: AnswerReader, options: ChunkOptions) -> None:
-        super().__init__(head, reader)
-        self._options = options
-        self.joins = not (options.continuous_usage or options.obfuscation)
+    def __init__(
+        self,
+        head: CompletionHead,
+        reader: AnswerReader,
+        request: ChatCompletionRequest,
+        prompt_token_ids: list[int],
+    ) -> None:
+        super().__init__(head, reader, request)
+        self._may_call = bool(request.tools) and request.tool_choice != "none"
+        """Whether calls may replace the content. Content then begins as null, not as ""."""
+        self._legacy_calls = request.functions is not None
+        """Whether the only call is sent as `function_call`, the format before `tool_calls`."""
+        self._num_prompt_top = request.prompt_logprobs
+        """How many alternatives each token of the prompt has; None: no log-probabilities."""
+        self._prompt_token_ids = prompt_token_ids if request.return_token_ids else None
 
     def begin(self) -> list[ChatCompletionChunk]:
-        content = None if self._options.may_call else ""
+        content = None if self._may_call else ""
         body = DeltaBody(role="assistant", content=content, refusal=None)
         chunks = []
         for index in range(len(self.reader.choices)):
             choice = ChunkChoice(index=index, delta=body, logprobs=None, finish_reason=None)
-            chunks.append(self._chunk([choice]))
-        options = self._options
-        if options.prompt_token_ids is not None or options.prompt_logprobs is not None:
-            self._add_prompt(chunks[0])
+            chunks.append(self._chunk([choice], ""))
+        self._add_prompt(chunks[0])
         return chunks
 
     def write(self, piece: Piece) -> list[ChatCompletionChunk]:
-        delta, legacy_calls = piece.delta, self._options.legacy_calls
-        reason = piece.finish_reason
+        delta, legacy_calls, reason = piece.delta, self._legacy_calls, piece.finish_reason
         if legacy_calls and reason == "tool_calls":
             reason = self.reader.choices[piece.index].finish_reason_name = "function_call"
         if isinstance(delta, ContentDelta):
@@ -89,44 +73,23 @@ class ChunkWriter(AnswerWriter):
             finish_reason=reason,
             token_ids=UNSET if piece.token_ids is None else piece.token_ids,
         )
-        return [self._chunk([choice])]
-
-    def end(self) -> list[ChatCompletionChunk]:
-        if not self._options.include_usage:
-            return []
-        return [self._chunk([], usage=usage_body(self.reader.usage()))]
+        return [self._chunk([choice], body.content or "")]
 
     def _add_prompt(self, chunk: ChatCompletionChunk) -> None:
         """Add to the first chunk what the request wants of the prompt."""
-        options, entries = self._options, self.reader.prompt_logprobs.get(0)
-        if options.prompt_token_ids is not None:
-            chunk.prompt_token_ids = options.prompt_token_ids
-        if options.prompt_logprobs is not None and entries is not None:
-            chunk.prompt_logprobs = prompt_logprobs_body(entries, options.prompt_logprobs)
+        if self._prompt_token_ids is not None:
+            chunk.prompt_token_ids = self._prompt_token_ids
+        entries, num_top = self.reader.prompt_logprobs.get(0), self._num_prompt_top
+        if num_top is not None and entries is not None:
+            chunk.prompt_logprobs = prompt_logprobs_body(entries, num_top)
 
     def _logprob(self, entry: LogprobEntry) -> TokenLogprobBody:
         body = logprob_body(entry)
-        if self._options.tokens_as_ids:
+        if self._tokens_as_ids:
             body.token = token_id_name(entry.token_id)
             for top, other in zip(body.top_logprobs, entry.top, strict=True):
                 top.token = token_id_name(other.token_id)
         return body
-
-    def _chunk(self, choices: list[ChunkChoice], usage: Usage | None = None) -> ChatCompletionChunk:
-        head, options = self.head, self._options
-        if options.continuous_usage and usage is None:
-            usage = usage_body(self.reader.usage())
-        has_usage = options.include_usage or options.continuous_usage
-        return ChatCompletionChunk(
-            id=head.id,
-            created=head.created,
-            model=head.model,
-            system_fingerprint=head.system_fingerprint,
-            service_tier=head.service_tier,
-            choices=choices,
-            usage=usage if has_usage else UNSET,
-            obfuscation=_obfuscation(choices) if options.obfuscation else UNSET,
-        )
 
 
 def _delta_body(parsed: ReasoningDelta | ToolCallDelta, legacy_calls: bool) -> DeltaBody:
@@ -149,7 +112,3 @@ def _call_body(call: ToolCallDelta) -> ToolCallDeltaBody:
     else:
         body.function = FunctionCallDelta(name=name, arguments=call.arguments)
     return body
-
-
-def _obfuscation(choices: Sequence[ChunkChoice]) -> str:
-    return obfuscation(sum(len(choice.delta.content or "") for choice in choices))

@@ -11,7 +11,7 @@ from stonechat_server.completions_api.collect import CompletionCollector
 from stonechat_server.completions_api.fields import COMPLETION_FIELDS
 from stonechat_server.completions_api.prompts import Prompt, PromptEncoder, prompts_of
 from stonechat_server.completions_api.request import CompletionRequest
-from stonechat_server.completions_api.writer import CompletionWriter, WriterOptions
+from stonechat_server.completions_api.writer import CompletionWriter
 from stonechat_server.errors import APIError, invalid
 from stonechat_server.request.field_checks import check_supported, ignored_params
 from stonechat_server.request.other_names import given_names, with_own_names
@@ -116,7 +116,7 @@ class CompletionsEndpoint(Endpoint):
     def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> AnswerWriter:
         request = cast(CompletionRequest, call.request)
         prompts = [prompt.prompt for prompt in cast(Sequence[PreparedPrompt], call.prepared)]
-        return CompletionWriter(head, reader, WriterOptions.of(request), prompts)
+        return CompletionWriter(head, reader, request, prompts)
 
     def collector(self, call: Call, head: CompletionHead) -> Collector:
         return CompletionCollector(head, cast(CompletionRequest, call.request))

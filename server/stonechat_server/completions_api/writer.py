@@ -1,7 +1,6 @@
 """Writes an answer as the events of a streamed text completion."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -13,77 +12,48 @@ from stonechat_server.completions_api.offsets import TextOffsets, as_shown
 from stonechat_server.completions_api.prompts import Prompt
 from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.parsers.deltas import ContentDelta
-from stonechat_server.schema.responses import Usage
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
-from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead
+from stonechat_server.streaming.answer_writer import CompletionHead
 from stonechat_server.streaming.chunk_parts import (
-    obfuscation,
+    CompletionsWriter,
     prompt_logprobs_body,
     token_id_name,
-    usage_body,
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriterOptions:
-    """What the chunks contain beside generated text."""
-
-    include_usage: bool
-    continuous_usage: bool
-    obfuscation: bool
-    echo: bool
-    logprobs: int | None
-    prompt_logprobs: int | None
-    token_ids: bool
-    tokens_as_ids: bool
-
-    @classmethod
-    def of(cls, request: CompletionRequest) -> "WriterOptions":
-        """What a request asks for."""
-        options = request.stream_options if request.stream else None
-        return cls(
-            include_usage=bool(options and options.include_usage) or not request.stream,
-            continuous_usage=bool(options and options.continuous_usage_stats),
-            obfuscation=bool(options and options.include_obfuscation),
-            echo=bool(request.echo),
-            logprobs=request.num_logprobs,
-            prompt_logprobs=request.prompt_logprobs,
-            token_ids=bool(request.return_token_ids),
-            tokens_as_ids=bool(request.return_tokens_as_token_ids),
-        )
-
-
-class CompletionWriter(AnswerWriter):
+class CompletionWriter(CompletionsWriter):
     """Turns pieces into chunks.
 
     If the request asks for anything of the prompt, the first chunk of each choice has it.
     """
 
+    chunk_type = Completion
+
     def __init__(
         self,
         head: CompletionHead,
         reader: AnswerReader,
-        options: WriterOptions,
+        request: CompletionRequest,
         prompts: Sequence[Prompt],
     ) -> None:
-        super().__init__(head, reader)
-        self._options = options
+        super().__init__(head, reader, request)
+        self._request = request
         self._prompts = prompts
         self._offsets: dict[int, TextOffsets] = {}
         """One for each choice that has begun."""
         self._beginnings: dict[int, CompletionChoice] = {}
         """What choices begin with, by the number of the prompt. Its choices share it."""
         self._has_text: set[int] = set()
-        has_logprobs = options.prompt_logprobs is not None
-        self._begins = options.echo or has_logprobs or options.token_ids
-        self.joins = not (options.continuous_usage or options.obfuscation)
+        has_logprobs = request.prompt_logprobs is not None
+        self._begins = bool(request.echo or has_logprobs or request.return_token_ids)
 
     def write(self, piece: Piece) -> list[Completion]:
         chunks = []
         if piece.index not in self._offsets:
             self._offsets[piece.index] = TextOffsets()
             if self._begins:
-                chunks.append(self._chunk([self._begin_choice(piece.index)]))
+                first = self._begin_choice(piece.index)
+                chunks.append(self._chunk([first], first.text))
         text = _text(piece)
         choice = CompletionChoice(
             text=text,
@@ -94,12 +64,7 @@ class CompletionWriter(AnswerWriter):
         )
         if text:
             self._has_text.add(piece.index)
-        return [*chunks, self._chunk([choice])]
-
-    def end(self) -> list[Completion]:
-        if not self._options.include_usage:
-            return []
-        return [self._chunk([], usage=usage_body(self.reader.usage()))]
+        return [*chunks, self._chunk([choice], text)]
 
     def _begin_choice(self, index: int) -> CompletionChoice:
         number = index * len(self._prompts) // len(self.reader.choices)
@@ -111,16 +76,16 @@ class CompletionWriter(AnswerWriter):
 
     def _beginning(self, number: int) -> CompletionChoice:
         """What the answer has of a prompt."""
-        options = self._options
+        request = self._request
         prompt, entries = self._prompts[number], self.reader.prompt_logprobs.pop(number, None)
         choice = CompletionChoice(text="", index=0)
-        if options.echo:
+        if request.echo:
             choice.text = prompt.text
-            if options.logprobs is not None and entries is not None:
-                choice.logprobs = self._prompt_logprobs(prompt, entries, options.logprobs)
-        if options.prompt_logprobs is not None and entries is not None:
-            choice.prompt_logprobs = prompt_logprobs_body(entries, options.prompt_logprobs)
-        if options.token_ids:
+            if request.num_logprobs is not None and entries is not None:
+                choice.logprobs = self._prompt_logprobs(prompt, entries, request.num_logprobs)
+        if request.prompt_logprobs is not None and entries is not None:
+            choice.prompt_logprobs = prompt_logprobs_body(entries, request.prompt_logprobs)
+        if request.return_token_ids:
             choice.prompt_token_ids = prompt.token_ids
             choice.token_ids = []
         return choice
@@ -150,7 +115,7 @@ class CompletionWriter(AnswerWriter):
             body.text_offset.append(offsets.add(data))
             body.tokens.append(name)
             body.token_logprobs.append(entry.logprob)
-            body.top_logprobs.append(self._top(entry, name, self._options.logprobs or 0))
+            body.top_logprobs.append(self._top(entry, name, self._request.num_logprobs or 0))
         return body
 
     def _top(self, entry: LogprobEntry, name: str, num_top: int) -> dict[str, float]:
@@ -163,29 +128,12 @@ class CompletionWriter(AnswerWriter):
 
     def _name(self, token_id: int, data: bytes) -> str:
         """The text of a token. A part of a character reads `bytes:` and its escaped bytes."""
-        if self._options.tokens_as_ids:
+        if self._tokens_as_ids:
             return token_id_name(token_id)
         try:
             return data.decode()
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-    def _chunk(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
-        head, options = self.head, self._options
-        if options.continuous_usage and usage is None:
-            usage = usage_body(self.reader.usage())
-        has_usage = options.include_usage or options.continuous_usage
-        num_characters = sum([len(choice.text) for choice in choices])
-        return Completion(
-            id=head.id,
-            created=head.created,
-            model=head.model,
-            choices=choices,
-            system_fingerprint=head.system_fingerprint,
-            service_tier=head.service_tier,
-            usage=usage if has_usage else UNSET,
-            obfuscation=obfuscation(num_characters) if options.obfuscation else UNSET,
-        )
 
 
 def _text(piece: Piece) -> str:

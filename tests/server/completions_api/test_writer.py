@@ -10,7 +10,7 @@ from stonechat_models import FinishReason, GenerateRequest, RequestOutput, Sampl
 from stonechat_server.completions_api.collect import CompletionCollector
 from stonechat_server.completions_api.prompts import Prompt
 from stonechat_server.completions_api.request import CompletionRequest
-from stonechat_server.completions_api.writer import CompletionWriter, WriterOptions
+from stonechat_server.completions_api.writer import CompletionWriter
 from stonechat_server.streaming.answer_reader import AnswerReader, ChoiceState
 from stonechat_server.streaming.answer_writer import CompletionHead
 from tests.server.completions_api.bodies import entry, fold
@@ -34,7 +34,7 @@ def writer_of(*prompts: Prompt, **fields: Any) -> tuple[CompletionWriter, Comple
     request = CompletionRequest.model_validate(fields)
     choices = [ChoiceState(None) for _ in range(len(prompts) * request.num_samples)]
     reader = AnswerReader(choices, [p.text for p in prompts])
-    return CompletionWriter(HEAD, reader, WriterOptions.of(request), prompts), request
+    return CompletionWriter(HEAD, reader, request, prompts), request
 
 
 def scored(*pieces: bytes) -> tuple[Any, ...]:

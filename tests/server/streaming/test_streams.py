@@ -12,9 +12,10 @@ from sse_starlette.sse import AppStatus
 
 from stonechat_models import EngineDeadError, FinishReason, GenerateRequest
 from stonechat_server.app import create_app
-from stonechat_server.chat_api.writer import ChunkOptions, ChunkWriter
+from stonechat_server.chat_api.writer import ChunkWriter
 from stonechat_server.errors import server_error, to_api_error
 from stonechat_server.observability.access_log import REQUESTS_A_ROUND
+from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.settings import Settings
 from stonechat_server.streaming.answer_reader import AnswerReader
 from stonechat_server.streaming.answer_writer import CompletionHead
@@ -295,7 +296,8 @@ async def serve(
             await block(message)
         sent.append(message)
 
-    writer = ChunkWriter(HEAD, AnswerReader([], ["id"]), ChunkOptions())
+    request = ChatCompletionRequest.model_construct(messages=[], stream=True)
+    writer = ChunkWriter(HEAD, AnswerReader([], ["id"]), request, [])
 
     def encode_error(error: Exception) -> bytes:
         return writer.encode_error(to_api_error(error) or server_error(), "req-1")
