@@ -18,11 +18,11 @@ from stonechat_server.ollama_api.request import OllamaChat, OllamaGenerate, Text
 from stonechat_server.ollama_api.writer import LineType, OllamaCollector, OllamaWriter
 from stonechat_server.request.field_checks import refuse_rejected
 from stonechat_server.request.prepare import PreparedRequest
-from stonechat_server.responses_api.truncation import prepare_shortened
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.services import Services
+from stonechat_server.serving.truncation import prepare_shortened
 from stonechat_server.streaming.answer_reader import AnswerReader
 from stonechat_server.streaming.answer_writer import CompletionHead
 

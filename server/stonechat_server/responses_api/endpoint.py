@@ -1,7 +1,6 @@
 """The endpoint `/v1/responses`."""
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -11,7 +10,6 @@ from stonechat_server.access.auth import Identity
 from stonechat_server.access.keys import BATCH_PRIORITY
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import MISSING, APIError
-from stonechat_server.media.references import find_media
 from stonechat_server.request.field_checks import check_supported
 from stonechat_server.request.prepare import PreparedRequest
 from stonechat_server.responses_api.answer import Response
@@ -20,21 +18,15 @@ from stonechat_server.responses_api.fields import FIELDS
 from stonechat_server.responses_api.history import PREVIOUS, References, dump_input, read_history
 from stonechat_server.responses_api.input_items import given_fields
 from stonechat_server.responses_api.marks import RESPONSE_PREFIX
-from stonechat_server.responses_api.reading import read
-from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
-from stonechat_server.responses_api.tool_reading import Tools
+from stonechat_server.responses_api.reading import ResponsesCall, read
+from stonechat_server.responses_api.request import ResponsesRequest
 from stonechat_server.responses_api.tools import Function, ToolParam, dumped
-from stonechat_server.responses_api.truncation import prepare_shortened
-from stonechat_server.responses_api.writer import (
-    Keep,
-    ResponseCollector,
-    ResponseWriter,
-    WriterOptions,
-)
+from stonechat_server.responses_api.writer import ResponseCollector, ResponseWriter
 from stonechat_server.schema.base import WireModel
 from stonechat_server.serving.endpoint import Call, Endpoint
 from stonechat_server.serving.services import Services
 from stonechat_server.serving.stored_responses import StoredResponse
+from stonechat_server.serving.truncation import prepare_shortened
 from stonechat_server.streaming.answer_reader import AnswerReader
 from stonechat_server.streaming.answer_writer import CompletionHead, encode_named
 
@@ -43,20 +35,6 @@ FLAT_TOOLS = (
     'A tool is flat here, as {"type": "function", "name": ...}: what chat completions have inside '
     "'function' stands beside 'type'."
 )
-
-
-@dataclass(slots=True, kw_only=True)
-class ResponsesCall(Call):
-    """A call, with the tools that the model may use."""
-
-    tools: Tools
-    keep: Keep | None = None
-    """Stores the answer. None: it is not stored."""
-
-    def own_name(self, path: str) -> str:
-        """The client has no name for what is within an earlier response."""
-        name = Call.own_name(self, path)  # a class with slots has no plain super()
-        return PREVIOUS if name.startswith(PREVIOUS) else name
 
 
 class ResponsesEndpoint(Endpoint):
@@ -97,16 +75,8 @@ class ResponsesEndpoint(Endpoint):
         if store.is_on and self.asks_to_store(wire, identity):
             # Before `read` takes the images and audio out of the items.
             stored = StoredResponse(owner, dump_input(given), history.previous)
-        reading = read(wire, given, history.items)
-        call = ResponsesCall(
-            request=reading.chat,
-            wire=wire,
-            ignored=reading.ignored,
-            names=reading.names,
-            media=find_media(reading.chat.messages) if reading.has_parts else (),
-            num_extra_bytes=references.num_bytes + history.num_bytes,
-            tools=reading.tools,
-        )
+        call = read(wire, given, history.items)
+        call.num_extra_bytes = references.num_bytes + history.num_bytes
         if stored is not None and store.begin(stored):
             call.keep = partial(store.complete, stored)
             call.at_end = partial(store.abandon, stored)
@@ -119,17 +89,8 @@ class ResponsesEndpoint(Endpoint):
 
     def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> ResponseWriter:
         call = cast(ResponsesCall, call)
-        wire, tools = cast(ResponsesRequest, call.wire), call.tools
-        stream_options = wire.stream_options
-        options = WriterOptions(
-            as_summary=wire.wants_summary,
-            encrypted_reasoning=ENCRYPTED_REASONING in wire.includes,
-            obfuscation=bool(stream_options and stream_options.include_obfuscation),
-            keep=call.keep,
-        )
-        response = first_response(wire, head, tools, call.prepared[0])
-        response.store = call.keep is not None
-        return ResponseWriter(head, reader, response, tools.names, options)
+        response = first_response(call, head)
+        return ResponseWriter(head, reader, response, call)
 
     def encode_early_error(self, error: APIError, request_id: str) -> bytes:
         event = StreamError(
@@ -150,16 +111,16 @@ class InputTokensEndpoint(ResponsesEndpoint):
         return False
 
 
-def first_response(
-    wire: ResponsesRequest, head: CompletionHead, tools: Tools, prepared: PreparedRequest
-) -> Response:
+def first_response(call: ResponsesCall, head: CompletionHead) -> Response:
     """The answer before its first item. It repeats the request, with its defaults."""
+    wire, params = cast(ResponsesRequest, call.wire), call.prepared[0].params
     return Response(
         id=head.id,
         created_at=head.created,
         status="in_progress",
         model=head.model,
         output=[],
+        store=call.keep is not None,
         previous_response_id=wire.previous_response_id,
         instructions=wire.instructions,
         max_output_tokens=wire.max_output_tokens,
@@ -167,12 +128,12 @@ def first_response(
         metadata=wire.metadata or {},
         parallel_tool_calls=wire.parallel_tool_calls is not False,
         reasoning={"effort": None, "summary": None, **(dumped(wire.reasoning) or {})},
-        temperature=prepared.params.temperature,
+        temperature=params.temperature,
         text={"format": {"type": "text"}, **given_fields(dumped(wire.text) or {})},
         tool_choice=dumped(wire.tool_choice) or "auto",
-        tools=[_tool(tool) for tool in tools.used],
+        tools=[_tool(tool) for tool in call.tools.used],
         top_logprobs=wire.top_logprobs or 0,
-        top_p=prepared.params.top_p,
+        top_p=params.top_p,
         truncation=wire.truncation or "disabled",
         user=_or_unset(wire.user),
         safety_identifier=_or_unset(wire.safety_identifier),

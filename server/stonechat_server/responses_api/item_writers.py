@@ -17,7 +17,7 @@ from stonechat_server.parsers.deltas import (
 from stonechat_server.responses_api import answer
 from stonechat_server.responses_api import events as e
 from stonechat_server.responses_api.marks import encode_reasoning
-from stonechat_server.responses_api.tool_names import FullName
+from stonechat_server.responses_api.tool_reading import FullName
 from stonechat_server.schema.responses import TokenLogprobBody
 from stonechat_server.streaming.chunk_parts import logprob_body, obfuscation
 
@@ -95,12 +95,8 @@ class ItemWriter(ABC):
         }
 
     def _delta_place(self, text: str) -> dict[str, Any]:
-        return {**self._place(), "delta": text, "obfuscation": self._obfuscation(text)}
-
-    def _obfuscation(self, text: str) -> str | UnsetType:
-        if not self.head.obfuscation:
-            return UNSET
-        return obfuscation(len(text))
+        hidden = obfuscation(len(text)) if self.head.obfuscation else UNSET
+        return {**self._place(), "delta": text, "obfuscation": hidden}
 
 
 class MessageWriter(ItemWriter):

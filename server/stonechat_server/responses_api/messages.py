@@ -16,7 +16,7 @@ from stonechat_server.responses_api import items
 from stonechat_server.responses_api.history import PREVIOUS
 from stonechat_server.responses_api.items import Content, Item
 from stonechat_server.responses_api.marks import decode_reasoning
-from stonechat_server.responses_api.tool_names import joined_name
+from stonechat_server.responses_api.tools import joined_name
 from stonechat_server.schema import messages as chat
 
 

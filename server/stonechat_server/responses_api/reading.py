@@ -1,9 +1,10 @@
 """Translates a request of `/v1/responses` to a chat request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stonechat_server.media.references import find_media
 from stonechat_server.request.field_checks import ignored_params
 from stonechat_server.request.other_names import with_own_names
 from stonechat_server.responses_api.fields import FIELDS
@@ -24,6 +25,7 @@ from stonechat_server.schema.response_format import (
     JsonSchemaResponseFormat,
     ResponseFormat,
 )
+from stonechat_server.serving.endpoint import Call
 
 TRANSLATED = frozenset({"tools", "tool_choice", "reasoning", "top_logprobs", "max_output_tokens"})
 """Fields with the name of a chat field, but of another form."""
@@ -43,25 +45,23 @@ class ResponsesChat(ChatCompletionRequest):
     num_repeats = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """A request, the chat request that it means, and the tools that it may use."""
+@dataclass(slots=True, kw_only=True)
+class ResponsesCall(Call):
+    """A call, with the tools that the model may use."""
 
-    wire: ResponsesRequest
-    chat: ChatCompletionRequest
     tools: Tools
-    ignored: list[str]
-    names: list[tuple[str, str]]
+    keep: Callable[[str, bytes], bool] | None = None
+    """Stores the JSON of the answer by its id, and tells whether it could. None: it is not kept."""
 
-    @property
-    def has_parts(self) -> bool:
-        """Whether a message has a list of parts: text alone is joined."""
-        return any(isinstance(message.content, list) for message in self.chat.messages)
+    def own_name(self, path: str) -> str:
+        """The client has no name for what is within an earlier response."""
+        name = Call.own_name(self, path)  # a class with slots has no plain super()
+        return PREVIOUS if name.startswith(PREVIOUS) else name
 
 
 def read(
     wire: ResponsesRequest, given: str | Sequence[Item], history: Sequence[Item] = ()
-) -> Reading:
+) -> ResponsesCall:
     """Translate a request. `given` is its input without references, behind the items of `history`.
 
     Raises `APIError` 400 for what is not supported, by its own name.
@@ -72,12 +72,14 @@ def read(
     left_out = tuple(f"{path}." for path in tools.ignored + conversation.ignored)
     unknown = [path for path in ignored_params(wire, FIELDS) if not path.startswith(left_out)]
     ignored = unknown + conversation.ignored + tools.ignored
-    return Reading(
+    has_parts = any(isinstance(message.content, list) for message in chat.messages)
+    return ResponsesCall(
+        request=chat,
         wire=wire,
-        chat=chat,
-        tools=tools,
         ignored=[*ignored, *_ignored_options(wire)],
         names=[*_names(wire), *conversation.names, *tools.paths],
+        media=find_media(chat.messages) if has_parts else (),  # text alone is joined
+        tools=tools,
     )
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.responses_api import tools as wire
 from stonechat_server.responses_api.items import AdditionalTools
-from stonechat_server.responses_api.tool_names import ToolNames
 from stonechat_server.schema import tools as chat
 from stonechat_server.structured.tool_options import MAX_TOOLS, tool_name
+
+FullName = tuple[str | None, str]
+"""A namespace, or None, and a tool's name in it."""
 
 
 @dataclass(slots=True)
@@ -17,7 +19,8 @@ class Tools:
 
     tools: list[chat.Tool] = field(default_factory=list)
     choice: chat.ToolChoice | None = None
-    names: ToolNames = field(default_factory=ToolNames)
+    full_names: dict[str, FullName] = field(default_factory=dict)
+    """The tools that are in a namespace, by the names that the model sees."""
     paths: list[tuple[str, str]] = field(default_factory=list)
     ignored: list[str] = field(default_factory=list)
     """Paths of hosted tools that are left out."""
@@ -35,6 +38,17 @@ class Tools:
         where = f"tools[{len(self.tools)}].{tool.type}"
         self.paths += [(f"{where}.format.grammar", f"{path}.format"), (where, path)]
         self.tools.append(tool)
+
+    def full_name(self, name: str) -> FullName:
+        """The namespace and the own name of a tool that the model has called."""
+        return self.full_names.get(name, (None, name))
+
+    def visible_name(self, name: str) -> str:
+        """The name that the model sees. A tool in a namespace may be chosen by its own name."""
+        if any(tool_name(tool) == name for tool in self.tools):
+            return name
+        names = (visible for visible, (_, own) in self.full_names.items() if own == name)
+        return next(names, name)
 
 
 def read_tools(
@@ -112,7 +126,8 @@ def _add_namespace(found: Tools, namespace: wire.Namespace, path: str) -> None:
     """Add the tools of a namespace. Its description stands before that of its first tool."""
     about = namespace.description
     for i, tool in enumerate(namespace.tools):
-        name = found.names.add(namespace.name, tool.name)
+        name = wire.joined_name(namespace.name, tool.name)
+        found.full_names[name] = namespace.name, tool.name
         texts = [text for text in (about, tool.description) if text]
         found.add(_to_chat(tool, name, "\n\n".join(texts) or None), f"{path}.tools[{i}]")
         about = None
@@ -155,13 +170,7 @@ def _to_choice(found: Tools, choice: wire.ToolChoice | None) -> chat.ToolChoice 
 def _reference(found: Tools, choice: wire.Choice, path: str) -> chat.ToolReference:
     if isinstance(choice, wire.HostedChoice):
         raise _hosted(choice.type, path)
-    named = chat.NamedTool(name=_visible_name(found, choice.name))
+    named = chat.NamedTool(name=found.visible_name(choice.name))
     if choice.type == "function":
         return chat.FunctionChoice(type="function", function=named)
     return chat.CustomChoice(type="custom", custom=named)
-
-
-def _visible_name(found: Tools, name: str) -> str:
-    """The name that the model sees. A tool in a namespace may be chosen by its own name."""
-    is_visible = any(tool_name(tool) == name for tool in found.tools)
-    return name if is_visible else found.names.visible_names.get(name, name)

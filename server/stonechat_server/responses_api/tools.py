@@ -1,5 +1,6 @@
 """The tools of a request, in the flat form of this endpoint, and the choice among them."""
 
+from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -120,3 +121,22 @@ def dumped(value: object) -> Any:
     if isinstance(value, WireModel):
         return value.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return value
+
+
+SEPARATOR = "__"
+MAX_NAME_LENGTH = 64
+HASH_LENGTH = 8
+
+
+def joined_name(namespace: str | None, name: str) -> str:
+    """The name that the model sees: the tool's own, or one with its namespace before it.
+
+    In a name that would be too long, a hash ends the namespace.
+    """
+    if not namespace:
+        return name
+    joined = f"{namespace}{SEPARATOR}{name}"
+    if len(joined) <= MAX_NAME_LENGTH:
+        return joined
+    suffix = f"{sha256(joined.encode()).hexdigest()[:HASH_LENGTH]}{SEPARATOR}{name}"
+    return (namespace[: max(0, MAX_NAME_LENGTH - len(suffix))] + suffix)[:MAX_NAME_LENGTH]

@@ -1,9 +1,9 @@
 """Writes the events of `/v1/responses`: the answer's pieces become items, one after the other."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import count
+from typing import cast
 
 import msgspec
 from msgspec import UNSET
@@ -29,24 +29,10 @@ from stonechat_server.responses_api.item_writers import (
     SummaryWriter,
 )
 from stonechat_server.responses_api.marks import item_id
-from stonechat_server.responses_api.tool_names import ToolNames
+from stonechat_server.responses_api.reading import ResponsesCall
+from stonechat_server.responses_api.request import ENCRYPTED_REASONING, ResponsesRequest
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece, TokenUsage
 from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead, encode_named
-
-Keep = Callable[[str, bytes], bool]
-"""Stores the JSON of an answer by its id, and tells whether it could."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WriterOptions:
-    """What the events contain."""
-
-    as_summary: bool = False
-    """Whether reasoning comes as a summary."""
-    encrypted_reasoning: bool = False
-    obfuscation: bool = False
-    keep: Keep | None = None
-    """None: the answer is not stored."""
 
 
 class ResponseWriter(AnswerWriter):
@@ -59,14 +45,17 @@ class ResponseWriter(AnswerWriter):
         head: CompletionHead,
         reader: AnswerReader,
         response: answer.Response,
-        names: ToolNames,
-        options: WriterOptions,
+        call: ResponsesCall,
     ) -> None:
         super().__init__(head, reader)
-        self.joins = not options.obfuscation
+        wire = cast(ResponsesRequest, call.wire)
+        options = wire.stream_options
+        self._is_obfuscated = bool(options and options.include_obfuscation)
+        self.joins = not self._is_obfuscated
         self._response = response
-        self._names = names
-        self._options = options
+        self._call = call
+        self._reasoning_type = SummaryWriter if wire.wants_summary else ReasoningWriter
+        self._encrypts_reasoning = ENCRYPTED_REASONING in wire.includes
         self._items: list[answer.Item] = []
         self._open: ItemWriter | None = None
         self._numbers = count()
@@ -105,8 +94,8 @@ class ResponseWriter(AnswerWriter):
             response.incomplete_details = answer.IncompleteDetails()
         else:
             response.status, response.completed_at = "completed", int(time.time())
-        if self._options.keep is not None:
-            response.store = self._options.keep(response.id, _stored(response))
+        if self._call.keep is not None:
+            response.store = self._call.keep(response.id, _stored(response))
         return [last(sequence_number=next(self._numbers), response=response)]
 
     def encode(self, events: Iterable[e.Event]) -> bytes:
@@ -150,19 +139,15 @@ class ResponseWriter(AnswerWriter):
         return events
 
     def _new_item(self, delta: MessageDelta) -> ItemWriter:
-        options = self._options
         match delta:
             case ContentDelta():
                 return MessageWriter(self._item_head("msg"))
             case ReasoningDelta():
-                kind = SummaryWriter if options.as_summary else ReasoningWriter
-                return kind(self._item_head("rs"), options.encrypted_reasoning)
-            case ToolCallDelta(type="custom"):
-                name = self._names.split(delta.name or "")
-                return CustomCallWriter(self._item_head("ctc"), delta, name)
-            case ToolCallDelta():
-                name = self._names.split(delta.name or "")
-                return CallWriter(self._item_head("fc"), delta, name)
+                return self._reasoning_type(self._item_head("rs"), self._encrypts_reasoning)
+        name = self._call.tools.full_name(delta.name or "")
+        if delta.type == "custom":
+            return CustomCallWriter(self._item_head("ctc"), delta, name)
+        return CallWriter(self._item_head("fc"), delta, name)
 
     def _item_head(self, prefix: str) -> ItemHead:
         number = len(self._items)
@@ -170,7 +155,7 @@ class ResponseWriter(AnswerWriter):
             id=item_id(prefix, self.head.id, number),
             output_index=number,
             numbers=self._numbers,
-            obfuscation=self._options.obfuscation,
+            obfuscation=self._is_obfuscated,
         )
 
     def _has_answer(self) -> bool:

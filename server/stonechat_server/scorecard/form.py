@@ -2,7 +2,7 @@
 
 import json
 
-from stonechat_server.scorecard.outcome import HONOURED, Finding, check, ignored, refused, wrong
+from stonechat_server.scorecard.outcome import HONOURED, Finding, check, ignored, wrong
 from stonechat_server.scorecard.server import Answer, Json, Server
 
 GROUP = "form"
@@ -32,9 +32,7 @@ QUESTION = "Say hello."
 async def json_object(server: Server) -> Finding:
     """The answer is a JSON object."""
     fields = {"response_format": {"type": "json_object"}, "max_tokens": 400}
-    answer = await server.chat("Describe a cat as JSON with the keys name and age.", **fields)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask("Describe a cat as JSON with the keys name and age.", **fields)
     if answer.choice().get("finish_reason") == "length":
         is_begun = answer.content.lstrip().startswith("{")
         return HONOURED if is_begun else ignored(f"text came: {answer.content[:60]!r}")
@@ -53,10 +51,10 @@ def _is_object(text: str) -> Finding:
 async def json_schema(server: Server) -> Finding:
     """The answer follows a schema that no model follows by chance."""
     form = {"name": "part", "strict": True, "schema": SCHEMA}
-    answer = await server.chat(
+    answer = await server.ask(
         QUESTION, max_tokens=100, response_format={"type": "json_schema", "json_schema": form}
     )
-    return refused(answer) if answer.is_refusal else _follows(answer.content)
+    return _follows(answer.content)
 
 
 def _follows(text: str) -> Finding:
@@ -72,13 +70,11 @@ def _follows(text: str) -> Finding:
 
 
 async def _with_tools(server: Server, **fields: object) -> Answer:
-    return await server.chat(QUESTION, tools=TOOLS, max_tokens=120, **fields)
+    return await server.ask(QUESTION, tools=TOOLS, max_tokens=120, **fields)
 
 
 def _calls(answer: Answer, names: set[str]) -> Finding:
     """Calls must come, of these tools, with arguments that follow the schema."""
-    if answer.is_refusal:
-        return refused(answer)
     if not answer.calls:
         return ignored(f"no call came, but text: {answer.content[:60]!r}")
     for call in answer.calls:
@@ -111,8 +107,6 @@ async def tool_named(server: Server) -> Finding:
 async def tool_none(server: Server) -> Finding:
     """Text comes."""
     answer = await _with_tools(server, tool_choice="none")
-    if answer.is_refusal:
-        return refused(answer)
     return wrong("a tool was called") if answer.calls else HONOURED
 
 
@@ -120,8 +114,6 @@ async def tool_none(server: Server) -> Finding:
 async def one_call(server: Server) -> Finding:
     """At most one tool is called."""
     answer = await _with_tools(server, tool_choice="required", parallel_tool_calls=False)
-    if answer.is_refusal:
-        return refused(answer)
     if len(answer.calls) > 1:
         return ignored(f"{len(answer.calls)} calls came")
     return _calls(answer, {"order_part", "cancel_part"})
@@ -138,9 +130,7 @@ async def tool_result(server: Server) -> Finding:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "call_1", "content": "done"},
     ]
-    answer = await server.chat(messages=messages, tools=TOOLS)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(messages=messages, tools=TOOLS)
     answer.choice()
     return HONOURED
 
@@ -149,8 +139,6 @@ async def tool_result(server: Server) -> Finding:
 async def streamed_calls(server: Server) -> Finding:
     """The deltas of a call add up to valid arguments."""
     answer = await _with_tools(server, tool_choice="required", stream=True)
-    if answer.is_refusal:
-        return refused(answer)
     text, name = "", ""
     for chunk in answer.chunks():
         for choice in chunk.get("choices") or []:

@@ -8,10 +8,9 @@ from stonechat_server.scorecard.outcome import (
     check,
     error_shape,
     ignored,
-    refused,
     wrong,
 )
-from stonechat_server.scorecard.server import Answer, Server
+from stonechat_server.scorecard.server import Answer, Server, taken
 
 GROUP = "images"
 MANY_PIXELS = 20_000
@@ -49,9 +48,7 @@ async def low_detail(server: Server) -> Finding:
     """A large image takes fewer tokens than with `high`."""
     counts = []
     for detail in ("low", "high"):
-        answer = await ask(server, image_part(png(1536, 1536, "a"), detail=detail))
-        if answer.is_refusal:
-            return refused(answer)
+        answer = taken(await ask(server, image_part(png(1536, 1536, "a"), detail=detail)))
         counts.append(answer.usage["prompt_tokens"])
     low, high = counts
     if low > high:
@@ -74,9 +71,8 @@ async def tool_image(server: Server) -> Finding:
         ]
         return await server.chat(messages=messages, max_tokens=1)
 
-    answer, without = await after_call(image_part(png(96, 64, "a"))), await after_call()
-    if answer.is_refusal:
-        return refused(answer)
+    answer = taken(await after_call(image_part(png(96, 64, "a"))))
+    without = await after_call()
     without.choice()
     more = answer.usage["prompt_tokens"] - without.usage["prompt_tokens"]
     return HONOURED if more > 1 else ignored("the image adds no token to the prompt")

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from stonechat_server.scorecard.outcome import HONOURED, Finding, Verdict, ignored, refused, wrong
-from stonechat_server.scorecard.server import Answer, Server
+from stonechat_server.scorecard.outcome import HONOURED, Finding, Verdict, ignored, wrong
+from stonechat_server.scorecard.server import Answer, Server, taken
 
 QUESTION = "What is it?"
 
@@ -24,9 +24,7 @@ async def num_tokens(server: Server, *parts: object) -> int:
 
 async def adds_tokens(server: Server, *parts: object, what: str) -> Finding:
     """Whether the last part takes tokens of the prompt beside the others."""
-    answer = await ask(server, *parts)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = taken(await ask(server, *parts))
     more = answer.usage["prompt_tokens"] - await num_tokens(server, *parts[:-1])
     return HONOURED if more > 1 else ignored(f"the {what} adds no token to the prompt")
 
@@ -34,10 +32,7 @@ async def adds_tokens(server: Server, *parts: object, what: str) -> Finding:
 async def is_perceived(server: Server, one: object, other: object, what: str) -> Finding:
     """Whether the log-probabilities after two parts of one size differ, and those of one do not."""
     fields = {"logprobs": True, "top_logprobs": 1}
-    answers = [await ask(server, part, **fields) for part in (one, other, other)]
-    for answer in answers:
-        if answer.is_refusal:
-            return refused(answer)
+    answers = [taken(await ask(server, part, **fields)) for part in (one, other, other)]
     first, second, third = [(answer.choice().get("logprobs") or {}) for answer in answers]
     if not first.get("content"):
         return Finding(Verdict.UNKNOWN, "there are no log-probabilities to compare")
@@ -48,9 +43,7 @@ async def is_perceived(server: Server, one: object, other: object, what: str) ->
 
 async def is_counted(server: Server, parts: Sequence[object], key: str, what: str) -> Finding:
     """Whether the details of the usage say how many tokens of the prompt are of a kind."""
-    answer = await ask(server, *parts)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = taken(await ask(server, *parts))
     usage = answer.usage
     count = (usage.get("prompt_tokens_details") or {}).get(key)
     if not count:

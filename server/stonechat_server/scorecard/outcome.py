@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from stonechat_server.scorecard.server import Answer, NoAnswerError, Server
+from stonechat_server.scorecard.server import Answer, NoAnswerError, RefusalError, Server
 
 
 class Verdict(StrEnum):
@@ -48,11 +48,6 @@ def ignored(detail: str) -> Finding:
     return Finding(Verdict.IGNORED, detail)
 
 
-def refused(answer: Answer) -> Finding:
-    """The server says that it does not take the field."""
-    return Finding(Verdict.REFUSED, f"status {answer.status}: {answer.text[:120]}")
-
-
 def error_shape(answer: Answer, *statuses: int) -> Finding:
     """Judge an error: it must have one of the statuses, and OpenAI's shape."""
     if answer.status == 200:
@@ -86,6 +81,9 @@ class Check:
         """Run the check. An answer that cannot be used is "wrong" or "unknown", never an error."""
         try:
             return await self.run(server)
+        except RefusalError as error:
+            answer = error.answer
+            return Finding(Verdict.REFUSED, f"status {answer.status}: {answer.text[:120]}")
         except NoAnswerError as error:
             return Finding(Verdict.UNKNOWN, str(error))
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:

@@ -6,7 +6,6 @@ from stonechat_server.scorecard.outcome import (
     check,
     error_shape,
     ignored,
-    refused,
     wrong,
 )
 from stonechat_server.scorecard.server import Json, Server
@@ -36,9 +35,7 @@ async def shape(server: Server) -> Finding:
 async def parts(server: Server) -> Finding:
     """Text may come as a list of text parts."""
     content = [{"type": "text", "text": "Say"}, {"type": "text", "text": "hello."}]
-    answer = await server.chat(messages=[{"role": "user", "content": content}])
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(messages=[{"role": "user", "content": content}])
     answer.choice()
     return HONOURED
 
@@ -50,9 +47,7 @@ async def developer(server: Server) -> Finding:
         {"role": "developer", "content": "Answer in one word."},
         {"role": "user", "content": "Name a colour."},
     ]
-    answer = await server.chat(messages=messages)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(messages=messages)
     answer.choice()
     return HONOURED
 
@@ -65,9 +60,7 @@ def _text(chunks: list[Json]) -> str:
 @check(STREAM, "stream")
 async def stream(server: Server) -> Finding:
     """The chunks add up to the plain answer, and `[DONE]` ends them."""
-    plain, answer = await server.chat(), await server.chat(stream=True)
-    if answer.is_refusal:
-        return refused(answer)
+    plain, answer = await server.chat(), await server.ask(stream=True)
     chunks = answer.chunks()
     if answer.events()[-1] != "[DONE]":
         return wrong("the stream does not end with [DONE]")
@@ -82,9 +75,7 @@ async def stream(server: Server) -> Finding:
 @check(STREAM, "n in a stream")
 async def several(server: Server) -> Finding:
     """Both choices come, each with its index."""
-    answer = await server.chat(n=2, stream=True, max_tokens=8, temperature=1)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(n=2, stream=True, max_tokens=8, temperature=1)
     indices = {c["index"] for chunk in answer.chunks() for c in chunk.get("choices") or []}
     return HONOURED if indices == {0, 1} else ignored(f"the indices are {sorted(indices)}")
 
@@ -92,9 +83,7 @@ async def several(server: Server) -> Finding:
 @check(STREAM, "stream_options.include_usage")
 async def stream_usage(server: Server) -> Finding:
     """The last chunk has the usage and no choice; without the option there is none."""
-    answer = await server.chat(stream=True, stream_options={"include_usage": True})
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(stream=True, stream_options={"include_usage": True})
     chunks = answer.chunks()
     stated = [chunk for chunk in chunks if chunk.get("usage")]
     if not stated:
@@ -107,9 +96,7 @@ async def stream_usage(server: Server) -> Finding:
 @check(STREAM, "logprobs in a stream")
 async def stream_logprobs(server: Server) -> Finding:
     """Chunks carry the log-probabilities of their tokens."""
-    answer = await server.chat(stream=True, logprobs=True, top_logprobs=2)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(stream=True, logprobs=True, top_logprobs=2)
     parts = [c.get("logprobs") for chunk in answer.chunks() for c in chunk.get("choices") or []]
     return HONOURED if any(parts) else ignored("no chunk has log-probabilities")
 

@@ -8,10 +8,9 @@ from stonechat_server.scorecard.outcome import (
     check,
     error_shape,
     ignored,
-    refused,
     wrong,
 )
-from stonechat_server.scorecard.server import Answer, Json, NoAnswerError, Server
+from stonechat_server.scorecard.server import Answer, Json, NoAnswerError, Server, taken
 
 GROUP: Final = "responses"
 FACT = "The ferry to the island leaves at noon. " * 10
@@ -43,9 +42,7 @@ def _num_input_tokens(response: Json) -> int:
 @check(GROUP, "shape of a response", part=GROUP)
 async def shape(server: Server) -> Finding:
     """The keys that clients rely on are there."""
-    answer = await _ask(server)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = taken(await _ask(server))
     response = answer.json()
     names = ("id", "object", "created_at", "model", "output", "status", "usage")
     missing = [name for name in names if name not in response]
@@ -59,9 +56,7 @@ async def shape(server: Server) -> Finding:
 @check(GROUP, "stream of a response", part=GROUP)
 async def stream(server: Server) -> Finding:
     """The pieces add up to the answer of the last event, which is that of a plain request."""
-    plain, answer = await _response(server), await _ask(server, stream=True)
-    if answer.is_refusal:
-        return refused(answer)
+    plain, answer = await _response(server), taken(await _ask(server, stream=True))
     events = answer.chunks()
     if events[0]["type"] != "response.created":
         return wrong(f"the first event is {events[0]['type']}")
@@ -79,9 +74,7 @@ async def stream(server: Server) -> Finding:
 async def previous(server: Server) -> Finding:
     """The prompt has the earlier turn."""
     first = await _response(server, FACT)
-    answer = await _ask(server, previous_response_id=first["id"])
-    if answer.is_refusal:
-        return refused(answer)
+    answer = taken(await _ask(server, previous_response_id=first["id"]))
     more = _num_input_tokens(answer.json()) - _num_input_tokens(await _response(server))
     return HONOURED if more > 50 else ignored("the earlier turn adds nothing to the prompt")
 
@@ -90,9 +83,7 @@ async def previous(server: Server) -> Finding:
 async def instructions(server: Server) -> Finding:
     """They are not carried over."""
     first = await _response(server, "Hello.", instructions=FACT)
-    answer = await _ask(server, previous_response_id=first["id"])
-    if answer.is_refusal:
-        return refused(answer)
+    answer = taken(await _ask(server, previous_response_id=first["id"]))
     is_shorter = _num_input_tokens(answer.json()) < _num_input_tokens(first)
     return HONOURED if is_shorter else wrong("they are in the prompt of the next turn")
 
@@ -108,14 +99,10 @@ async def stored(server: Server) -> Finding:
     """It can be fetched, and its input can be listed."""
     first = await _response(server)
     place = f"/responses/{first['id']}"
-    answer = await server.send("GET", place)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = taken(await server.send("GET", place))
     if _text(answer.json()) != _text(first):
         return wrong("another answer comes")
-    listed = await server.send("GET", f"{place}/input_items")
-    if listed.is_refusal:
-        return refused(listed)
+    listed = taken(await server.send("GET", f"{place}/input_items"))
     [item] = listed.json()["data"]
     return HONOURED if item["content"][0]["text"] == QUESTION else wrong("other input is listed")
 
@@ -124,9 +111,7 @@ async def stored(server: Server) -> Finding:
 async def deleted(server: Server) -> Finding:
     """It cannot be fetched any longer."""
     place = f"/responses/{(await _response(server))['id']}"
-    answer = await server.send("DELETE", place)
-    if answer.is_refusal:
-        return refused(answer)
+    taken(await server.send("DELETE", place))
     return error_shape(await server.send("GET", place), 404)
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from stonechat_server.scorecard.outcome import HONOURED, Finding, check, ignored, refused, wrong
+from stonechat_server.scorecard.outcome import HONOURED, Finding, check, ignored, wrong
 from stonechat_server.scorecard.server import Server
 
 GROUP = "sampling"
@@ -30,9 +30,7 @@ async def max_completion_tokens(server: Server) -> Finding:
 
 
 async def _limit(server: Server, name: str) -> Finding:
-    answer = await server.chat(LONG, **{"max_tokens": None, name: 4})
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(LONG, **{"max_tokens": None, name: 4})
     reason = answer.choice().get("finish_reason")
     count = answer.usage.get("completion_tokens")
     if count is not None and count > 4:
@@ -44,9 +42,7 @@ async def _limit(server: Server, name: str) -> Finding:
 async def seed(server: Server) -> Finding:
     """Equal seeds give equal answers, and others give others."""
     fields: dict[str, Any] = {"temperature": 1.5, "max_tokens": 16}
-    first, again = await server.chat(seed=1, **fields), await server.chat(seed=1, **fields)
-    if first.is_refusal:
-        return refused(first)
+    first, again = await server.ask(seed=1, **fields), await server.chat(seed=1, **fields)
     others = {(await server.chat(seed=number, **fields)).content for number in (2, 3, 4)}
     if first.content != again.content:
         return ignored("the same seed gave two answers")
@@ -58,11 +54,8 @@ async def top_p(server: Server) -> Finding:
     """A tiny `top_p` leaves only the likeliest token, at any temperature."""
     greedy = (await server.chat(max_tokens=12)).content
     answers = [
-        await server.chat(max_tokens=12, temperature=2, top_p=1e-6, seed=number)
-        for number in (1, 2)
+        await server.ask(max_tokens=12, temperature=2, top_p=1e-6, seed=number) for number in (1, 2)
     ]
-    if answers[0].is_refusal:
-        return refused(answers[0])
     same = all(answer.content == greedy for answer in answers)
     return HONOURED if same else ignored("temperature 2 with top_p 0.000001 is not greedy")
 
@@ -70,9 +63,7 @@ async def top_p(server: Server) -> Finding:
 @check(GROUP, "n")
 async def n_choices(server: Server) -> Finding:
     """So many choices come, each with its index."""
-    answer = await server.chat(n=3, temperature=1, max_tokens=8)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(n=3, temperature=1, max_tokens=8)
     answer.choice()
     choices = answer.json()["choices"]
     if len(choices) != 3:
@@ -89,9 +80,7 @@ async def stop(server: Server) -> Finding:
     if not words:
         return wrong("the answer without `stop` has only one word")
     word = words[len(words) // 2]
-    answer = await server.chat(stop=[word])
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(stop=[word])
     if answer.content == plain:
         return ignored(f"the answer goes on through {word!r}")
     if word in answer.content or not plain.startswith(answer.content.rstrip()):
@@ -103,9 +92,7 @@ async def stop(server: Server) -> Finding:
 @check(GROUP, "stop as one string")
 async def stop_string(server: Server) -> Finding:
     """`stop` may be a string instead of a list."""
-    answer = await server.chat(stop="\n\n\n\n")
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(stop="\n\n\n\n")
     answer.choice()
     return HONOURED
 
@@ -114,9 +101,7 @@ async def stop_string(server: Server) -> Finding:
 async def logit_bias(server: Server) -> Finding:
     """A bias of 100 makes a token certain."""
     plain = (await server.chat(max_tokens=4)).content
-    answer = await server.chat(max_tokens=4, logit_bias={"100": 100})
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(max_tokens=4, logit_bias={"100": 100})
     return HONOURED if answer.content != plain else ignored("a bias of 100 changes nothing")
 
 
@@ -135,9 +120,7 @@ async def presence_penalty(server: Server) -> Finding:
 async def _penalty(server: Server, name: str) -> Finding:
     text = "Write the word tick forty times: tick tick tick tick"
     plain = await server.chat(text, max_tokens=40)
-    answer = await server.chat(text, max_tokens=40, **{name: 2})
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(text, max_tokens=40, **{name: 2})
     same = answer.content == plain.content
     return ignored("a penalty of 2 changes nothing") if same else HONOURED
 
@@ -145,9 +128,7 @@ async def _penalty(server: Server, name: str) -> Finding:
 @check(GROUP, "logprobs, top_logprobs")
 async def logprobs(server: Server) -> Finding:
     """Each token has its log-probability, its bytes and so many alternatives."""
-    answer = await server.chat(max_tokens=6, logprobs=True, top_logprobs=3)
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(max_tokens=6, logprobs=True, top_logprobs=3)
     entries = (answer.choice().get("logprobs") or {}).get("content")
     if not entries:
         return ignored("no log-probabilities came")
@@ -171,9 +152,7 @@ async def logprobs(server: Server) -> Finding:
 async def prediction(server: Server) -> Finding:
     """A right prediction is accepted, and counted in the usage."""
     plain = (await server.chat()).content
-    answer = await server.chat(prediction={"type": "content", "content": plain})
-    if answer.is_refusal:
-        return refused(answer)
+    answer = await server.ask(prediction={"type": "content", "content": plain})
     if answer.content != plain:
         return wrong("the answer changes")
     details = answer.usage.get("completion_tokens_details") or {}

@@ -10,6 +10,7 @@ from stonechat_server.client.http import HttpClient, TransportError
 from stonechat_server.options import UserError
 
 Json = dict[str, Any]
+QUESTION = "Name three rivers of Europe."
 
 
 class NoAnswerError(UserError):
@@ -23,11 +24,6 @@ class Answer:
     status: int
     headers: Mapping[str, str]
     text: str
-
-    @property
-    def is_refusal(self) -> bool:
-        """Whether the server understood the request and said no to it."""
-        return self.status in (400, 404, 405, 413, 415, 422, 501)
 
     def json(self) -> Json:
         """The body as an object. Raises NoAnswerError if it is none."""
@@ -88,6 +84,13 @@ class Answer:
         return self.json().get("usage") or {}
 
 
+class RefusalError(Exception):
+    """The server says that it does not take a field that was asked for."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer = answer
+
+
 @dataclass(slots=True)
 class Server:
     """Requests to one server."""
@@ -112,12 +115,23 @@ class Server:
         """Send a body to the chat endpoint."""
         return await self.send("POST", "/chat/completions", body)
 
-    async def chat(self, text: str = "Name three rivers of Europe.", **fields: object) -> Answer:
+    async def chat(self, text: str = QUESTION, **fields: object) -> Answer:
         """Ask a question. Fields that are None are left out."""
         messages = [{"role": "user", "content": text}]
         body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": 24}
         body |= fields
         return await self.post({name: value for name, value in body.items() if value is not None})
+
+    async def ask(self, text: str = QUESTION, **fields: object) -> Answer:
+        """Ask with fields that the server may refuse. Raises RefusalError if it does."""
+        return taken(await self.chat(text, **fields))
+
+
+def taken(answer: Answer) -> Answer:
+    """The answer. Raises RefusalError if the server understood the request and said no to it."""
+    if answer.status in (400, 404, 405, 413, 415, 422, 501):
+        raise RefusalError(answer)
+    return answer
 
 
 EYES = ("image", "vision", "multimodal")

@@ -11,7 +11,6 @@ from stonechat_server.responses_api.fields import FIELDS
 from stonechat_server.responses_api.marks import ENCODED_PREFIX, decode_reasoning, encode_reasoning
 from stonechat_server.responses_api.reading import SAME, TRANSLATED
 from stonechat_server.responses_api.request import ResponsesRequest
-from stonechat_server.responses_api.tool_names import ToolNames
 from stonechat_server.responses_api.tool_reading import read_tools
 from stonechat_server.schema.requests import ChatCompletionRequest
 from tests.server.bodies import error_of
@@ -361,10 +360,11 @@ def _parsed(tools: list[Any]) -> list[Any]:
 
 
 def test_a_tool_in_a_namespace_may_be_chosen_by_its_own_name() -> None:
-    names = ToolNames()
-    assert names.add("a", "f") == "a__f"
-    assert names.add("b", "f") == "b__f"
-    assert names.visible_names == {"f": "a__f"}
+    function = {"type": "function", "name": "f"}
+    groups = [{"type": "namespace", "name": name, "tools": [function]} for name in "ab"]
+    tools = read_tools(_parsed(groups), None)
+    assert [tool.function.name for tool in tools.tools] == ["a__f", "b__f"]
+    assert tools.visible_name("f") == "a__f"
 
 
 @pytest.mark.parametrize("name", sorted(SAME - TRANSLATED))
