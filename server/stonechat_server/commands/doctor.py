@@ -115,7 +115,7 @@ def gpu_advice(gpu: "Gpu") -> Iterator[str]:
 def template_advice(templates: Mapping[str, str | None]) -> Iterator[str]:
     """Yield what to know of the models on this machine, whose chat templates these are by name."""
     from stonechat_server.prompt.chat_template import NO_TEMPLATE
-    from stonechat_server.structured.template_traits import UNKNOWN_FORM, read_traits
+    from stonechat_server.prompt.template_traits import UNKNOWN_FORM, read_traits
 
     for name, template in templates.items():
         if template is None:

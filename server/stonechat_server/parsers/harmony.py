@@ -19,7 +19,7 @@ from stonechat_server.parsers.deltas import (
     ReasoningDelta,
     ToolCallDelta,
 )
-from stonechat_server.parsers.json_scan import JsonScanner
+from stonechat_server.parsers.scanners import JsonScanner
 from stonechat_server.parsers.tool_calls import ToolNames
 from stonechat_server.tool_formats.harmony import CALL, CHANNEL, END, MESSAGE, RETURN, START
 from stonechat_server.tool_formats.layout import hold_back, new_call_id

@@ -13,8 +13,8 @@ from stonechat_server.parsers.deltas import (
     ToolCallDelta,
     WrappingParser,
 )
-from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.json_text import is_same_json, load_json
+from stonechat_server.parsers.scanners import JsonScanner
 
 _TEXT_MEMBER = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*"([^"\\]*)', re.DOTALL)
 """The beginning of a member whose value is a string without escapes so far."""

@@ -17,6 +17,7 @@ from stonechat_server.prompt.chat_template import (
 )
 from stonechat_server.prompt.media import MediaPlacesError, PromptMedia, placeholders_of
 from stonechat_server.prompt.template_messages import to_template_messages
+from stonechat_server.prompt.template_traits import TemplateTraits
 from stonechat_server.request.field_checks import check_supported
 from stonechat_server.request.sampling_params import check_prompt_logprobs, to_sampling_params
 from stonechat_server.schema.fields import FORM_FIELDS
@@ -25,7 +26,6 @@ from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.structured.answer_spec import AnswerSpec
 from stonechat_server.structured.structure import Structure
-from stonechat_server.structured.template_traits import TemplateTraits
 
 SHAPING_FIELDS = frozenset(
     {

@@ -15,14 +15,15 @@ from stonechat_server.parsers.layouts.tag_values import (
     text_schema,
     value_form,
 )
-from stonechat_server.structured.any_order import any_order
 from stonechat_server.structured.lark import (
-    ANY_TEXT,
     LarkWriter,
+    any_order,
     choice,
     json_value,
+    lazy,
     quoted,
     sequence,
+    text_of_length,
     without,
 )
 from stonechat_server.structured.raw_text import raw_text
@@ -143,9 +144,7 @@ class ElementArguments:
         literals = schema.get("enum", [schema["const"]] if "const" in schema else None)
         if literals is not None:
             return sequence(choice(map(quoted, literals)), self.writer.literal(self.mark))
-        least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-        has_bounds = (least, most) != (0, "")
-        return self._raw(f"/(?s:.{{{least},{most}}})/" if has_bounds else ANY_TEXT)
+        return self._raw(text_of_length(schema))
 
     def _raw(self, chars: str) -> str:
         """The text of a terminal's expression, up to the mark."""
@@ -153,9 +152,7 @@ class ElementArguments:
         if self.writer.has_special(self.mark):
             self.rules[rule.upper()] = chars
             return sequence(rule.upper(), self.writer.literal(self.mark))
-        self.rules[rule.upper()] = f"{without(chars, self.mark)} {quoted(self.mark)}"
-        self.rules[f"{rule}[lazy]"] = rule.upper()
-        return rule
+        return lazy(self.rules, rule, without(chars, self.mark), self.mark)
 
 
 def _may_be_empty(schema: object) -> bool:

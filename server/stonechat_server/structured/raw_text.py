@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from stonechat_server.parsers.layouts.tag_values import read_value, resolve
-from stonechat_server.structured.lark import choice, quoted, regex
+from stonechat_server.structured.lark import choice, quoted, regex, text_of_length
 
 _ANNOTATIONS = frozenset(("title", "description", "default", "examples", "$comment", "deprecated"))
 _MAX_DEPTH = 1
@@ -123,8 +123,7 @@ def _option_text(
     if not keys:
         return free
     if keys <= {"minLength", "maxLength"}:
-        least, most = option.get("minLength", 0), option.get("maxLength", "")
-        return f"(/(?s:.{{{least},{most}}})/ & {_FREE})"
+        return f"({text_of_length(option)} & {_FREE})"
     if not is_alone:
         return None
     if keys == {"format"} and option["format"] in _FORMATS:

@@ -14,6 +14,7 @@ from stonechat_server.errors import APIError
 from stonechat_server.parsers.bare_calls import may_be_bare
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.template_messages import to_template_messages
+from stonechat_server.prompt.template_traits import UNKNOWN_FORM, TemplateTraits, read_traits
 from stonechat_server.prompt.tool_prompt import (
     describe_customs,
     describe_functions,
@@ -29,10 +30,8 @@ from stonechat_server.structured.answer_form import AnswerForm, answer_form
 from stonechat_server.structured.answer_spec import AnswerSpec
 from stonechat_server.structured.argument_schemas import ArgumentSchemas, loosened
 from stonechat_server.structured.grammar_checks import GrammarCache
-from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
-from stonechat_server.structured.muse_grammar import MuseGrammar
-from stonechat_server.structured.template_traits import UNKNOWN_FORM, TemplateTraits, read_traits
+from stonechat_server.structured.message_grammar import HarmonyGrammar, MuseGrammar
 from stonechat_server.structured.tool_grammar import MarkGrammar, ToolGrammar
 from stonechat_server.structured.tool_options import (
     NO_TOOLS,

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from stonechat_server.parsers.layouts.tag_values import ValueForm, resolve, text_schema, value_form
-from stonechat_server.structured.any_order import any_order
 from stonechat_server.structured.lark import (
     ANY_TEXT,
     LarkWriter,
+    any_order,
     choice,
     json_value,
+    lazy,
     quoted,
     sequence,
+    text_of_length,
+    without,
 )
 from stonechat_server.structured.raw_text import is_open, raw_text
 from stonechat_server.structured.records import allows_nothing, read_record, with_definitions
@@ -91,9 +94,8 @@ class TagArguments:
         literals = value.get("enum", [value["const"]] if "const" in value else None)
         if literals is not None:
             return self._listed(literals)
-        bounds = (value.get("minLength", 0), value.get("maxLength"))
-        if bounds != (0, None):
-            return sequence(self._opening("BREAK"), self._bounded_text(rule, *bounds))
+        if (chars := text_of_length(value)) != ANY_TEXT:
+            return sequence(self._opening("BREAK"), self._bounded_text(rule, chars))
         return sequence(self._opening(""), self._free_text())
 
     def _listed(self, literals: Sequence[str]) -> str:
@@ -116,12 +118,9 @@ class TagArguments:
             self.rules[name.upper()] = text
             end = sequence("(BREAK)?" if before else "", self.writer.spaced(tag + rest))
             return sequence(self._opening("(BREAK)?"), name.upper(), end)
-        if is_open(text):
-            inner = re.escape(tag).replace("/", r"\/")
-            text = f"({text} & ~/(?s:.*{inner}.*)/)"
-        self.rules[name.upper()] = f"{text} {quoted(before + tag)}"
-        self.rules[f"{name}[lazy]"] = name.upper()
-        return sequence(self._opening("(BREAK)?"), name, self.writer.spaced(rest))
+        text = without(text, tag) if is_open(text) else text
+        raw = lazy(self.rules, name, text, before + tag)
+        return sequence(self._opening("(BREAK)?"), raw, self.writer.spaced(rest))
 
     def _opening(self, line_break: str) -> str:
         """The text up to a value; `line_break` stands for the one next to the value."""
@@ -136,29 +135,21 @@ class TagArguments:
         if self.writer.has_special(tag):
             return sequence(ANY_TEXT, self.writer.spaced(tag + rest))
         chars = _NO_CDATA if self.layout.has_cdata else ANY_TEXT
-        self.rules["FREE_TEXT"] = f"{chars} {quoted(tag)}"
-        self.rules["free_text[lazy]"] = "FREE_TEXT"
-        text = sequence("free_text", self.writer.spaced(rest))
+        text = sequence(lazy(self.rules, "free_text", chars, tag), self.writer.spaced(rest))
         return choice([text, self._cdata()]) if self.layout.has_cdata else text
 
     def _cdata(self) -> str:
-        self.rules["CDATA_TEXT"] = f"{ANY_TEXT} {quoted(CDATA_END)}"
-        self.rules["cdata_text[lazy]"] = "CDATA_TEXT"
-        closing = self.writer.spaced(self.layout.after_value)
-        return sequence(quoted(CDATA_START), "cdata_text", closing)
+        text = lazy(self.rules, "cdata_text", ANY_TEXT, CDATA_END)
+        return sequence(quoted(CDATA_START), text, self.writer.spaced(self.layout.after_value))
 
-    def _bounded_text(self, rule: str, min_length: int, max_length: int | None) -> str:
+    def _bounded_text(self, rule: str, chars: str) -> str:
         tag, rest = self._closing()
         before = self.layout.after_value.partition(tag)[0]
-        terminal = rule.upper()
-        chars = f"/(?s:.{{{min_length},{'' if max_length is None else max_length}}})/"
         if self.writer.has_special(tag):
             closing = sequence("BREAK" if before else "", self.writer.spaced(tag + rest))
             return sequence(chars, closing)
-        inner = re.escape(tag).replace("/", r"\/")
-        self.rules[terminal] = f"({chars} & ~/(?s:.*{inner}.*)/) {quoted(before + tag)}"
-        self.rules[f"{rule}_text[lazy]"] = terminal
-        return sequence(f"{rule}_text", self.writer.spaced(rest))
+        text = lazy(self.rules, f"{rule}_text", without(chars, tag), before + tag)
+        return sequence(text, self.writer.spaced(rest))
 
     def _closing(self) -> tuple[str, str]:
         """The closing tag, and the text that the layout has after it."""

@@ -19,6 +19,7 @@ from stonechat_server.structured.lark import (
     LarkWriter,
     choice,
     json_value,
+    lazy,
     quoted,
     regex,
     sequence,
@@ -155,13 +156,12 @@ class ToolGrammar:
         """Free text up to and including the first `trigger`."""
         if self.writer.begins_special(trigger):
             return sequence("TEXT", self.writer.literal(trigger))
-        terminal = f"{name.upper()}_LEAD"
         before, token = self.writer.split_at_special(trigger)
+        if not token:
+            return lazy(self.rules, f"{name}_lead", "TEXT", before)
+        terminal = f"{name.upper()}_LEAD"  # the token ends the text, so the terminal need not
         self.rules[terminal] = f"TEXT {quoted(before)}"
-        if token:  # it ends the text, so the terminal need not
-            return sequence(terminal, self.writer.literal(token))
-        self.rules[f"{name}_lead[lazy]"] = terminal
-        return f"{name}_lead"
+        return sequence(terminal, self.writer.literal(token))
 
     def _inner_section(self) -> str:
         """Free text up to a call without its section's trigger, then the rest of the section.
@@ -226,9 +226,7 @@ class ToolGrammar:
         """The input of a custom tool, and the closing tag."""
         format = tool.custom.format
         if not isinstance(format, GrammarFormat):
-            self.rules["CUSTOM_TEXT"] = f"{ANY_TEXT} {quoted(custom_calls.CLOSING)}"
-            self.rules["custom_text[lazy]"] = "CUSTOM_TEXT"
-            return "custom_text"
+            return lazy(self.rules, "custom_text", ANY_TEXT, custom_calls.CLOSING)
         definition = format.grammar.definition
         is_regex = format.grammar.syntax == "regex"
         self.grammars[f"custom_{index}"] = (

@@ -9,14 +9,15 @@ from typing import Any
 
 from stonechat_server.parsers.layouts.tag_values import resolve, sole_part
 from stonechat_server.parsers.schema_fit import fits
-from stonechat_server.structured.any_order import any_order
 from stonechat_server.structured.lark import (
-    ANY_TEXT,
     LarkWriter,
+    any_order,
     choice,
     json_value,
+    lazy,
     quoted,
     sequence,
+    text_of_length,
     without,
 )
 from stonechat_server.structured.raw_text import raw_text
@@ -106,17 +107,14 @@ class ValueGrammar:
             pairs, [required], self.rules, prefix, needs_any=needs_any, separator=separator
         )
 
-    def text(self, min_length: int = 0, max_length: int | None = None) -> str:
-        """An expression for a string of any text."""
-        if not self.quote:
-            limits = f"{{{min_length},{'' if max_length is None else max_length}}}"
-            schema = {"type": "string", "minLength": min_length}
-            schema |= {} if max_length is None else {"maxLength": max_length}
-            return choice([json_value(schema), rf"/'([^'\\\n]|\\['\"\\nrt]){limits}'/"])
-        chars = ANY_TEXT
-        if (min_length, max_length) != (0, None):
-            chars = f"/(?s:.{{{min_length},{'' if max_length is None else max_length}}})/"
-        return self._quoted(chars)
+    def _text(self, value: Mapping[str, Any]) -> str:
+        """An expression for a string of any text, of the length that its schema allows."""
+        if self.quote:
+            return self._quoted(text_of_length(value))
+        bounds = {key: value[key] for key in ("minLength", "maxLength") if key in value}
+        limits = f"{{{bounds.get('minLength', 0)},{bounds.get('maxLength', '')}}}"
+        whole = json_value({"type": "string", **bounds})
+        return choice([whole, rf"/'([^'\\\n]|\\['\"\\nrt]){limits}'/"])
 
     def _json_or_quoted(self, value: Mapping[str, Any]) -> str:
         """JSON, or a string that `raw_text` knows between quotes."""
@@ -129,9 +127,8 @@ class ValueGrammar:
             quote = self.writer.literal(self.quote)
             return sequence(quote, chars, quote)
         rule = self._new_rule()
-        self.rules[rule.upper()] = f"{without(chars, self.quote)} {quoted(self.quote)}"
-        self.rules[f"{rule}[lazy]"] = rule.upper()
-        return sequence(quoted(self.quote), rule)
+        text = lazy(self.rules, rule, without(chars, self.quote), self.quote)
+        return sequence(quoted(self.quote), text)
 
     def _new_rule(self) -> str:
         return f"{self.name}_part_{next(self._numbers)}"
@@ -155,7 +152,7 @@ class ValueGrammar:
     def _of_type(self, kind: str, value: Mapping[str, Any]) -> str:
         match kind:
             case "string":
-                return self.text(value.get("minLength", 0), value.get("maxLength"))
+                return self._text(value)
             case "boolean":
                 return choice(map(self._constant, (True, False)))
             case "null":
@@ -227,6 +224,12 @@ class ValueGrammar:
             self.rules[rule] = ""
             constants = [self._constant(item) for item in (True, False, None)]
             number = json_value({"type": "number"})
-            options = [self.text(), number, *constants, self._list(rule), self._open_object(rule)]
+            options = [
+                self._text({}),
+                number,
+                *constants,
+                self._list(rule),
+                self._open_object(rule),
+            ]
             self.rules[rule] = choice(options)
         return rule

@@ -19,8 +19,8 @@ from stonechat_server.commands.serve import (
 )
 from stonechat_server.observability.ledger import LedgerError
 from stonechat_server.prompt.chat_template import NO_TEMPLATE
+from stonechat_server.prompt.template_traits import UNKNOWN_FORM
 from stonechat_server.settings import Settings
-from stonechat_server.structured.template_traits import UNKNOWN_FORM
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 
 

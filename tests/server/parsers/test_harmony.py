@@ -17,8 +17,8 @@ from stonechat_server.parsers.deltas import (
 )
 from stonechat_server.parsers.harmony import HarmonyParser
 from stonechat_server.parsers.tool_calls import ToolNames
-from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter
+from stonechat_server.structured.message_grammar import HarmonyGrammar
 from stonechat_server.tool_formats import harmony
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.walks import PADDED_VOCAB, allowed_ids, walk

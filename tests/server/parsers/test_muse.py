@@ -14,7 +14,7 @@ from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta, ToolCa
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.structured.answer_spec import AnswerSpec
 from stonechat_server.structured.lark import LarkWriter
-from stonechat_server.structured.muse_grammar import MuseGrammar
+from stonechat_server.structured.message_grammar import MuseGrammar
 from stonechat_server.structured.structure import Structure
 from stonechat_server.tool_formats import muse
 from tests.models.byte_vocabulary import ByteVocabulary

@@ -7,7 +7,7 @@ import pytest
 
 from stonechat_models.sampling.state import TokenConstraint
 from stonechat_models.types import GrammarSpec
-from stonechat_server.structured.any_order import any_order
+from stonechat_server.structured.lark import any_order
 from tests.models.walks import allowed_ids
 from tests.server.structured.calls import COMPILER, VOCABULARY, arguments, enforced, is_allowed
 

@@ -6,10 +6,10 @@ import pytest
 
 from stonechat_models.types import SamplingParams
 from stonechat_server.parsers.deltas import ContentDelta, ReasoningDelta
+from stonechat_server.prompt.template_traits import UNKNOWN_FORM, TemplateTraits, read_traits
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.structured.answer_spec import AnswerSpec
 from stonechat_server.structured.structure import Structure
-from stonechat_server.structured.template_traits import UNKNOWN_FORM, TemplateTraits, read_traits
 from tests.server.fake_engine import ByteTokenizer
 from tests.server.structured.test_model_outputs import VocabularyTokenizer, check_allowed
 

@@ -16,9 +16,8 @@ from stonechat_server.parsers.muse import MuseParser
 from stonechat_server.parsers.tool_calls import ToolCallParser, ToolNames
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.structured.function_grammar import MAX_CALLS
-from stonechat_server.structured.harmony_grammar import HarmonyGrammar
 from stonechat_server.structured.lark import LarkWriter, regex
-from stonechat_server.structured.muse_grammar import MuseGrammar
+from stonechat_server.structured.message_grammar import HarmonyGrammar, MuseGrammar
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import ToolOptions, parameters, read_tool_options
 from stonechat_server.tool_formats import harmony, muse

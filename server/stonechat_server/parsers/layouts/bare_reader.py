@@ -3,10 +3,9 @@
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.json_text import load_json, read_json_text
 from stonechat_server.parsers.layouts.layout_reader import Schemas, SectionReader
-from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.parsers.scanners import JsonScanner, LiteralMatcher
 from stonechat_server.parsers.schema_fit import fits
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart
 

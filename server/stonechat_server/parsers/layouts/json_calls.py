@@ -3,9 +3,9 @@
 import json
 from collections.abc import Collection
 
-from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.json_text import load_json, read_json_text
 from stonechat_server.parsers.layouts.layout_reader import LayoutReader, Schemas
+from stonechat_server.parsers.scanners import JsonScanner
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, JsonLayout
 
 _NAME_KEYS = ("name", "tool_name")

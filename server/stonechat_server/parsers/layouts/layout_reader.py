@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Generic, TypeVar
 
-from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.parsers.scanners import LiteralMatcher
 from stonechat_server.tool_formats.layout import CallEvent, CallLayout, CallStart
 
 NAME_CHARS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")

@@ -5,9 +5,8 @@ import json
 from collections.abc import Collection
 from typing import Any, ClassVar
 
-from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.layouts.layout_reader import SectionReader
-from stonechat_server.parsers.literal import LiteralMatcher
+from stonechat_server.parsers.scanners import JsonScanner, LiteralMatcher
 from stonechat_server.tool_formats.layout import CallArguments, CallEvent, CallStart, PythonicLayout
 
 UNPACK = "**"

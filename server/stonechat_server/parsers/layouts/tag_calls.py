@@ -4,7 +4,6 @@ import json
 from collections.abc import Collection
 from itertools import takewhile
 
-from stonechat_server.parsers.json_scan import JsonScanner
 from stonechat_server.parsers.layouts.layout_reader import LayoutReader, Schemas
 from stonechat_server.parsers.layouts.tag_values import (
     NULLS,
@@ -14,6 +13,7 @@ from stonechat_server.parsers.layouts.tag_values import (
     resolve,
     value_form,
 )
+from stonechat_server.parsers.scanners import JsonScanner
 from stonechat_server.tool_formats.layout import (
     CDATA_END,
     CDATA_START,

@@ -1,15 +1,18 @@
-"""Writes the grammar of a gpt-oss answer: messages with channels (see `parsers.harmony`)."""
+"""Writes the grammars of answers that are messages: see `parsers.harmony` and `parsers.muse`."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from stonechat_models import GrammarSpec
+from stonechat_server.structured.function_grammar import MAX_CALLS, FunctionCalls
 from stonechat_server.structured.lark import ANY_TEXT, LarkWriter, choice, quoted, sequence
 from stonechat_server.structured.records import json_arguments
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import NO_TOOLS, ToolOptions, parameters
+from stonechat_server.tool_formats import muse
 from stonechat_server.tool_formats.harmony import CHANNEL, CONSTRAIN, END, MESSAGE, START
 from stonechat_server.tool_formats.hermes import GENERIC
+from stonechat_server.tool_formats.layout import TagLayout
 
 MAX_THOUGHTS = 8
 """At most this many reasoning messages per answer; with a budget, at most one."""
@@ -17,7 +20,7 @@ MAX_THOUGHTS = 8
 
 @dataclass(slots=True)
 class HarmonyGrammar:
-    """Builds the grammar of one request.
+    """Builds the grammar of a gpt-oss answer: messages with channels.
 
     `budget` is the maximum number of reasoning tokens. `is_open` means that the prompt ends inside
     the final message. Custom tools are called in the final message.
@@ -98,3 +101,39 @@ class HarmonyGrammar:
             calls.append(f"call_{i}")
         rules["function_call"] = choice(calls)
         return "function_call"
+
+
+@dataclass(slots=True)
+class MuseGrammar(HarmonyGrammar):
+    """Builds the grammar of a Muse Glimmer answer. Each call is a message of its own."""
+
+    thought_header: ClassVar[str] = f" to=self{muse.MESSAGE}"
+    preamble_header: ClassVar[str] = f" to=user{muse.MESSAGE}"
+    next_message: ClassVar[str] = f"{muse.END}{muse.START}assistant"
+
+    @property
+    def _may_inform(self) -> bool:
+        """An answer that has a form may not: such a text is like the final message."""
+        return self.answer is None
+
+    def _final_header(self, rules: dict[str, str]) -> str:
+        return sequence('(" to=user")?', self.writer.literal(muse.MESSAGE))
+
+    def _add_calls(self, options: ToolOptions, rules: dict[str, str]) -> str:
+        layout = muse.MUSE.layout
+        assert isinstance(layout, TagLayout)
+        FunctionCalls(options, muse.MUSE, self.writer, rules).add()
+        opening = self.writer.spaced(muse.MUSE.trigger + layout.opening + layout.before_name)
+        calls = []
+        for i, tool in enumerate(options.functions):
+            header = sequence(
+                quoted(f" to={tool.function.name}"), self.writer.literal(muse.MESSAGE)
+            )
+            closing = self.writer.spaced(layout.closing)
+            rules[f"call_{i}"] = sequence(header, opening, f"function_{i}", closing)
+            calls.append(f"call_{i}")
+        rules["call"] = choice(calls)
+        num_more = MAX_CALLS - 1 if options.is_parallel else 0
+        more = sequence(self.writer.literal(self.next_message), "call")
+        rules["calls"] = f"call ({more}){{0,{num_more}}}" if num_more else "call"
+        return "calls"
