@@ -1,12 +1,12 @@
 """Which models a server has, from the command line and the tables `[models.NAME]` of its file."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 from pydantic import ValidationError
 
+from stonechat_server.catalog.entry import Entry
 from stonechat_server.options import UserError
 from stonechat_server.settings import MODEL_SETTINGS, Settings
 from stonechat_server.terminal.explain import explain
@@ -17,29 +17,13 @@ OF_ONE_MODEL = ("served_model_name", "revision", "mmproj", "adapter", "lora", "d
 """Settings that cannot be those of several models. Each belongs into the model's own table."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One of several models. `settings` are those of the server, with its own."""
-
-    name: str
-    aliases: tuple[str, ...]
-    settings: Settings
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What requests may give as `model`; the name comes first."""
-        return (self.name, *self.aliases)
-
-
-def model_specs(settings: Settings, more_models: Sequence[str]) -> list[ModelSpec]:
+def model_entries(settings: Settings, more_models: Sequence[str]) -> list[Entry]:
     """The models of the command line, then those of the file. The first is the default.
 
-    Empty if there is one model and no table: it is then served as the only one, in this process.
-    Raises `UserError` for models that cannot be served together.
+    The settings of each are those of the server, with its own. Raises `UserError` for models that
+    cannot be served together.
     """
     words = [settings.model, *more_models] if "model" in settings.model_fields_set else []
-    if not settings.models and not more_models:
-        return []
     for name in OF_ONE_MODEL:
         if getattr(settings, name):
             flag = "--" + name.replace("_", "-")
@@ -49,30 +33,30 @@ def model_specs(settings: Settings, more_models: Sequence[str]) -> list[ModelSpe
             )
     named = [word for word in words if word in settings.models]
     others = [name for name in settings.models if name not in named]
-    specs = [
+    entries = [
         _of_table(settings, word, settings.models[word], position == 0)
         if word in settings.models
         else _of_word(settings, word, position == 0)
         for position, word in enumerate(words)
     ]
-    specs += [_of_table(settings, name, settings.models[name], False) for name in others]
-    _check_names(specs)
-    if any(spec.settings.tensor_parallel > 1 for spec in specs):
+    entries += [_of_table(settings, name, settings.models[name], False) for name in others]
+    _check_names(entries)
+    if any(entry.settings.tensor_parallel > 1 for entry in entries):
         raise UserError(
             "--tensor-parallel is for a server of one model: the memory of several models is "
             "planned on one device each"
         )
-    return specs
+    return entries
 
 
-def _of_word(settings: Settings, word: str, is_first: bool) -> ModelSpec:
+def _of_word(settings: Settings, word: str, is_first: bool) -> Entry:
     name = word
     if word.endswith(".gguf") or word.startswith((".", "/", "~")):  # a file or a folder
         name = PurePath(word).name.removesuffix(".gguf")
-    return ModelSpec(name, (), _with(settings, {"model": word}, is_first))
+    return Entry(names=(name,), settings=_with(settings, {"model": word}, is_first))
 
 
-def _of_table(settings: Settings, name: str, table: Mapping[str, Any], is_first: bool) -> ModelSpec:
+def _of_table(settings: Settings, name: str, table: Mapping[str, Any], is_first: bool) -> Entry:
     values = {"model": name, **table}
     aliases = values.pop("aliases", [])
     if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
@@ -85,7 +69,7 @@ def _of_table(settings: Settings, name: str, table: Mapping[str, Any], is_first:
             hint = "" if is_shared else did_you_mean(key, known)
             raise UserError(f"[models.{name}]: {key} {reason}{hint}")
     try:
-        return ModelSpec(name, tuple(aliases), _with(settings, values, is_first))
+        return Entry(names=(name, *aliases), settings=_with(settings, values, is_first))
     except ValidationError as error:
         flags = [Flag(key, field, True) for key, field in Settings.model_fields.items()]
         first = error.errors()[0]
@@ -102,18 +86,18 @@ def _with(settings: Settings, values: Mapping[str, Any], is_first: bool) -> Sett
     return Settings(**{**shared, **own})
 
 
-def _check_names(specs: Sequence[ModelSpec]) -> None:
+def _check_names(entries: Sequence[Entry]) -> None:
     owners: dict[str, str] = {}
-    for spec in specs:
-        adapters = [text.partition("=")[0].strip() for text in spec.settings.lora]
-        for name in set(adapters).intersection(spec.names):
+    for entry in entries:
+        adapters = [text.partition("=")[0].strip() for text in entry.settings.lora]
+        for name in set(adapters).intersection(entry.names):
             raise UserError(
-                f"[models.{spec.name}]: {name} names the model and an adapter: give the adapter "
+                f"[models.{entry.name}]: {name} names the model and an adapter: give the adapter "
                 "another name in lora"
             )
-        for name in dict.fromkeys((*spec.names, *adapters)):
+        for name in dict.fromkeys((*entry.names, *adapters)):
             if name in owners:
                 raise UserError(
                     f"two models are called {name}: give each a table [models.NAME] of its own"
                 )
-            owners[name] = spec.name
+            owners[name] = entry.name

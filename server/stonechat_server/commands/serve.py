@@ -16,8 +16,8 @@ from stonechat_server.terminal.suggest import nearest
 if TYPE_CHECKING:
     from stonechat_server.access.keys import KeyStore
     from stonechat_server.catalog.catalog import Catalog
+    from stonechat_server.catalog.entry import Entry
     from stonechat_server.catalog.served_model import ServedModel
-    from stonechat_server.catalog.specs import ModelSpec
     from stonechat_server.engine_protocol import EngineLike
     from stonechat_server.observability.ledger import Ledger
     from stonechat_server.serving.services import Services
@@ -52,11 +52,11 @@ def run(options: Options) -> int:
     with listener:
         if problem := _problem(settings):
             raise UserError(problem)
-        specs = _specs(settings, options.more_models)
+        entries = _entries(settings, options.more_models)
         key_store = open_key_store(settings.keys_file)
         keys_file = None if key_store is None else key_store.path
         settings = settings.model_copy(update={"keys_file": keys_file})
-        return _serve(settings, specs, key_store, listener)
+        return _serve(settings, entries, key_store, listener)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -89,19 +89,19 @@ def listen_problem(host: str, port: int, error: OSError) -> str:
     return f"cannot listen on {host}:{port}: {error.strerror or error}"
 
 
-def _specs(settings: Settings, more_models: Sequence[str]) -> "Sequence[ModelSpec]":
+def _entries(settings: Settings, more_models: Sequence[str]) -> "Sequence[Entry]":
     """The models, if there may be several. Raises `UserError`."""
     if not settings.models and not more_models:
         refuse_for_one_model(settings)
         return ()
-    from stonechat_server.catalog.specs import model_specs
+    from stonechat_server.catalog.specs import model_entries
 
-    return model_specs(settings, more_models)
+    return model_entries(settings, more_models)
 
 
 def _serve(
     settings: Settings,
-    specs: "Sequence[ModelSpec]",
+    entries: "Sequence[Entry]",
     key_store: "KeyStore | None",
     listener: socket.socket,
 ) -> int:
@@ -114,8 +114,8 @@ def _serve(
         storage = _open_storage(settings, notes)
         tracing = Tracing.from_environment() if settings.otel else None
         engine: EngineLike | Catalog
-        if specs:
-            engine = _catalog(settings, specs)
+        if entries:
+            engine = _catalog(settings, entries)
         else:
             config = settings.engine_config()
             engine = AsyncEngine.from_config(config, _progress, _import_server)
@@ -142,12 +142,10 @@ def _serve(
     )
 
 
-def _catalog(settings: Settings, specs: "Sequence[ModelSpec]") -> "Catalog":
+def _catalog(settings: Settings, entries: "Sequence[Entry]") -> "Catalog":
     from stonechat_server.catalog.catalog import Catalog
-    from stonechat_server.catalog.entry import Entry
     from stonechat_server.catalog.loader import ProcessLoader
 
-    entries = [Entry(names=spec.names, settings=spec.settings) for spec in specs]
     return Catalog(entries, ProcessLoader(), settings)
 
 

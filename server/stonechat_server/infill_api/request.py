@@ -6,10 +6,8 @@ from pydantic import BeforeValidator, Field
 
 from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.sampling_fields import (
-    Fraction,
-    Penalty,
     RepetitionPenalty,
-    Seed,
+    SamplingOptions,
     StopStrings,
     Whole,
 )
@@ -25,7 +23,7 @@ class ContextFile(WireModel):
     time: Any = None
 
 
-class InfillRequest(WireModel):
+class InfillRequest(SamplingOptions):
     """A text with a gap. `prompt` is what the line of the gap begins with.
 
     An empty `model` is none: llama.vim sends it.
@@ -40,14 +38,7 @@ class InfillRequest(WireModel):
     n_predict: Annotated[Whole, Field(ge=-1, lt=2**31)] | None = None
     n_indent: Annotated[Whole, Field(ge=0, le=1000)] | None = None
     t_max_predict_ms: Milliseconds | None = None
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_k: Annotated[Whole, Field(ge=-1)] | None = None
-    top_p: Fraction | None = None
-    min_p: Fraction | None = None
-    seed: Seed | None = None
     repeat_penalty: RepetitionPenalty | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
     stop: StopStrings | None = None
     response_fields: Annotated[ListOf[str], Field(max_length=64)] | None = None
 

@@ -10,20 +10,12 @@ from pydantic import Field
 from stonechat_server.messages_api.blocks import Message, TextBlock
 from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.requests import Effort
-from stonechat_server.schema.response_format import StructuredOutputs
 from stonechat_server.schema.sampling_fields import (
     Budget,
     Count,
-    Fraction,
-    LogitBias,
+    GenerationOptions,
     MinusOne,
-    Penalty,
-    Prediction,
-    Priority,
-    RepetitionPenalty,
-    Seed,
     StopString,
-    TokenId,
     Whole,
 )
 from stonechat_server.schema.tools import ArgumentsSchema
@@ -80,16 +72,13 @@ class OutputConfig(WireModel):
     format: OutputFormat | None = None
 
 
-class MessagesFields(WireModel):
-    """What both endpoints take."""
+class MessagesFields(GenerationOptions):
+    """What both endpoints take. Most options of generation are extensions."""
 
     model: str | None = None
     messages: Annotated[ListOf[Message], Field(min_length=1)]
     system: str | ListOf[TextBlock] | None = None
 
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Fraction | None = None
-    top_k: Annotated[Whole, Field(ge=-1)] | None = None
     stop_sequences: Annotated[list[StopString], Field(max_length=64)] | None = None
     stream: bool | None = None
 
@@ -117,27 +106,12 @@ class MessagesFields(WireModel):
     workspace_id: str | None = None
     betas: ListOf[str] | None = None
 
-    # Extensions, with the names that chat completions give them.
-    min_p: Fraction | None = None
-    seed: Seed | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    logit_bias: LogitBias | None = None
-    min_tokens: Count | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    structured_outputs: StructuredOutputs | None = None
+    # More extensions, with the names that chat completions give them.
     reasoning_effort: Effort | None = None
     thinking_budget: Budget | None = None
-    prediction: Prediction | None = None
     documents: ListOf[dict[str, Any]] | None = None
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    priority: Priority | None = None
-    cache_salt: str | None = None
 
     # Fields of chat completions that an answer of this shape cannot show.
     n: Whole | None = None

@@ -9,10 +9,8 @@ from stonechat_server.schema.base import ListOf, WireModel
 from stonechat_server.schema.requests import Effort
 from stonechat_server.schema.response_format import SchemaText
 from stonechat_server.schema.sampling_fields import (
-    Fraction,
-    Penalty,
     RepetitionPenalty,
-    Seed,
+    SamplingOptions,
     StopStrings,
     Whole,
 )
@@ -22,19 +20,12 @@ ZERO = re.compile(r"[+-]?(0+(\.0*)?|(0+(\.0*)?(h|ms?|s|ns|[uµμ]s))+)")
 """A duration of nothing, such as 0, 0s or 0h0m0s."""
 
 
-class Options(WireModel):
+class Options(SamplingOptions):
     """How text is generated."""
 
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_k: Annotated[Whole, Field(ge=-1)] | None = None
-    top_p: Fraction | None = None
-    min_p: Fraction | None = None
-    seed: Seed | None = None
     stop: StopStrings | None = None
     num_predict: Annotated[Whole, Field(ge=-2)] | None = None
     repeat_penalty: RepetitionPenalty | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
 
     # Options without effect here.
     draft_num_predict: Any = None

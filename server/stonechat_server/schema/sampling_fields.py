@@ -93,7 +93,35 @@ class Prediction(WireModel):
     content: str | TextParts
 
 
-class SamplingFields(WireModel):
+class SamplingOptions(WireModel):
+    """How tokens are chosen: what the requests of all APIs for text may say."""
+
+    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    top_p: Fraction | None = None
+    top_k: Annotated[Whole, Field(ge=-1)] | None = None
+    min_p: Fraction | None = None
+    seed: Seed | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+
+
+class GenerationOptions(SamplingOptions):
+    """How text is generated: what chats may say, in OpenAI's shapes and in Anthropic's."""
+
+    repetition_penalty: RepetitionPenalty | None = None
+    logit_bias: LogitBias | None = None
+    min_tokens: Count | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    ignore_eos: bool | None = None
+    skip_special_tokens: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    prediction: Prediction | None = None
+    priority: Priority | None = None
+    cache_salt: str | None = None
+
+
+class SamplingFields(GenerationOptions):
     """How text is generated, and what is sent of it."""
 
     num_repeats: ClassVar[int] = 0
@@ -101,23 +129,15 @@ class SamplingFields(WireModel):
 
     model: str | None = None
 
-    temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
-    top_p: Fraction | None = None
     n: Annotated[Whole, Field(ge=1, le=128)] | None = None
     max_completion_tokens: TokenLimit | None = None
     max_tokens: TokenLimit | None = None
     stop: StopStrings | None = None
-    frequency_penalty: Penalty | None = None
-    presence_penalty: Penalty | None = None
-    logit_bias: LogitBias | None = None
-    seed: Seed | None = None
 
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    prediction: Prediction | None = None
 
     metadata: Metadata | None = None
     store: bool | None = None
@@ -130,16 +150,6 @@ class SamplingFields(WireModel):
     prompt_cache_options: dict[str, Any] | None = None
     prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
 
-    top_k: Annotated[Whole, Field(ge=-1)] | None = None
-    min_p: Fraction | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    min_tokens: Count | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
-    ignore_eos: bool | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    priority: Priority | None = None
-    cache_salt: str | None = None
     prompt_logprobs: Annotated[Whole, Field(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_server.catalog.specs import model_specs
+from stonechat_server.catalog.specs import model_entries
 from stonechat_server.options import UserError
 from stonechat_server.settings import Settings, load_settings, refuse_for_one_model
 
@@ -15,14 +15,8 @@ def from_file(folder: Path, text: str, **flags: object) -> Settings:
     return load_settings(flags, file)
 
 
-def test_one_model_is_no_case_for_a_catalog(tmp_path: Path) -> None:
-    assert model_specs(Settings(), []) == []
-    assert model_specs(Settings(model="a"), []) == []
-    assert model_specs(from_file(tmp_path, "threads = 2"), []) == []
-
-
 def test_the_models_of_the_command_line() -> None:
-    specs = model_specs(Settings(model="owner/name", threads=3), ["dir/small.gguf", "./folder"])
+    specs = model_entries(Settings(model="owner/name", threads=3), ["dir/small.gguf", "./folder"])
     assert [spec.name for spec in specs] == ["owner/name", "small", "folder"]
     assert [spec.settings.model for spec in specs] == ["owner/name", "dir/small.gguf", "./folder"]
     assert [spec.settings.load_at_start for spec in specs] == [True, False, False]
@@ -46,7 +40,7 @@ def test_the_tables_of_the_file(tmp_path: Path) -> None:
         threads = 1
         """,
     )
-    chat, other = model_specs(settings, [])
+    chat, other = model_entries(settings, [])
     assert chat.names == ("chat", "gpt-4o", "default")
     assert (chat.settings.model, chat.settings.pinned) == ("owner/chat", True)
     assert (chat.settings.keep_alive, chat.settings.threads) == (60.0, 3)
@@ -58,7 +52,7 @@ def test_the_tables_of_the_file(tmp_path: Path) -> None:
 
 def test_a_word_of_the_command_line_may_name_a_table(tmp_path: Path) -> None:
     text = '[models.a]\nmodel = "x"\n[models.b]\nmodel = "y"'
-    specs = model_specs(from_file(tmp_path, text, model="b"), ["c"])
+    specs = model_entries(from_file(tmp_path, text, model="b"), ["c"])
     assert [(spec.name, spec.settings.model) for spec in specs] == [
         ("b", "y"),
         ("c", "c"),
@@ -84,18 +78,18 @@ def test_a_word_of_the_command_line_may_name_a_table(tmp_path: Path) -> None:
 def test_a_wrong_table_is_told(tmp_path: Path, text: str, message: str) -> None:
     settings = from_file(tmp_path, f"[models.a]\n{text}\n[models.b]\n")
     with pytest.raises(UserError, match=message):
-        model_specs(settings, [])
+        model_entries(settings, [])
 
 
 def test_what_is_for_one_model_belongs_into_a_table() -> None:
     with pytest.raises(UserError, match=r"--served-model-name .* put aliases into a table"):
-        model_specs(Settings(model="a", served_model_name=["x"]), ["b"])
+        model_entries(Settings(model="a", served_model_name=["x"]), ["b"])
     with pytest.raises(UserError, match=r"--revision .* put revision into a table"):
-        model_specs(Settings(model="a", revision="main"), ["b"])
+        model_entries(Settings(model="a", revision="main"), ["b"])
     with pytest.raises(UserError, match="--tensor-parallel is for a server of one model"):
-        model_specs(Settings(model="a", tensor_parallel=2), ["b"])
+        model_entries(Settings(model="a", tensor_parallel=2), ["b"])
     with pytest.raises(UserError, match="two models are called small"):
-        model_specs(Settings(model="a/small.gguf"), ["b/small.gguf"])
+        model_entries(Settings(model="a/small.gguf"), ["b/small.gguf"])
 
 
 def test_what_is_for_several_models_is_refused_for_one() -> None:
