@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Sequence
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from stonechat_models import LogprobEntry
 from stonechat_server.schema.responses import (
@@ -47,7 +47,8 @@ class CompletionsWriter(AnswerWriter):
     def _chunk(self, choices: list[Any], text: str, *, has_usage: bool = False) -> Any:
         """A chunk with these choices, whose text is padded. A stream with a usage has null before
         it."""
-        head, usage = self.head, None if self._has_last_usage else UNSET
+        head = self.head
+        usage: Usage | UnsetType | None = None if self._has_last_usage else UNSET
         if has_usage or self._has_each_usage:
             usage = usage_body(self.reader.usage())
         return self.chunk_type(
