@@ -6,7 +6,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from stonechat_server.batches_api.check import Problem
-from stonechat_server.storage.batches import StoredBatch
+from stonechat_server.storage.tables import StoredBatch
 
 Time = int | UnsetType
 """Seconds since 1970; absent if it has not happened."""

@@ -23,9 +23,8 @@ from stonechat_server.batches_api.lines import (
 )
 from stonechat_server.batches_api.results import ResultLog
 from stonechat_server.batches_api.work import BatchWork
-from stonechat_server.storage.batches import StoredBatch
-from stonechat_server.storage.files import UNFINISHED, StoredFile
 from stonechat_server.storage.storage import Storage
+from stonechat_server.storage.tables import UNFINISHED, StoredBatch, StoredFile
 
 Answer = Callable[[str, bytes, Identity], Awaitable[Answered]]
 """Answers a body that is for the endpoint of that path, as that identity."""

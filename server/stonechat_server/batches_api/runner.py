@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from stonechat_server.background import BackgroundTasks
 from stonechat_server.batches_api.run import BatchRun, Collaborators
-from stonechat_server.storage.batches import StoredBatch
+from stonechat_server.storage.tables import StoredBatch
 
 SWEEP_SECONDS = 60.0
 

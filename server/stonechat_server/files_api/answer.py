@@ -5,7 +5,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from stonechat_server.storage.files import StoredFile
+from stonechat_server.storage.tables import StoredFile
 
 
 class FileObject(msgspec.Struct, kw_only=True):

@@ -15,8 +15,9 @@ from stonechat_server.errors import APIError, invalid, unsupported
 from stonechat_server.request.body import MAX_DISCARDED_BYTES
 from stonechat_server.request.form import LIST, UploadForm
 from stonechat_server.settings import Settings
-from stonechat_server.storage.files import StoredFile, lifetime, new_file_id, too_large
+from stonechat_server.storage.files import lifetime, new_file_id, too_large
 from stonechat_server.storage.storage import Storage
+from stonechat_server.storage.tables import StoredFile
 
 WRITE_BYTES = 2**20
 """What has arrived is written in pieces of this size, in a thread."""

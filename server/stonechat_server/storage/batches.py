@@ -2,58 +2,14 @@
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import msgspec
 import sqlalchemy as sa
 
 from stonechat_server.errors import APIError
-from stonechat_server.storage.files import UNFINISHED, new_file_id
-from stonechat_server.storage.tables import batches
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredBatch:
-    """A row of the table. Times are seconds since 1970, of a status that was reached."""
-
-    id: str
-    owner: str
-    endpoint: str
-    model: str | None = None
-    """What the lines of the input name, once it has been checked."""
-    input_file_id: str
-    completion_window: str = "24h"
-    status: str = "validating"
-    created: float
-    expires_at: int
-    in_progress_at: int | None = None
-    finalizing_at: int | None = None
-    completed_at: int | None = None
-    failed_at: int | None = None
-    expired_at: int | None = None
-    cancelling_at: int | None = None
-    cancelled_at: int | None = None
-    output_id: str
-    errors_id: str
-    has_output: bool = False
-    has_errors: bool = False
-    output_lifetime: int | None = None
-    """Seconds that the files of results are kept; None: until they are deleted."""
-    num_total: int = 0
-    num_completed: int = 0
-    num_failed: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    output_tokens: int = 0
-    reasoning_tokens: int = 0
-    problems: str | None = None
-    metadata: str | None = None
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether something of it is still to be done."""
-        return self.status in UNFINISHED
-
+from stonechat_server.storage.files import new_file_id
+from stonechat_server.storage.tables import UNFINISHED, StoredBatch, batches
 
 COLUMNS = tuple(field.name for field in fields(StoredBatch))
 

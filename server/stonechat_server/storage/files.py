@@ -17,14 +17,12 @@ from typing import Literal
 import sqlalchemy as sa
 
 from stonechat_server.errors import APIError, invalid
-from stonechat_server.storage.tables import batches, files
+from stonechat_server.storage.tables import UNFINISHED, StoredFile, batches, files
 
 Order = Literal["asc", "desc"]
 UPLOAD_PREFIX = "upload-"
 LEFT_OVER_SECONDS = 3600.0
 """What a process wrote longer ago than this and did not complete, it never will."""
-UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
-"""The statuses of batches that still need their input."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,19 +32,6 @@ class FileLimits:
     max_file_bytes: int
     max_files: int
     max_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredFile:
-    """A file without its content. Times are seconds since 1970."""
-
-    id: str
-    owner: str
-    filename: str
-    purpose: str
-    num_bytes: int
-    created: float
-    expires_at: int | None
 
 
 def new_file_id() -> str:

@@ -1,55 +1,76 @@
-"""The tables of files and batches. They lie in the ledger's database, if there is one."""
+"""Files and batches as they are stored: in tables, in the ledger's database if there is one."""
+
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 
+from stonechat_server.observability.ledger.table import table_of
+
+UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
+"""The statuses of batches that still need their input."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFile:
+    """A file without its content. Times are seconds since 1970."""
+
+    id: str
+    owner: str
+    filename: str
+    purpose: str
+    num_bytes: int
+    created: float
+    expires_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBatch:
+    """A row of the table. Times are seconds since 1970, of a status that was reached."""
+
+    id: str
+    owner: str
+    endpoint: str
+    model: str | None = None
+    """What the lines of the input name, once it has been checked."""
+    input_file_id: str
+    completion_window: str = "24h"
+    status: str = "validating"
+    created: float
+    expires_at: int
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    output_id: str
+    """Chosen with the batch, so that its end can be repeated after a kill. So is `errors_id`."""
+    errors_id: str
+    has_output: bool = False
+    has_errors: bool = False
+    output_lifetime: int | None = None
+    """Seconds that the files of results are kept; None: until they are deleted."""
+    num_total: int = 0
+    num_completed: int = 0
+    num_failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    problems: str | None = None
+    """A JSON list of objects: what is wrong with the input."""
+    metadata: str | None = None
+    """A JSON object of strings."""
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether something of it is still to be done."""
+        return self.status in UNFINISHED
+
+
 metadata = sa.MetaData()
-
-files = sa.Table(
-    "files",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("owner", sa.String(64), nullable=False, index=True),
-    sa.Column("filename", sa.Text, nullable=False),
-    sa.Column("purpose", sa.String(32), nullable=False),
-    sa.Column("num_bytes", sa.BigInteger, nullable=False),
-    sa.Column("created", sa.Double, nullable=False),
-    sa.Column("expires_at", sa.BigInteger),
-    # False while the content is put in place, and again once it is to be deleted.
-    sa.Column("is_kept", sa.Boolean, nullable=False),
-)
-
-batches = sa.Table(
-    "batches",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("owner", sa.String(64), nullable=False, index=True),
-    sa.Column("endpoint", sa.Text, nullable=False),
-    sa.Column("model", sa.Text),
-    sa.Column("input_file_id", sa.String(64), nullable=False, index=True),
-    sa.Column("completion_window", sa.String(16), nullable=False),
-    sa.Column("status", sa.String(16), nullable=False, index=True),
-    sa.Column("created", sa.Double, nullable=False),
-    sa.Column("expires_at", sa.BigInteger, nullable=False),
-    sa.Column("in_progress_at", sa.BigInteger),
-    sa.Column("finalizing_at", sa.BigInteger),
-    sa.Column("completed_at", sa.BigInteger),
-    sa.Column("failed_at", sa.BigInteger),
-    sa.Column("expired_at", sa.BigInteger),
-    sa.Column("cancelling_at", sa.BigInteger),
-    sa.Column("cancelled_at", sa.BigInteger),
-    # The ids are chosen with the batch, so that its end can be repeated after a kill.
-    sa.Column("output_id", sa.String(64), nullable=False),
-    sa.Column("errors_id", sa.String(64), nullable=False),
-    sa.Column("has_output", sa.Boolean, nullable=False),
-    sa.Column("has_errors", sa.Boolean, nullable=False),
-    sa.Column("output_lifetime", sa.BigInteger),
-    sa.Column("num_total", sa.BigInteger, nullable=False),
-    sa.Column("num_completed", sa.BigInteger, nullable=False),
-    sa.Column("num_failed", sa.BigInteger, nullable=False),
-    sa.Column("input_tokens", sa.BigInteger, nullable=False),
-    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
-    sa.Column("output_tokens", sa.BigInteger, nullable=False),
-    sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
-    sa.Column("problems", sa.Text),  # a JSON list of objects: what is wrong with the input
-    sa.Column("metadata", sa.Text),  # a JSON object of strings
-)
+IS_KEPT = sa.Column("is_kept", sa.Boolean, nullable=False)
+"""False while the content is put in place, and again once it is to be deleted."""
+files = table_of(StoredFile, "files", metadata, IS_KEPT, indexed={"owner"})
+batches = table_of(StoredBatch, "batches", metadata, indexed={"owner", "input_file_id", "status"})

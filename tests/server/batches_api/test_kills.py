@@ -19,9 +19,10 @@ from stonechat_server.access.auth import Authenticator, Identity
 from stonechat_server.batches_api.lines import Answered
 from stonechat_server.batches_api.run import Collaborators
 from stonechat_server.batches_api.runner import BatchRunner
-from stonechat_server.storage.batches import StoredBatch, new_batch
-from stonechat_server.storage.files import FileLimits, StoredFile, new_file_id
+from stonechat_server.storage.batches import new_batch
+from stonechat_server.storage.files import FileLimits, new_file_id
 from stonechat_server.storage.storage import Storage
+from stonechat_server.storage.tables import StoredBatch, StoredFile
 from tests.server.batches_api.batch_files import ENDED, jsonl, line
 from tests.server.bodies import URL
 from tests.server.live import wait_until

@@ -1,39 +1,43 @@
 """The ledger's table, and connections to SQLite (default) or PostgreSQL."""
 
+from collections.abc import Collection
 from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
-metadata = sa.MetaData()
+from stonechat_server.observability.ledger.entry import LedgerEntry
 
-requests = sa.Table(
-    "requests",
-    metadata,
-    sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("created", sa.Double, nullable=False, index=True),
-    sa.Column("request_id", sa.String(128), nullable=False),
-    sa.Column("key", sa.String(64), nullable=False),
-    sa.Column("model", sa.Text, nullable=False),
-    sa.Column("endpoint", sa.Text, nullable=False),
-    sa.Column("user", sa.Text),
-    sa.Column("safety_identifier", sa.Text),
-    sa.Column("status", sa.Integer, nullable=False),
-    sa.Column("error_code", sa.Text),
-    sa.Column("stream", sa.Boolean, nullable=False),
-    sa.Column("num_choices", sa.Integer, nullable=False),
-    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
-    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
-    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
-    sa.Column("finish_reasons", sa.Text, nullable=False),
-    sa.Column("queue_seconds", sa.Double),
-    sa.Column("first_token_seconds", sa.Double),
-    sa.Column("total_seconds", sa.Double, nullable=False),
-    sa.Column("prompt", sa.Text),
-    sa.Column("completion", sa.Text),
-)
+COLUMN_TYPES = {str: sa.Text, int: sa.BigInteger, float: sa.Double, bool: sa.Boolean}
+
+
+def table_of(
+    record: type, name: str, metadata: sa.MetaData, *more: sa.Column[Any], indexed: Collection[str]
+) -> sa.Table:
+    """A table with a column for each field of a record, and `more`. The key is `id`.
+
+    A column may be null if the type of its field has None.
+    """
+    columns: list[sa.Column[Any]] = []
+    for field, hint in get_type_hints(record).items():
+        kinds = get_args(hint) or (hint,)
+        column = sa.Column(
+            field,
+            COLUMN_TYPES[kinds[0]],
+            primary_key=field == "id",
+            nullable=NoneType in kinds,
+            index=field in indexed,
+        )
+        columns.append(column)
+    return sa.Table(name, metadata, *columns, *more)
+
+
+metadata = sa.MetaData()
+requests = table_of(LedgerEntry, "requests", metadata, indexed={"created"})
 
 
 def open_database(url: str, tables: sa.MetaData = metadata) -> sa.Engine:
