@@ -31,7 +31,7 @@ from stonechat_server.api import (
 from stonechat_server.api.batch_lines import answer_line
 from stonechat_server.api.openapi.document import openapi_document
 from stonechat_server.api.unknown_paths import ServedPaths
-from stonechat_server.batches_api.metrics import BatchCollector
+from stonechat_server.batches_api.metrics import batch_metrics
 from stonechat_server.batches_api.run import Collaborators
 from stonechat_server.batches_api.runner import BatchRunner
 from stonechat_server.catalog.catalog import Catalog
@@ -132,7 +132,7 @@ def _batch_runner(app: FastAPI, services: Services, storage: Storage) -> BatchRu
         )
     )
     services.lifecycle.when_draining(runner.drain)
-    services.metrics.add(BatchCollector(runner))
+    services.metrics.add(partial(batch_metrics, runner))
     return runner
 
 

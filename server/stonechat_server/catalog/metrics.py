@@ -1,56 +1,36 @@
-"""The models of a server that has several as Prometheus metrics, read when they are scraped."""
+"""The models of a server that has several, as Prometheus metrics."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import CounterMetricFamily, Metric
 
 from stonechat_server.catalog.entry import Entry
+from stonechat_server.observability.scraped import Values, counter, gauge
 from stonechat_server.observability.vllm_names import PREFIX
 
 
-class CatalogCollector(Collector):
-    """Reads the states of the models when the metrics are scraped."""
+def catalog_metrics(entries: Sequence[Entry]) -> Iterator[Metric]:
+    """Read the states of the models."""
 
-    def __init__(self, entries: Sequence[Entry]) -> None:
-        self._entries = entries
+    def of_each(field: str) -> Values:
+        return [(entry.name, getattr(entry, field)) for entry in entries]
 
-    def describe(self) -> list[Metric]:
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        gauges: tuple[tuple[str, str, Callable[[Entry], float]], ...] = (
-            ("model_loaded", "1 for a model that is loaded", lambda entry: entry.is_loaded),
-            (
-                "model_memory_bytes",
-                "What a loaded model takes of the memory budget",
-                lambda entry: float(entry.num_bytes or 0) if entry.is_loaded else 0.0,
-            ),
-            (
-                "model_waiting_requests",
-                "Requests that wait until their model is loaded",
-                lambda entry: entry.num_waiting,
-            ),
-            ("model_load_seconds", "How long the last load took", lambda entry: entry.load_seconds),
-        )
-        for name, text, value in gauges:
-            gauge = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
-            for entry in self._entries:
-                gauge.add_metric([entry.name], value(entry))
-            yield gauge
-        yield from self._counters()
-
-    def _counters(self) -> Iterator[Metric]:
-        loads = CounterMetricFamily(PREFIX + "model_loads", "Loads", labels=["model_name"])
-        failures = CounterMetricFamily(
-            PREFIX + "model_load_failures", "Loads that failed, and crashes", labels=["model_name"]
-        )
-        unloads = CounterMetricFamily(
-            PREFIX + "model_unloads", "Unloads and crashes", labels=["model_name", "reason"]
-        )
-        for entry in self._entries:
-            loads.add_metric([entry.name], entry.num_loads)
-            failures.add_metric([entry.name], entry.num_all_failures)
-            for reason, count in entry.unload_reasons.items():
-                unloads.add_metric([entry.name, reason], count)
-        yield from (loads, failures, unloads)
+    yield gauge("model_loaded", "1 for a model that is loaded", of_each("is_loaded"))
+    yield gauge(
+        "model_memory_bytes",
+        "What a loaded model takes of the memory budget",
+        [(entry.name, (entry.num_bytes or 0) * entry.is_loaded) for entry in entries],
+    )
+    text = "Requests that wait until their model is loaded"
+    yield gauge("model_waiting_requests", text, of_each("num_waiting"))
+    yield gauge("model_load_seconds", "How long the last load took", of_each("load_seconds"))
+    yield counter("model_loads", "Loads", of_each("num_loads"))
+    text = "Loads that failed, and crashes"
+    yield counter("model_load_failures", text, of_each("num_all_failures"))
+    unloads = CounterMetricFamily(
+        PREFIX + "model_unloads", "Unloads and crashes", labels=["model_name", "reason"]
+    )
+    for entry in entries:
+        for reason, count in entry.unload_reasons.items():
+            unloads.add_metric([entry.name, reason], count)
+    yield unloads

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from stonechat_server.catalog.entry import Entry
     from stonechat_server.catalog.served_model import ServedModel
     from stonechat_server.engine_protocol import EngineLike
-    from stonechat_server.observability.ledger import Ledger
     from stonechat_server.serving.services import Services
-    from stonechat_server.storage.storage import Storage
 
 
 KUBERNETES = ("service_", "port_")
@@ -108,10 +106,10 @@ def _serve(
     from stonechat_models import AsyncEngine
     from stonechat_server.errors import APIError
     from stonechat_server.observability.tracing import Tracing
+    from stonechat_server.serving.stores import open_stores
 
     try:
-        ledger, notes = _open_ledger(settings)
-        storage = _open_storage(settings, notes)
+        ledger, storage, notes = open_stores(settings)
         tracing = Tracing.from_environment() if settings.otel else None
         engine: EngineLike | Catalog
         if entries:
@@ -232,40 +230,6 @@ def _misspelt_variables() -> Iterator[str]:
             continue
         if meant := nearest(name, settings):
             yield f"{variable} is no setting; did you mean STONECHAT_{meant.upper()}?"
-
-
-def _open_ledger(settings: Settings) -> tuple["Ledger | None", list[str]]:
-    """The ledger that the settings name, and a warning if there is none because it does not open.
-
-    Raises `LedgerError` if the server needs it.
-    """
-    from stonechat_server.observability.ledger import Ledger, LedgerError
-    from stonechat_server.observability.ledger.location import AUTO, ledger_place
-
-    place = ledger_place(settings.ledger, settings.ledger_journal)
-    try:
-        return None if place is None else Ledger(place.url, place.journal), []
-    except LedgerError as error:
-        is_named = settings.ledger != AUTO or settings.ledger_journal is not None
-        if is_named if settings.ledger_required is None else settings.ledger_required:
-            raise
-        return None, [f"no usage is recorded: {error}"]
-
-
-def _open_storage(settings: Settings, notes: list[str]) -> "Storage | None":
-    """The storage that the settings name; without one, `notes` gets the reason.
-
-    Raises `StorageError` if the settings name a folder that cannot be used.
-    """
-    from stonechat_server.storage.storage import StorageError, open_storage
-
-    try:
-        return open_storage(settings)
-    except StorageError as error:
-        if settings.files_dir is not None:
-            raise
-        notes.append(str(error))
-        return None
 
 
 def base_url(host: str, listener: socket.socket, scheme: str = "http") -> str:

@@ -1,13 +1,12 @@
-"""The engine's statistics and the queue as Prometheus metrics, read when they are scraped."""
+"""The engine's statistics and the queue as Prometheus metrics."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import Metric
 
-from stonechat_server.observability.vllm_names import PREFIX
+from stonechat_server.observability.scraped import counter, gauge
 
 if TYPE_CHECKING:
     from stonechat_models import EngineStats
@@ -92,29 +91,16 @@ LoadedModel = tuple[str, "EngineStats", "AdmissionControl"]
 """A model's name, the statistics of its engine, and its queue."""
 
 
-class EngineCollector(Collector):
-    """Reads the engines' statistics and the queues when the metrics are scraped."""
-
-    def __init__(self, loaded: Callable[[], Sequence[LoadedModel]]) -> None:
-        self._loaded = loaded
-
-    def collect(self) -> Iterator[Metric]:
-        loaded = self._loaded()
-        for name, text, gauge in GAUGES:
-            family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
-            for model_name, stats, admission in loaded:
-                family.add_metric([model_name], gauge(stats, admission))
-            yield family
-        tasks = GaugeMetricFamily(
-            PREFIX + "event_loop_tasks", "Tasks of the server's event loop", labels=["model_name"]
-        )
-        tasks.add_metric([loaded[0][0] if len(loaded) == 1 else ""], _num_tasks())
-        yield tasks
-        for name, text, field in COUNTERS:
-            counter = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
-            for model_name, stats, _ in loaded:
-                counter.add_metric([model_name], getattr(stats, field))
-            yield counter
+def engine_metrics(loaded: Callable[[], Sequence[LoadedModel]]) -> Iterator[Metric]:
+    """Read the engines' statistics and the queues."""
+    models = loaded()
+    for name, text, value in GAUGES:
+        yield gauge(name, text, [(model, value(stats, queue)) for model, stats, queue in models])
+    model_name = models[0][0] if len(models) == 1 else ""
+    text = "Tasks of the server's event loop"
+    yield gauge("event_loop_tasks", text, [(model_name, _num_tasks())])
+    for name, text, field in COUNTERS:
+        yield counter(name, text, [(model, getattr(stats, field)) for model, stats, _ in models])
 
 
 def _num_tasks() -> int:

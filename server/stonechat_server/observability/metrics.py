@@ -7,7 +7,7 @@ the label `endpoint`: the path of a route, never a client's path.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 
@@ -22,8 +22,9 @@ from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stonechat_server.admission.records import FinishedRequest
-from stonechat_server.observability.engine_metrics import EngineCollector, LoadedModel
+from stonechat_server.observability.engine_metrics import LoadedModel, engine_metrics
 from stonechat_server.observability.media_metrics import MediaMetrics
+from stonechat_server.observability.scraped import Scraped
 from stonechat_server.observability.vllm_names import PREFIX, VllmAliases
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -106,16 +107,16 @@ class Metrics:
         self._responses = self._counter(
             "http_responses", "HTTP answers by route and status", "route", "status"
         )
-        self._registry.register(EngineCollector(loaded))
+        self.add(partial(engine_metrics, loaded))
         self._aliases = CollectorRegistry()
         if vllm_names:
             self._aliases.register(VllmAliases(self._registry))
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
 
-    def add(self, collector: Collector) -> None:
-        """Serve what this collector has, too."""
-        self._registry.register(collector)
+    def add(self, read: Callable[[], Iterable[Metric]]) -> None:
+        """Serve what `read` returns at each scrape, too."""
+        self._registry.register(Scraped(read))
 
     def render(self) -> bytes:
         """The text that `/metrics` serves, of type `CONTENT_TYPE`."""

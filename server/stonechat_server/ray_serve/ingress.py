@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
     from stonechat_server.engine_protocol import EngineLike
-    from stonechat_server.observability.ledger import Ledger
-    from stonechat_server.storage.storage import Storage
 
 
 class Ingress:
@@ -72,47 +70,22 @@ def make_app(settings: Settings, engine: "EngineLike") -> "FastAPI":
     from stonechat_server.app import create_app
     from stonechat_server.observability.access_log import configure_logging
     from stonechat_server.observability.tracing import Tracing
+    from stonechat_server.serving.stores import open_stores
 
     configure_logging(settings.log_level, settings.log_format)
     key_store = open_key_store(settings.keys_file)
     keys_file = None if key_store is None else key_store.path
     settings = settings.model_copy(update={"keys_file": keys_file})
+    ledger, storage, notes = open_stores(settings)
     app = create_app(
         settings,
         engine,
         key_store=key_store,
-        ledger=open_ledger(settings),
+        ledger=ledger,
         tracing=Tracing.from_environment() if settings.otel else None,
-        storage=open_files(settings),
+        storage=storage,
     )
-    for text in access_warnings(settings.host, not app.state.server.authenticator.is_open):
+    needs_key = not app.state.server.authenticator.is_open
+    for text in (*notes, *access_warnings(settings.host, needs_key)):
         logger.warning("%s", text)
     return app
-
-
-def open_files(settings: Settings) -> "Storage | None":
-    """The storage of files that the settings name. Raises `StorageError` as `open_ledger` does."""
-    from stonechat_server.storage.storage import StorageError, open_storage
-
-    try:
-        return open_storage(settings)
-    except StorageError as error:
-        if settings.files_dir is not None:
-            raise
-        logger.warning("%s", error)
-        return None
-
-
-def open_ledger(settings: Settings) -> "Ledger | None":
-    """The ledger that the settings name. Raises `LedgerError` if it does not open and is named."""
-    from stonechat_server.observability.ledger import Ledger, LedgerError
-    from stonechat_server.observability.ledger.location import AUTO, ledger_place
-
-    place = ledger_place(settings.ledger, settings.ledger_journal)
-    try:
-        return None if place is None else Ledger(place.url, place.journal)
-    except LedgerError as error:
-        if settings.ledger != AUTO or settings.ledger_required:
-            raise
-        logger.warning("no usage is recorded: %s", error)
-        return None

@@ -1,6 +1,6 @@
 """The objects that the routes share. `create_app` makes them; none is global."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -15,19 +15,19 @@ from stonechat_server.admission.rate_limits import RateLimiter
 from stonechat_server.admission.records import FinishedSink
 from stonechat_server.catalog.catalog import Catalog
 from stonechat_server.catalog.entry import Entry, State
-from stonechat_server.catalog.metrics import CatalogCollector
+from stonechat_server.catalog.metrics import catalog_metrics
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.media.loading import MediaLoader
 from stonechat_server.observability.engine_metrics import LoadedModel
 from stonechat_server.observability.ledger import Ledger
-from stonechat_server.observability.ledger.sink import LedgerSink
+from stonechat_server.observability.ledger.sink import record_in
 from stonechat_server.observability.metrics import Metrics
 from stonechat_server.observability.tracing import Tracing
 from stonechat_server.request.body import body_limit
 from stonechat_server.request.prepare_pool import Preparations
 from stonechat_server.serving.lifecycle import Lifecycle, Phase
-from stonechat_server.serving.stored_responses import ResponseStore, StoreCollector
+from stonechat_server.serving.stored_responses import ResponseStore, store_metrics
 from stonechat_server.settings import Settings
 
 MAX_PREPARING = 4
@@ -86,9 +86,9 @@ class Services:
         metrics = Metrics(
             metrics_name, partial(_loaded, entries), vllm_names=settings.metrics_vllm_names
         )
-        metrics.add(StoreCollector(responses, metrics_name))
+        metrics.add(partial(store_metrics, responses, metrics_name))
         if catalog is not None:
-            metrics.add(CatalogCollector(entries))
+            metrics.add(partial(catalog_metrics, entries))
         preparations = _preparations(settings)
         lifecycle = Lifecycle(settings.shutdown_grace)
         lifecycle.when_draining(preparations.drain)
@@ -158,14 +158,13 @@ def _preparations(settings: Settings) -> Preparations:
 
 def _own_sinks(
     metrics: Metrics, ledger: Ledger | None, tracing: Tracing | None
-) -> list[FinishedSink]:
-    """What the server itself records of requests that have ended."""
-    sinks: list[FinishedSink] = [metrics.request_finished]
+) -> Iterator[FinishedSink]:
+    """Yield what the server itself does with the record of a request that has ended."""
+    yield metrics.request_finished
     if ledger is not None:
-        sinks.append(LedgerSink(ledger))
+        yield partial(record_in, ledger)
     if tracing is not None:
-        sinks.append(tracing.request_finished)
-    return sinks
+        yield tracing.request_finished
 
 
 def _loaded(entries: Sequence[Entry]) -> list[LoadedModel]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import Metric
 
-from stonechat_server.observability.vllm_names import PREFIX
+from stonechat_server.observability.scraped import gauge
 
 OVERHEAD_BYTES = 1024
 """About what a response takes beside its content."""
@@ -210,23 +209,8 @@ class _Item(msgspec.Struct):
     id: str | None = None
 
 
-class StoreCollector(Collector):
-    """The size of a store as Prometheus metrics, read when they are scraped."""
-
-    def __init__(self, store: ResponseStore, model_name: str) -> None:
-        """`model_name` labels them; empty if there are several models."""
-        self._store = store
-        self._model_name = model_name
-
-    def describe(self) -> list[Metric]:
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        store = self._store
-        for name, text, value in (
-            ("stored_responses", "Responses that are kept in memory", store.num_responses),
-            ("stored_response_bytes", "Memory that these take", store.num_bytes),
-        ):
-            family = GaugeMetricFamily(PREFIX + name, text, labels=["model_name"])
-            family.add_metric([self._model_name], value)
-            yield family
+def store_metrics(store: ResponseStore, model_name: str) -> Iterator[Metric]:
+    """The size of a store as Prometheus metrics, with the label `model_name`."""
+    text = "Responses that are kept in memory"
+    yield gauge("stored_responses", text, [(model_name, store.num_responses)])
+    yield gauge("stored_response_bytes", "Memory that these take", [(model_name, store.num_bytes)])

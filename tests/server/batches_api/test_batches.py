@@ -2,6 +2,7 @@
 
 import json
 from codecs import BOM_UTF8
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +192,10 @@ def test_batches_belong_to_a_key_which_is_charged(
     server = new_server(keys_file=keys)
     server.headers.update(alice)
     ledger = Ledger(url, tmp_path / "journal", flush_seconds=60)
-    from stonechat_server.observability.ledger.sink import LedgerSink
+    from stonechat_server.observability.ledger.sink import record_in
 
     services = server.app.state.server  # type: ignore[attr-defined]
-    services.sinks = (*services.sinks, LedgerSink(ledger))
+    services.sinks = (*services.sinks, partial(record_in, ledger))
     batch = wait_for(server, create(server, [line("a"), line("b")]))
     assert batch["status"] == "completed"
     path = f"/v1/batches/{batch['id']}"

@@ -11,16 +11,13 @@ from fastapi.testclient import TestClient
 from stonechat_server.access.auth import access_warnings
 from stonechat_server.app import create_app
 from stonechat_server.cli import main
-from stonechat_server.commands.serve import (
-    _misspelt_variables,
-    _open_ledger,
-    _warnings,
-    listen_problem,
-)
+from stonechat_server.commands.serve import _misspelt_variables, _warnings, listen_problem
 from stonechat_server.observability.ledger import LedgerError
 from stonechat_server.prompt.chat_template import NO_TEMPLATE
 from stonechat_server.prompt.template_traits import UNKNOWN_FORM
+from stonechat_server.serving.stores import open_stores
 from stonechat_server.settings import Settings
+from stonechat_server.storage.storage import OFF
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 
 
@@ -110,7 +107,8 @@ def unwritable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("required", [None, False])
 def test_an_unwritable_data_folder_is_a_warning(unwritable: Path, required: bool | None) -> None:
-    ledger, notes = _open_ledger(Settings(ledger_required=required))
+    settings = Settings(ledger_required=required, files_dir=Path(OFF))
+    ledger, _, notes = open_stores(settings)
     assert ledger is None
     (note,) = notes
     assert note.startswith("no usage is recorded: cannot open the usage ledger")
@@ -122,9 +120,10 @@ def test_a_ledger_that_is_named_or_required_must_open(unwritable: Path) -> None:
     path = str(unwritable / "usage.db")
     for settings in (Settings(ledger_required=True), Settings(ledger=path)):
         with pytest.raises(LedgerError):
-            _open_ledger(settings)
-    assert _open_ledger(Settings(ledger=path, ledger_required=False))[0] is None
-    assert _open_ledger(Settings(ledger="off", ledger_required=True)) == (None, [])
+            open_stores(settings)
+    assert open_stores(Settings(ledger=path, ledger_required=False, files_dir=Path(OFF)))[0] is None
+    off = Settings(ledger="off", ledger_required=True, files_dir=Path(OFF))
+    assert open_stores(off) == (None, None, [])
 
 
 def test_keys_of_the_default_file_are_asked_for(

@@ -9,14 +9,9 @@ MAX_USER_LENGTH = 256
 """Longer values of `user` and `safety_identifier` are cut to this many characters."""
 
 
-class LedgerSink:
-    """A `FinishedSink` that records in the ledger."""
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-
-    def __call__(self, record: FinishedRequest) -> None:
-        self._ledger.record(to_entry(record))
+def record_in(ledger: Ledger, record: FinishedRequest) -> None:
+    """Record a request in the ledger."""
+    ledger.record(to_entry(record))
 
 
 def to_entry(record: FinishedRequest) -> LedgerEntry:
