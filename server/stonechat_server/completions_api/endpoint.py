@@ -9,7 +9,7 @@ from stonechat_server.access.auth import Identity
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.completions_api.collect import CompletionCollector
 from stonechat_server.completions_api.fields import COMPLETION_FIELDS
-from stonechat_server.completions_api.prompts import Prompt, PromptEncoder, prompts_of
+from stonechat_server.completions_api.prompts import Prompt, PromptEncoder
 from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.completions_api.writer import CompletionWriter
 from stonechat_server.errors import APIError, invalid
@@ -72,7 +72,7 @@ class CompletionsEndpoint(Endpoint):
         return Call(request=request, wire=wire, ignored=ignored, names=names)
 
     def takes_long(self, call: Call) -> bool:
-        prompts = prompts_of(cast(CompletionRequest, call.request))
+        prompts = cast(CompletionRequest, call.request).prompts
         return len(prompts) > MANY_PROMPTS or super().takes_long(call)
 
     def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
@@ -81,7 +81,7 @@ class CompletionsEndpoint(Endpoint):
         form = model.structure.text_form(request)
         encoder = self.encoder(call, model)
         predicted = prediction_token_ids(request, engine) if request.prediction else ()
-        prompts = [encoder.encode(prompt, path) for path, prompt in prompts_of(request)]
+        prompts = [encoder.encode(prompt, path) for path, prompt in request.prompts]
         limits = [_limits(request, model, prompt, len(prompts)) for prompt in prompts]
         _check_repeated(request, prompts)
         num_first = len(prompts[0].token_ids)
@@ -165,7 +165,7 @@ def _check_choices(request: CompletionRequest) -> None:
         raise invalid("best_of", message)
     if num_samples > request.num_choices and request.stream:
         raise invalid("best_of", "A stream cannot have best_of: all texts must be complete first.")
-    num_texts = num_samples * len(prompts_of(request))
+    num_texts = num_samples * len(request.prompts)
     if num_texts > MAX_CHOICES:
         raise APIError(
             400,

@@ -1,7 +1,7 @@
 """Turns the prompts of a request into token ids."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from stonechat_server.completions_api.fill_in import FillInFormat, fill_in_format
 from stonechat_server.completions_api.offsets import as_shown
@@ -34,17 +34,6 @@ class Prompt:
         """The bytes of each token as `text` shows them."""
         hidden, shown = self.token_bytes[: self.num_hidden], self.token_bytes[self.num_hidden :]
         return [b""] * len(hidden) + as_shown(shown, self.text)
-
-
-def prompts_of(request: CompletionRequest) -> list[tuple[str, str | list[int]]]:
-    """Each prompt of a request with its path in the body: a text, or token ids."""
-    prompt = request.prompt
-    if prompt is None or isinstance(prompt, str):
-        return [("prompt", prompt or "")]
-    if isinstance(prompt[0], int):
-        return [("prompt", prompt)]
-    items = cast(list[str | list[int]], prompt)
-    return [(f"prompt[{i}]", item) for i, item in enumerate(items)]
 
 
 class PromptEncoder:

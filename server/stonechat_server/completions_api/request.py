@@ -5,10 +5,11 @@ Types and ranges are checked here. `fields.py` says what each field does.
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from stonechat_server.schema.base import ListOf
-from stonechat_server.schema.sampling_fields import MinusOne, SamplingFields, TokenId, Whole
+from stonechat_server.schema.inputs import BY_KIND, Inputs, TokenIds, inputs_of
+from stonechat_server.schema.sampling_fields import MinusOne, SamplingFields, Whole
 
 DEFAULT_MAX_TOKENS = 16
 """The token limit of the published API."""
@@ -17,24 +18,12 @@ MAX_PROMPTS = 1024
 TextLimit = Annotated[Whole, Field(ge=0)] | MinusOne
 """0 generates nothing, which leaves the prompt and its log-probabilities. -1 is no limit."""
 SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
-TokenIds = Annotated[ListOf[TokenId], Field(min_length=1)]
-
-
-def _kind(prompt: object) -> str:
-    """Tell the forms of a prompt apart by its first item, so that errors name the item at fault."""
-    if not isinstance(prompt, list):
-        return "text"
-    if prompt and isinstance(prompt[0], list):
-        return "lists of ids"
-    return "ids" if prompt and isinstance(prompt[0], int) else "texts"
-
-
 Prompt = Annotated[
     Annotated[str, Tag("text")]
     | Annotated[ListOf[str], SEVERAL, Tag("texts")]
     | Annotated[TokenIds, Tag("ids")]
     | Annotated[ListOf[TokenIds], SEVERAL, Tag("lists of ids")],
-    Discriminator(_kind),
+    BY_KIND,
 ]
 
 
@@ -61,6 +50,11 @@ class CompletionRequest(SamplingFields):
     functions: Any = None
     function_call: Any = None
     top_logprobs: Any = None
+
+    @property
+    def prompts(self) -> Inputs:
+        """Each prompt, with its path in the body."""
+        return inputs_of("prompt", self.prompt or "")
 
     @property
     def token_limit(self) -> int | None:

@@ -5,7 +5,7 @@ from typing import cast
 from stonechat_models import EmbeddingParams, SamplingParams
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
-from stonechat_server.embeddings_api.inputs import InputEncoder, inputs_of, params_without_effect
+from stonechat_server.embeddings_api.inputs import InputEncoder, params_without_effect
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.embeddings_api.writer import EmbeddingCollector, EmbeddingWriter
 from stonechat_server.errors import APIError, invalid, other_use
@@ -28,7 +28,7 @@ class EmbeddingsEndpoint(VectorEndpoint):
     fields = EMBEDDING_FIELDS
 
     def takes_long(self, call: Call) -> bool:
-        return len(inputs_of(cast(EmbeddingRequest, call.wire))) > MANY_INPUTS
+        return len(cast(EmbeddingRequest, call.wire).inputs) > MANY_INPUTS
 
     def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         engine, wire = model.engine, cast(EmbeddingRequest, call.wire)

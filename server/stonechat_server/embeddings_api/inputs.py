@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 from stonechat_models import EmbeddingInfo, ModelInfo
 from stonechat_server.embeddings_api.request import EmbeddingRequest
@@ -58,7 +57,7 @@ class InputEncoder:
 
     def encode_all(self, request: EmbeddingRequest) -> list[EncodedInput]:
         """Encode all inputs. Raises `APIError` 400 for one that is too long or has no tokens."""
-        return [self._encode(path, item) for path, item in inputs_of(request)]
+        return [self._encode(path, item) for path, item in request.inputs]
 
     def _encode(self, path: str, item: str | list[int]) -> EncodedInput:
         if isinstance(item, str):
@@ -114,21 +113,11 @@ class InputEncoder:
         return len(self._ids_of(self._prompt)) - len(behind)
 
 
-def inputs_of(request: EmbeddingRequest) -> list[tuple[str, str | list[int]]]:
-    """Each input of a request with its path in the body: a text, or token ids."""
-    value = request.input
-    if isinstance(value, str):
-        return [("input", value)]
-    if isinstance(value[0], int):
-        return [("input", value)]
-    return [(f"input[{i}]", cast(str | list[int], item)) for i, item in enumerate(value)]
-
-
 def params_without_effect(request: EmbeddingRequest, model: ModelInfo) -> list[str]:
     """The fields that a request sets and that change nothing with this model and these inputs."""
     prompts = {} if model.embedding is None else model.embedding.prompts
     has_prompt = any(name in prompts for name in _names_of_type(request))
-    is_text = isinstance(inputs_of(request)[0][1], str)
+    is_text = isinstance(request.inputs[0][1], str)
     without_effect = {
         "add_special_tokens": not is_text,
         "cache_salt": not model.generates,
@@ -160,5 +149,5 @@ def _prompt(request: EmbeddingRequest, info: EmbeddingInfo) -> str:
         return prompts[name]
     if request.input_type is not None:
         return next((prompts[name] for name in _names_of_type(request) if name in prompts), "")
-    is_text = isinstance(inputs_of(request)[0][1], str)
+    is_text = isinstance(request.inputs[0][1], str)
     return prompts.get(info.default_prompt, "") if is_text else ""

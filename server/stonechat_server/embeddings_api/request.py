@@ -5,36 +5,24 @@ Types and ranges are checked here. `fields.py` says what each field does.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
 from stonechat_server.schema.base import ListOf, WireModel
-from stonechat_server.schema.sampling_fields import MinusOne, Priority, TokenId, Whole
+from stonechat_server.schema.inputs import BY_KIND, Inputs, TokenIds, inputs_of
+from stonechat_server.schema.sampling_fields import MinusOne, Priority, Whole
 
 MAX_INPUTS = 2048
 """Texts of one request, as in the published API."""
 
-
-def _kind(value: object) -> str:
-    """Which member of `Input` a value is to be checked as, so that an error names what is wrong."""
-    if not isinstance(value, list):
-        return "a text"
-    first = value[0] if value else None
-    if isinstance(first, list):
-        return "lists of ids"
-    is_id = isinstance(first, int) and not isinstance(first, bool)
-    return "a list of ids" if is_id else "a list of texts"
-
-
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[ListOf[Text], Field(min_length=1, max_length=MAX_INPUTS)]
-TokenIds = Annotated[ListOf[TokenId], Field(min_length=1)]
 TokenIdLists = Annotated[ListOf[TokenIds], Field(max_length=MAX_INPUTS)]
 Input = Annotated[
-    Annotated[Text, Tag("a text")]
-    | Annotated[Texts, Tag("a list of texts")]
-    | Annotated[TokenIds, Tag("a list of ids")]
+    Annotated[Text, Tag("text")]
+    | Annotated[Texts, Tag("texts")]
+    | Annotated[TokenIds, Tag("ids")]
     | Annotated[TokenIdLists, Tag("lists of ids")],
-    Discriminator(_kind),
+    BY_KIND,
 ]
 
 
@@ -60,3 +48,8 @@ class EmbeddingRequest(WireModel):
     # Fields of other embedding endpoints that ask for what this one has not.
     messages: Any = None
     instruction: Any = None
+
+    @property
+    def inputs(self) -> Inputs:
+        """Each input, with its path in the body."""
+        return inputs_of("input", self.input)
