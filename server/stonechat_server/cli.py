@@ -6,51 +6,27 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
 
-class CommandEntry(NamedTuple):
-    """A subcommand: the module that implements `Command`, and a summary of one line."""
-
-    module: str
-    summary: str
-
-
-COMMANDS: Mapping[str, CommandEntry] = {
-    "serve": CommandEntry("stonechat_server.commands.serve", "start the server"),
-    "run": CommandEntry("stonechat_server.commands.run", "chat with a model loaded here"),
-    "chat": CommandEntry(
-        "stonechat_server.commands.chat.command", "chat with a running server, or a model here"
-    ),
-    "keys": CommandEntry("stonechat_server.commands.keys", "add, list and revoke API keys"),
-    "usage": CommandEntry(
-        "stonechat_server.commands.usage", "print requests and tokens by key, user and day"
-    ),
-    "batch": CommandEntry(
-        "stonechat_server.commands.batch", "run a file of requests here, without a server"
-    ),
-    "bench": CommandEntry(
-        "stonechat_server.bench.command", "measure a server under load, or a model without a server"
-    ),
-    "check": CommandEntry(
-        "stonechat_server.scorecard.command", "check which fields a chat endpoint honours"
-    ),
-    "plan": CommandEntry(
-        "stonechat_server.commands.plan", "show what serving a model needs, without loading it"
-    ),
-    "models": CommandEntry(
-        "stonechat_server.commands.models", "list, download, delete and name models"
-    ),
-    "doctor": CommandEntry(
-        "stonechat_server.commands.doctor", "show the hardware of this machine and how it is used"
-    ),
-    "ray": CommandEntry(
-        "stonechat_server.commands.ray", "serve with several engines, by Ray Serve"
-    ),
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "serve": ("commands.serve", "start the server"),
+    "run": ("commands.run", "chat with a model loaded here"),
+    "chat": ("commands.chat.command", "chat with a running server, or a model here"),
+    "keys": ("commands.keys", "add, list and revoke API keys"),
+    "usage": ("commands.usage", "print requests and tokens by key, user and day"),
+    "batch": ("commands.batch", "run a file of requests here, without a server"),
+    "bench": ("bench.command", "measure a server under load, or a model without a server"),
+    "check": ("scorecard.command", "check which fields a chat endpoint honours"),
+    "plan": ("commands.plan", "show what serving a model needs, without loading it"),
+    "models": ("commands.models", "list, download, delete and name models"),
+    "doctor": ("commands.doctor", "show the hardware of this machine and how it is used"),
+    "ray": ("commands.ray", "serve with several engines, by Ray Serve"),
 }
+"""The subcommands: the module of each, which is a `Command`, and a summary of one line."""
 
 
 class Command(Protocol):
@@ -124,7 +100,7 @@ def _read(name: str, words: Sequence[str]) -> "tuple[Command, BaseModel]":
 
 def load_command(name: str) -> Command:
     """Import the module of a subcommand."""
-    return cast(Command, import_module(COMMANDS[name].module))
+    return cast(Command, import_module(f"stonechat_server.{COMMANDS[name][0]}"))
 
 
 def _run_without_command(words: list[str]) -> int:
@@ -142,7 +118,7 @@ def _run_without_command(words: list[str]) -> int:
 
 
 def _help() -> str:
-    lines = [f"  {name:<10} {entry.summary}" for name, entry in COMMANDS.items()]
+    lines = [f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "usage: stonechat COMMAND [--flag …]",
