@@ -5,7 +5,6 @@ The headers and their duration format (`6m0s`, `120ms`) are those that OpenAI's 
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from stonechat_server.access.keys import BATCH_PRIORITY, ApiKey
 from stonechat_server.admission.refusals import too_many_requests
@@ -39,17 +38,13 @@ class TokenBucket:
         return max(0.0, (amount - self.level(now)) * 60.0 / self.capacity)
 
 
-@dataclass(slots=True)
-class _Buckets:
-    requests: TokenBucket | None
-    tokens: TokenBucket | None
+Buckets = dict[str, TokenBucket]
+"""Those of `requests` and of `tokens`, where a key has such a limit."""
 
 
-def _make_buckets(key: ApiKey, now: float) -> _Buckets:
-    return _Buckets(
-        TokenBucket(key.requests_per_minute, now) if key.requests_per_minute else None,
-        TokenBucket(key.tokens_per_minute, now) if key.tokens_per_minute else None,
-    )
+def _limits_of(key: ApiKey) -> dict[str, int]:
+    limits = {"requests": key.requests_per_minute, "tokens": key.tokens_per_minute}
+    return {kind: limit for kind, limit in limits.items() if limit}
 
 
 class RateLimiter:
@@ -57,7 +52,7 @@ class RateLimiter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: dict[tuple[str, bool], _Buckets] = {}
+        self._buckets: dict[tuple[str, bool], Buckets] = {}
         """By the name of the key; its batches have buckets of their own."""
         self._charges: dict[tuple[str, bool], tuple[ApiKey, int, int]] | None = None
         """What `take_charges` returns, by the same names; None if nobody asks for it."""
@@ -68,52 +63,17 @@ class RateLimiter:
         Raises `RefusedError` (429) if a limit is reached, and then charges nothing.
         """
         now = self._clock()
-        buckets = self._buckets_of(key, now)
-        self._check_requests(key, buckets, now)
-        if buckets.tokens and num_tokens > buckets.tokens.capacity:
-            raise too_many_requests(
-                f"Request too large for tokens per minute: the limit is "
-                f"{buckets.tokens.capacity}, and the prompt with its max tokens is {num_tokens}.",
-                reason="tokens_per_minute",
-                retry_after=None,
-                headers=self.headers(key),
-            )
-        self._check_tokens(key, buckets, num_tokens, now)
-        self._take(buckets, 1, num_tokens, now)
+        self._check(key, num_tokens, now)
+        self._take(key, 1, num_tokens, now)
         self._note(key, 1, num_tokens)
 
     def check(self, key: ApiKey) -> None:
         """Raise `RefusedError` (429) if the limits of the key allow not even one token more."""
-        now = self._clock()
-        buckets = self._buckets_of(key, now)
-        self._check_requests(key, buckets, now)
-        self._check_tokens(key, buckets, 1, now)
-
-    def _check_requests(self, key: ApiKey, buckets: _Buckets, now: float) -> None:
-        if buckets.requests and (wait := buckets.requests.seconds_until(1, now)) > 0:
-            raise too_many_requests(
-                f"Rate limit reached for requests per minute: the limit is "
-                f"{buckets.requests.capacity}. Try again in {format_duration(wait)}.",
-                reason="requests_per_minute",
-                retry_after=wait,
-                headers=self.headers(key),
-            )
-
-    def _check_tokens(self, key: ApiKey, buckets: _Buckets, num_tokens: int, now: float) -> None:
-        if buckets.tokens and (wait := buckets.tokens.seconds_until(num_tokens, now)) > 0:
-            raise too_many_requests(
-                f"Rate limit reached for tokens per minute: the limit is "
-                f"{buckets.tokens.capacity}, and at least {num_tokens} are requested. "
-                f"Try again in {format_duration(wait)}.",
-                reason="tokens_per_minute",
-                retry_after=wait,
-                headers=self.headers(key),
-            )
+        self._check(key, 1, self._clock())
 
     def settle(self, key: ApiKey, num_charged: int, num_used: int) -> None:
         """Correct a charge to the tokens that were used. If they are more, a debt may remain."""
-        now = self._clock()
-        self._take(self._buckets_of(key, now), 0, num_used - num_charged, now)
+        self._take(key, 0, num_used - num_charged, self._clock())
         self._note(key, 0, num_used - num_charged)
 
     def share(self) -> None:
@@ -129,13 +89,31 @@ class RateLimiter:
         """Charge what other processes have charged. A debt may remain."""
         now = self._clock()
         for key, num_requests, num_tokens in charges:
-            self._take(self._buckets_of(key, now), num_requests, num_tokens, now)
+            self._take(key, num_requests, num_tokens, now)
 
-    def _take(self, buckets: _Buckets, num_requests: int, num_tokens: int, now: float) -> None:
-        if buckets.requests:
-            buckets.requests.take(num_requests, now)
-        if buckets.tokens:
-            buckets.tokens.take(num_tokens, now)
+    def _check(self, key: ApiKey, num_tokens: int, now: float) -> None:
+        for kind, bucket in self._buckets_of(key, now).items():
+            amount, limit = num_tokens if kind == "tokens" else 1, bucket.capacity
+            wait = None if amount > limit else bucket.seconds_until(amount, now)
+            if wait is None:
+                message = (
+                    f"Request too large for {kind} per minute: the limit is {limit}, and the "
+                    f"prompt with its max tokens is {amount}."
+                )
+            elif wait > 0:
+                asked = f", and at least {amount} are requested" if kind == "tokens" else ""
+                message = (
+                    f"Rate limit reached for {kind} per minute: the limit is {limit}{asked}. "
+                    f"Try again in {format_duration(wait)}."
+                )
+            else:
+                continue
+            reason, headers = f"{kind}_per_minute", self.headers(key)
+            raise too_many_requests(message, reason=reason, retry_after=wait, headers=headers)
+
+    def _take(self, key: ApiKey, num_requests: int, num_tokens: int, now: float) -> None:
+        for kind, bucket in self._buckets_of(key, now).items():
+            bucket.take(num_requests if kind == "requests" else num_tokens, now)
 
     def _note(self, key: ApiKey, num_requests: int, num_tokens: int) -> None:
         if self._charges is not None:
@@ -146,37 +124,26 @@ class RateLimiter:
     def headers(self, key: ApiKey) -> dict[str, str]:
         """The `x-ratelimit-*` headers of a key. A key without limits has none."""
         now = self._clock()
-        buckets = self._buckets_of(key, now)
         headers: dict[str, str] = {}
-        for kind, bucket in (("requests", buckets.requests), ("tokens", buckets.tokens)):
-            if bucket:
-                full = bucket.seconds_until(bucket.capacity, now)
-                headers[f"x-ratelimit-limit-{kind}"] = str(bucket.capacity)
-                headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(bucket.level(now))))
-                headers[f"x-ratelimit-reset-{kind}"] = format_duration(full)
+        for kind, bucket in self._buckets_of(key, now).items():
+            full = bucket.seconds_until(bucket.capacity, now)
+            headers[f"x-ratelimit-limit-{kind}"] = str(bucket.capacity)
+            headers[f"x-ratelimit-remaining-{kind}"] = str(max(0, int(bucket.level(now))))
+            headers[f"x-ratelimit-reset-{kind}"] = format_duration(full)
         return headers
 
-    def _buckets_of(self, key: ApiKey, now: float) -> _Buckets:
+    def _buckets_of(self, key: ApiKey, now: float) -> Buckets:
         """The buckets of a key; new ones if its limits have changed in the keys file."""
-        name = _bucket_name(key)
+        name, limits = _bucket_name(key), _limits_of(key)
         buckets = self._buckets.get(name)
-        if buckets is None or _capacities(buckets) != (
-            key.requests_per_minute,
-            key.tokens_per_minute,
-        ):
-            buckets = self._buckets[name] = _make_buckets(key, now)
+        if buckets is None or limits != {kind: one.capacity for kind, one in buckets.items()}:
+            buckets = {kind: TokenBucket(limit, now) for kind, limit in limits.items()}
+            self._buckets[name] = buckets
         return buckets
 
 
 def _bucket_name(key: ApiKey) -> tuple[str, bool]:
     return key.name, key.priority >= BATCH_PRIORITY
-
-
-def _capacities(buckets: _Buckets) -> tuple[int | None, int | None]:
-    return (
-        buckets.requests.capacity if buckets.requests else None,
-        buckets.tokens.capacity if buckets.tokens else None,
-    )
 
 
 def format_duration(seconds: float) -> str:
