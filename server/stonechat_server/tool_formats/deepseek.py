@@ -5,7 +5,8 @@ elements; an attribute of a parameter states whether its value is a string. V4 h
 around the calls, V4.1 has a space in each tag, and GigaChat 3.5 has a mark of its own.
 """
 
-from stonechat_server.tool_formats.layout import JsonLayout, TagLayout, ToolFormat
+from stonechat_server.tool_formats.invoke import invokes
+from stonechat_server.tool_formats.layout import JsonLayout, ToolFormat
 
 
 def _token(words: str) -> str:
@@ -43,29 +44,14 @@ DEEPSEEK_V31 = ToolFormat(
 )
 
 
-def _elements(name: str, mark: str, section: str, space: str = "") -> ToolFormat:
-    """A format whose tags begin with `mark` and `space`. `section` is the tag around the calls."""
-    mark += space
-    return ToolFormat(
-        name=name,
-        trigger=f"<{mark}{section}>",
-        layout=TagLayout(
-            opening="\n",
-            before_name=f'<{mark}invoke name="',
-            after_name='">\n',
-            before_key=f'<{mark}parameter name="',
-            after_key='" string="true">',
-            after_json_keys=('" string="false">',),
-            after_value=f"</{mark}parameter>\n",
-            after_arguments=f"</{mark}invoke>\n",
-            separator="",
-            closing=f"</{mark}{section}>",
-        ),
-    )
+def _elements(name: str, mark: str, section: str) -> ToolFormat:
+    """A format whose tags begin with `mark`. `section` is the tag around the calls."""
+    is_text, is_json = ('" string="true">', '" string="false">')
+    return invokes(name, mark + section, mark, is_text, (is_json,))
 
 
 DSML, GCML = "\uff5cDSML\uff5c", "\uff5cGCML\uff5c"
 DEEPSEEK_V32 = _elements("deepseek_v32", DSML, "function_calls")
 DEEPSEEK_V4 = _elements("deepseek_v4", DSML, "tool_calls")
-DEEPSEEK_V41 = _elements("deepseek_v41", DSML, "calls", " ")
+DEEPSEEK_V41 = _elements("deepseek_v41", DSML + " ", "calls")
 GIGACHAT35 = _elements("gigachat35", GCML, "tool_calls")

@@ -4,27 +4,37 @@ MiniMax M3 has a mark before every tag, and elements called like the parameters,
 values.
 """
 
-from dataclasses import replace
-
 from stonechat_server.tool_formats.layout import ElementLayout, TagLayout, ToolFormat
 
-INVOKES = TagLayout(
-    opening="\n",
-    before_name='<invoke name="',
-    after_name='">\n',
-    before_key='<parameter name="',
-    after_key='">',
-    after_value="</parameter>\n",
-    after_arguments="</invoke>\n",
-    separator="",
-)
-"""The elements; each format that has them adds the closing tag of its section."""
 
-MINIMAX = ToolFormat(
-    name="minimax",
-    trigger="<minimax:tool_call>",
-    layout=replace(INVOKES, closing="</minimax:tool_call>"),
-)
+def invokes(
+    name: str,
+    section: str,
+    prefix: str = "",
+    after_key: str = '">',
+    after_json_keys: tuple[str, ...] = (),
+) -> ToolFormat:
+    """Calls within a tag `section`. The names of the tags of a call begin with `prefix`."""
+    return ToolFormat(
+        name=name,
+        trigger=f"<{section}>",
+        layout=TagLayout(
+            opening="\n",
+            before_name=f'<{prefix}invoke name="',
+            after_name='">\n',
+            before_key=f'<{prefix}parameter name="',
+            after_key=after_key,
+            after_json_keys=after_json_keys,
+            after_value=f"</{prefix}parameter>\n",
+            after_arguments=f"</{prefix}invoke>\n",
+            separator="",
+            closing=f"</{section}>",
+        ),
+    )
+
+
+MINIMAX = invokes("minimax", "minimax:tool_call")
+DOTS = invokes("dots", "dots_function_call")
 
 _MARK = "]<]minimax[>["
 MINIMAX_M3 = ToolFormat(
@@ -54,11 +64,6 @@ MINICPM5 = ToolFormat(
         separator="\n<function name",
         has_cdata=True,
     ),
-)
-DOTS = ToolFormat(
-    name="dots",
-    trigger="<dots_function_call>",
-    layout=replace(INVOKES, closing="</dots_function_call>"),
 )
 
 
