@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET
 
 from stonechat_models import LogprobEntry
 from stonechat_server.parsers.deltas import (
@@ -33,7 +33,14 @@ class ItemHead:
 
 
 class ItemWriter(ABC):
-    """Writes one item."""
+    """Writes one item, with the events that its class names."""
+
+    delta_event: type[e.Event]
+    """Has a piece of text."""
+    done_event: type[e.Event]
+    """Repeats the whole text."""
+    part_events: tuple[type[e.Event], type[e.Event]] | None = None
+    """Begin and end the item's part, if it has one."""
 
     def __init__(self, head: ItemHead) -> None:
         self.head = head
@@ -59,32 +66,33 @@ class ItemWriter(ABC):
             output_index=self.head.output_index,
             item=self.item("in_progress"),
         )
-        return [added, *self._begin_part()]
+        if self.part_events is None:
+            return [added]
+        return [added, self.part_events[0](**self._place(), part=self._part())]
 
     def write(self, text: str, logprobs: Sequence[LogprobEntry] | None) -> list[e.Event]:
         """The events of a piece of text."""
         self._pieces.append(text)
-        return [self._delta(text)] if text else []
+        return [self.delta_event(**self._delta_place(text))] if text else []
 
     def end(self, status: answer.ItemStatus) -> tuple[answer.Item, list[e.Event]]:
         """The item, and the events after its last piece of text."""
-        events = self._end_text()
+        events = [self.done_event(**self._place(), **self._whole())]
+        if self.part_events is not None:
+            events.append(self.part_events[1](**self._place(), part=self._part()))
         item = self.item(status)
         done = e.ItemDone(
             sequence_number=next(self.head.numbers), output_index=self.head.output_index, item=item
         )
         return item, [*events, done]
 
-    def _begin_part(self) -> list[e.Event]:
-        return []
+    def _part(self) -> object:
+        """The item's part as it is now."""
+        return None
 
-    @abstractmethod
-    def _delta(self, text: str) -> e.Event:
-        """The event of a piece of text."""
-
-    @abstractmethod
-    def _end_text(self) -> list[e.Event]:
-        """The events that repeat the whole text."""
+    def _whole(self) -> dict[str, Any]:
+        """The fields of `done_event`."""
+        return {"text": self.text}
 
     def _place(self) -> dict[str, Any]:
         """The fields that say which item the next event is about."""
@@ -102,10 +110,12 @@ class ItemWriter(ABC):
 class MessageWriter(ItemWriter):
     """Writes a message with one part of text."""
 
+    done_event = e.TextDone
+    part_events = (e.PartAdded, e.PartDone)
+
     def __init__(self, head: ItemHead) -> None:
         super().__init__(head)
         self._logprobs: list[TokenLogprobBody] = []
-        self._latest: list[TokenLogprobBody] = []
 
     def takes(self, delta: MessageDelta) -> bool:
         return isinstance(delta, ContentDelta)
@@ -116,29 +126,27 @@ class MessageWriter(ItemWriter):
 
     def write(self, text: str, logprobs: Sequence[LogprobEntry] | None) -> list[e.Event]:
         self._pieces.append(text)
-        self._latest = [logprob_body(entry) for entry in logprobs or ()]
-        self._logprobs += self._latest
-        return [self._delta(text)] if text or self._latest else []
+        latest = [logprob_body(entry) for entry in logprobs or ()]
+        self._logprobs += latest
+        if not text and not latest:
+            return []
+        return [e.TextDelta(**self._delta_place(text), logprobs=latest)]
 
     def _part(self) -> answer.OutputText:
         return answer.OutputText(self.text, [], list(self._logprobs))
 
-    def _begin_part(self) -> list[e.Event]:
-        return [e.PartAdded(**self._place(), part=answer.OutputText("", [], []))]
-
-    def _delta(self, text: str) -> e.Event:
-        return e.TextDelta(**self._delta_place(text), logprobs=self._latest)
-
-    def _end_text(self) -> list[e.Event]:
-        part = self._part()
-        return [
-            e.TextDone(**self._place(), text=part.text, logprobs=part.logprobs),
-            e.PartDone(**self._place(), part=part),
-        ]
+    def _whole(self) -> dict[str, Any]:
+        return {"text": self.text, "logprobs": list(self._logprobs)}
 
 
 class ReasoningWriter(ItemWriter):
     """Writes reasoning as the item's content."""
+
+    delta_event: type[e.Event] = e.ReasoningDelta
+    done_event: type[e.Event] = e.ReasoningDone
+    part_events: tuple[type[e.Event], type[e.Event]] | None = (e.PartAdded, e.PartDone)
+    parts_field = "content"
+    part_type: type[answer.ReasoningText | answer.SummaryText] = answer.ReasoningText
 
     def __init__(self, head: ItemHead, is_encrypted: bool) -> None:
         super().__init__(head)
@@ -149,57 +157,33 @@ class ReasoningWriter(ItemWriter):
 
     def item(self, status: answer.ItemStatus) -> answer.Reasoning:
         is_done = status != "in_progress"
-        return answer.Reasoning(
-            id=self.head.id,
-            status=status,
-            summary=[],
-            content=[answer.ReasoningText(self.text)] if is_done else [],
-            encrypted_content=self._encrypted() if is_done else UNSET,
-        )
+        fields: dict[str, Any] = {
+            "summary": [],
+            self.parts_field: [self._part()] if is_done else [],
+        }
+        if is_done and self._is_encrypted:
+            fields["encrypted_content"] = encode_reasoning(self.text)
+        return answer.Reasoning(id=self.head.id, status=status, **fields)
 
-    def _encrypted(self) -> str | UnsetType:
-        return encode_reasoning(self.text) if self._is_encrypted else UNSET
-
-    def _begin_part(self) -> list[e.Event]:
-        return [e.PartAdded(**self._place(), part=answer.ReasoningText(""))]
-
-    def _delta(self, text: str) -> e.Event:
-        return e.ReasoningDelta(**self._delta_place(text))
-
-    def _end_text(self) -> list[e.Event]:
-        return [
-            e.ReasoningDone(**self._place(), text=self.text),
-            e.PartDone(**self._place(), part=answer.ReasoningText(self.text)),
-        ]
+    def _part(self) -> answer.ReasoningText | answer.SummaryText:
+        return self.part_type(self.text)
 
 
 class SummaryWriter(ReasoningWriter):
     """Writes reasoning as the item's summary."""
 
-    def item(self, status: answer.ItemStatus) -> answer.Reasoning:
-        is_done = status != "in_progress"
-        return answer.Reasoning(
-            id=self.head.id,
-            status=status,
-            summary=[answer.SummaryText(self.text)] if is_done else [],
-            encrypted_content=self._encrypted() if is_done else UNSET,
-        )
-
-    def _begin_part(self) -> list[e.Event]:
-        return [e.SummaryPartAdded(**self._place(), part=answer.SummaryText(""))]
-
-    def _delta(self, text: str) -> e.Event:
-        return e.SummaryDelta(**self._delta_place(text))
-
-    def _end_text(self) -> list[e.Event]:
-        return [
-            e.SummaryDone(**self._place(), text=self.text),
-            e.SummaryPartDone(**self._place(), part=answer.SummaryText(self.text)),
-        ]
+    delta_event = e.SummaryDelta
+    done_event = e.SummaryDone
+    part_events = (e.SummaryPartAdded, e.SummaryPartDone)
+    parts_field = "summary"
+    part_type = answer.SummaryText
 
 
 class CallWriter(ItemWriter):
     """Writes a call of a function."""
+
+    delta_event: type[e.Event] = e.ArgumentsDelta
+    done_event: type[e.Event] = e.ArgumentsDone
 
     def __init__(self, head: ItemHead, call: ToolCallDelta, name: FullName) -> None:
         super().__init__(head)
@@ -219,15 +203,15 @@ class CallWriter(ItemWriter):
             arguments=self.text,
         )
 
-    def _delta(self, text: str) -> e.Event:
-        return e.ArgumentsDelta(**self._delta_place(text))
-
-    def _end_text(self) -> list[e.Event]:
-        return [e.ArgumentsDone(**self._place(), name=self._name, arguments=self.text)]
+    def _whole(self) -> dict[str, Any]:
+        return {"name": self._name, "arguments": self.text}
 
 
 class CustomCallWriter(CallWriter):
     """Writes a call of a custom tool."""
+
+    delta_event = e.InputDelta
+    done_event = e.InputDone
 
     def item(self, status: answer.ItemStatus) -> answer.Item:
         return answer.CustomToolCall(
@@ -238,8 +222,5 @@ class CustomCallWriter(CallWriter):
             input=self.text,
         )
 
-    def _delta(self, text: str) -> e.Event:
-        return e.InputDelta(**self._delta_place(text))
-
-    def _end_text(self) -> list[e.Event]:
-        return [e.InputDone(**self._place(), input=self.text)]
+    def _whole(self) -> dict[str, Any]:
+        return {"input": self.text}

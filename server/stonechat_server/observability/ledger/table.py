@@ -25,7 +25,7 @@ def table_of(
     columns: list[sa.Column[Any]] = []
     for field, hint in get_type_hints(record).items():
         kinds = get_args(hint) or (hint,)
-        column = sa.Column(
+        column: sa.Column[Any] = sa.Column(
             field,
             COLUMN_TYPES[kinds[0]],
             primary_key=field == "id",
