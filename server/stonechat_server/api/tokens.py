@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 from fastapi import Request, Response
 
@@ -23,7 +23,6 @@ from stonechat_server.tokens_api.types import (
     MAX_TOKENS,
     AddedToken,
     DetokenizeAnswer,
-    DetokenizeRequest,
     TokenizeAnswer,
     TokenizeChatRequest,
     TokenizerInfo,
@@ -79,7 +78,7 @@ async def tokenizer_info(http_request: Request, model: str | None = None) -> Res
 
 def _tokenize(call: Call, model: ServedModel) -> TokenizeAnswer:
     tokenizer = model.engine.tokenizer
-    wire = cast("TokenizeTextRequest | TokenizeChatRequest", call.wire)
+    wire: TokenizeTextRequest | TokenizeChatRequest = call.wire
     if isinstance(wire, TokenizeTextRequest):
         ids = _text_ids(wire, tokenizer)
     else:
@@ -129,7 +128,7 @@ def _piece(tokenizer: "Tokenizer", token_id: int) -> TokenPiece:
 
 
 def _detokenize(call: Call, model: ServedModel) -> DetokenizeAnswer:
-    token_ids = cast(DetokenizeRequest, call.wire).tokens
+    token_ids: list[int] = call.wire.tokens
     _check_number(len(token_ids), "tokens", model)
     _check_ids(token_ids, model)
     text = model.engine.tokenizer.decode(token_ids, skip_special_tokens=False)

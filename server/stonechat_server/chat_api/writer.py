@@ -16,9 +16,8 @@ from stonechat_server.schema.responses import (
     ToolCallDeltaBody,
 )
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
-from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.streaming.answer_writer import CompletionHead, CompletionsWriter
 from stonechat_server.streaming.chunk_parts import (
-    CompletionsWriter,
     logprob_body,
     prompt_logprobs_body,
     token_id_name,

@@ -13,9 +13,8 @@ from stonechat_server.completions_api.prompts import Prompt
 from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.parsers.deltas import ContentDelta
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
-from stonechat_server.streaming.answer_writer import CompletionHead
+from stonechat_server.streaming.answer_writer import CompletionHead, CompletionsWriter
 from stonechat_server.streaming.chunk_parts import (
-    CompletionsWriter,
     prompt_logprobs_body,
     token_id_name,
 )

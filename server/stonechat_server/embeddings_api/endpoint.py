@@ -1,7 +1,5 @@
 """The endpoint `/v1/embeddings`: each input is a prompt of which the engine makes an embedding."""
 
-from typing import cast
-
 from stonechat_models import EmbeddingParams, SamplingParams
 from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.embeddings_api.fields import EMBEDDING_FIELDS
@@ -28,10 +26,11 @@ class EmbeddingsEndpoint(VectorEndpoint):
     fields = EMBEDDING_FIELDS
 
     def takes_long(self, call: Call) -> bool:
-        return len(cast(EmbeddingRequest, call.wire).inputs) > MANY_INPUTS
+        return len(call.wire.inputs) > MANY_INPUTS
 
     def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
-        engine, wire = model.engine, cast(EmbeddingRequest, call.wire)
+        engine = model.engine
+        wire: EmbeddingRequest = call.wire
         info = engine.model.embedding
         call.ignored = [*call.ignored, *params_without_effect(wire, engine.model)]
         if info is None and not engine.model.generates:
@@ -64,8 +63,7 @@ class EmbeddingsEndpoint(VectorEndpoint):
         ]
 
     def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> EmbeddingWriter:
-        wire = cast(EmbeddingRequest, call.wire)
-        return EmbeddingWriter(head, reader, as_base64=wire.encoding_format == "base64")
+        return EmbeddingWriter(head, reader, as_base64=call.wire.encoding_format == "base64")
 
     def collector(self, call: Call, head: CompletionHead) -> EmbeddingCollector:
         return EmbeddingCollector(head)

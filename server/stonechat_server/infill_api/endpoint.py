@@ -67,13 +67,12 @@ class InfillEndpoint(CompletionsEndpoint):
         )
 
     def encoder(self, call: Call, model: ServedModel) -> PromptEncoder:
-        wire, own = cast(InfillRequest, call.wire), cast(InfillCall, call)
-        request = cast(CompletionRequest, call.request)
-        own.encoder = InfillEncoder(request, model.engine, wire.input_extra or ())
+        own, request = cast(InfillCall, call), cast(CompletionRequest, call.request)
+        own.encoder = InfillEncoder(request, model.engine, call.wire.input_extra or ())
         return own.encoder
 
     def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
-        wire = cast(InfillRequest, call.wire)
+        wire: InfillRequest = call.wire
         seconds = (wire.t_max_predict_ms or 0) / 1000
         new_parser = partial(LineEnds, wire.n_indent or 0, seconds)
         return [replace(one, new_parser=new_parser) for one in super().prepare(call, model)]
@@ -83,4 +82,4 @@ class InfillEndpoint(CompletionsEndpoint):
         return InfillWriter(head, reader, truncated=encoder is not None and encoder.is_cut)
 
     def collector(self, call: Call, head: CompletionHead) -> InfillCollector:
-        return InfillCollector(cast(InfillRequest, call.wire).response_fields)
+        return InfillCollector(call.wire.response_fields)

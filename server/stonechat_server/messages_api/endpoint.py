@@ -1,7 +1,5 @@
 """The endpoints `/v1/messages` and `/v1/messages/count_tokens`."""
 
-from typing import cast
-
 from stonechat_models import PromptTooLongError
 from stonechat_server.access.auth import Identity
 from stonechat_server.catalog.served_model import ServedModel
@@ -63,15 +61,14 @@ class MessagesEndpoint(Endpoint):
                 code="context_length_exceeded",
             ) from error
         except APIError as error:
-            wire = cast(MessagesFields, call.wire)
-            if error.param != "thinking_budget" or wire.thinking_budget is not None:
+            if error.param != "thinking_budget" or call.wire.thinking_budget is not None:
                 raise
         call.request = call.request.model_copy(update={"thinking_budget": None})
         call.ignored = [*call.ignored, "thinking.budget_tokens"]
         return super().prepare(call, model)
 
     def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> MessagesWriter:
-        wire = cast(MessagesRequest, call.wire)
+        wire: MessagesRequest = call.wire
         limit = call.prepared[0].params.max_tokens
         return MessagesWriter(
             head,

@@ -106,7 +106,7 @@ class OllamaChatEndpoint(OllamaEndpoint):
 
     def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
         """Prepare the conversation, or its end if it is too long and may be cut."""
-        if cast(OllamaChat, call.wire).truncate is False:
+        if call.wire.truncate is False:
             return super().prepare(call, model)
         return prepare_shortened(call, model, super().prepare)
 

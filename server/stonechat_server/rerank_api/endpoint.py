@@ -1,7 +1,7 @@
 """The endpoints `/v1/rerank` and `/v1/score`: each pair of texts is a prompt to score."""
 
 from abc import abstractmethod
-from typing import cast
+from typing import Any
 
 from stonechat_models import EmbeddingParams, SamplingParams
 from stonechat_server.catalog.served_model import ServedModel
@@ -28,7 +28,7 @@ class PairsEndpoint(VectorEndpoint):
         info = model.engine.model.ranking
         if info is None:
             raise other_use(model.engine.model, "is no reranker", "model_not_reranker")
-        wire = cast(PairFields, call.wire)
+        wire: PairFields = call.wire
         if wire.cache_salt is not None and info.template == "pair":
             call.ignored = [*call.ignored, "cache_salt"]
         encoder = (FramedPairs if info.template == "pair" else TemplatePairs)(wire, model, info)
@@ -43,11 +43,11 @@ class PairsEndpoint(VectorEndpoint):
         ]
 
     @abstractmethod
-    def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
+    def pairs(self, wire: Any, encoder: PairEncoder) -> list[EncodedPair]:
         """Encode the pairs of a request. Raises `APIError` 400."""
 
     def writer(self, call: Call, head: CompletionHead, reader: AnswerReader) -> ScoreWriter:
-        wire = cast(PairFields, call.wire)
+        wire: PairFields = call.wire
         return ScoreWriter(head, reader, raw=bool(wire.raw_scores) or wire.use_activation is False)
 
 
@@ -61,16 +61,14 @@ class RerankEndpoint(PairsEndpoint):
     prompt_fields = frozenset({"query", "documents"})
 
     def takes_long(self, call: Call) -> bool:
-        wire = cast(RerankRequest, call.wire)
-        return _take_long(len(wire.documents), wire.query)
+        return _take_long(len(call.wire.documents), call.wire.query)
 
-    def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
-        wire = cast(RerankRequest, wire)
+    def pairs(self, wire: RerankRequest, encoder: PairEncoder) -> list[EncodedPair]:
         texts = [item if isinstance(item, str) else item.text for item in wire.documents]
         return [encoder.encode(f"documents[{i}]", wire.query, text) for i, text in enumerate(texts)]
 
     def collector(self, call: Call, head: CompletionHead) -> Collector:
-        return RankCollector(head, cast(RerankRequest, call.wire))
+        return RankCollector(head, call.wire)
 
 
 class ScoreEndpoint(PairsEndpoint):
@@ -83,11 +81,10 @@ class ScoreEndpoint(PairsEndpoint):
     prompt_fields = frozenset({"text_1", "text_2"})
 
     def takes_long(self, call: Call) -> bool:
-        wire = cast(ScoreRequest, call.wire)
+        wire: ScoreRequest = call.wire
         return _take_long(len(_texts(wire.text_2)), max(_texts(wire.text_1), key=len))
 
-    def pairs(self, wire: PairFields, encoder: PairEncoder) -> list[EncodedPair]:
-        wire = cast(ScoreRequest, wire)
+    def pairs(self, wire: ScoreRequest, encoder: PairEncoder) -> list[EncodedPair]:
         first, second = _texts(wire.text_1), _texts(wire.text_2)
         if len(first) not in (1, len(second)):
             message = f"text_1 has {len(first)} texts and text_2 {len(second)}; send 1, or as many."

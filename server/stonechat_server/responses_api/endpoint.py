@@ -83,7 +83,7 @@ class ResponsesEndpoint(Endpoint):
         return call
 
     def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
-        if cast(ResponsesRequest, call.wire).truncation != "auto":
+        if call.wire.truncation != "auto":
             return super().prepare(call, model)
         return prepare_shortened(call, model, super().prepare)
 
@@ -113,7 +113,8 @@ class InputTokensEndpoint(ResponsesEndpoint):
 
 def first_response(call: ResponsesCall, head: CompletionHead) -> Response:
     """The answer before its first item. It repeats the request, with its defaults."""
-    wire, params = cast(ResponsesRequest, call.wire), call.prepared[0].params
+    wire: ResponsesRequest = call.wire
+    params = call.prepared[0].params
     return Response(
         id=head.id,
         created_at=head.created,

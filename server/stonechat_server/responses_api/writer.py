@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterable, Sequence
 from itertools import count
-from typing import cast
 
 import msgspec
 from msgspec import UNSET
@@ -48,7 +47,7 @@ class ResponseWriter(AnswerWriter):
         call: ResponsesCall,
     ) -> None:
         super().__init__(head, reader)
-        wire = cast(ResponsesRequest, call.wire)
+        wire: ResponsesRequest = call.wire
         options = wire.stream_options
         self._is_obfuscated = bool(options and options.include_obfuscation)
         self.joins = not self._is_obfuscated

@@ -38,8 +38,8 @@ class Call:
 
     request: SamplingFields
     """A chat request, except for text completions."""
-    wire: WireModel
-    """The request as the client sent it."""
+    wire: Any
+    """The request as the client sent it, of the endpoint's `wire_type`."""
     ignored: Sequence[str] = ()
     """Paths of what the client set and what has no effect."""
     names: Sequence[tuple[str, str]] = ()

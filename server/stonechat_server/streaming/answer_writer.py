@@ -11,7 +11,10 @@ from msgspec import UNSET, UnsetType
 
 from stonechat_models import RequestOutput
 from stonechat_server.errors import APIError
+from stonechat_server.schema.responses import Usage
+from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
+from stonechat_server.streaming.chunk_parts import obfuscation, usage_body
 
 Event = Any
 """What one event of a stream holds: a record that msgspec encodes as JSON."""
@@ -87,6 +90,46 @@ class AnswerWriter(ABC):
     def encode_error(self, error: APIError, request_id: str) -> bytes:
         """Encode an error that ends a stream which has begun. No end mark follows."""
         return self.encode([error.body()])
+
+
+class CompletionsWriter(AnswerWriter):
+    """Writes the chunks of chat and of text completions, with what `stream_options` asks for.
+
+    Neighbouring deltas become one chunk, unless each needs its own usage or obfuscation.
+    """
+
+    chunk_type: Any
+    """The record of a chunk, which has choices."""
+
+    def __init__(self, head: CompletionHead, reader: AnswerReader, request: SamplingFields) -> None:
+        super().__init__(head, reader)
+        options = request.stream_options if request.stream else None
+        self._has_last_usage = bool(options and options.include_usage) or not request.stream
+        self._has_each_usage = bool(options and options.continuous_usage_stats)
+        self._is_obfuscated = bool(options and options.include_obfuscation)
+        self._tokens_as_ids = bool(request.return_tokens_as_token_ids)
+        self.joins = not (self._has_each_usage or self._is_obfuscated)
+
+    def end(self) -> list[Any]:
+        return [self._chunk([], "", has_usage=True)] if self._has_last_usage else []
+
+    def _chunk(self, choices: list[Any], text: str, *, has_usage: bool = False) -> Any:
+        """A chunk with these choices, whose text is padded. A stream with a usage has null before
+        it."""
+        head = self.head
+        usage: Usage | UnsetType | None = None if self._has_last_usage else UNSET
+        if has_usage or self._has_each_usage:
+            usage = usage_body(self.reader.usage())
+        return self.chunk_type(
+            id=head.id,
+            created=head.created,
+            model=head.model,
+            choices=choices,
+            system_fingerprint=head.system_fingerprint,
+            service_tier=head.service_tier,
+            usage=usage,
+            obfuscation=obfuscation(len(text)) if self._is_obfuscated else UNSET,
+        )
 
 
 def encode_named(name: str, event: Event) -> bytes:

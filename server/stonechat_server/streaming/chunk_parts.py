@@ -1,10 +1,7 @@
-"""What the streams of several of OpenAI's endpoints have in common."""
+"""Parts of the chunks and events of several of OpenAI's endpoints."""
 
 import secrets
 from collections.abc import Sequence
-from typing import Any
-
-from msgspec import UNSET, UnsetType
 
 from stonechat_models import LogprobEntry
 from stonechat_server.schema.responses import (
@@ -16,51 +13,9 @@ from stonechat_server.schema.responses import (
     TopLogprobBody,
     Usage,
 )
-from stonechat_server.schema.sampling_fields import SamplingFields
-from stonechat_server.streaming.answer_reader import AnswerReader, TokenUsage
-from stonechat_server.streaming.answer_writer import AnswerWriter, CompletionHead
+from stonechat_server.streaming.answer_reader import TokenUsage
 
 OBFUSCATION_BLOCK = 16
-
-
-class CompletionsWriter(AnswerWriter):
-    """Writes the chunks of chat and of text completions, with what `stream_options` asks for.
-
-    Neighbouring deltas become one chunk, unless each needs its own usage or obfuscation.
-    """
-
-    chunk_type: Any
-    """The record of a chunk, which has choices."""
-
-    def __init__(self, head: CompletionHead, reader: AnswerReader, request: SamplingFields) -> None:
-        super().__init__(head, reader)
-        options = request.stream_options if request.stream else None
-        self._has_last_usage = bool(options and options.include_usage) or not request.stream
-        self._has_each_usage = bool(options and options.continuous_usage_stats)
-        self._is_obfuscated = bool(options and options.include_obfuscation)
-        self._tokens_as_ids = bool(request.return_tokens_as_token_ids)
-        self.joins = not (self._has_each_usage or self._is_obfuscated)
-
-    def end(self) -> list[Any]:
-        return [self._chunk([], "", has_usage=True)] if self._has_last_usage else []
-
-    def _chunk(self, choices: list[Any], text: str, *, has_usage: bool = False) -> Any:
-        """A chunk with these choices, whose text is padded. A stream with a usage has null before
-        it."""
-        head = self.head
-        usage: Usage | UnsetType | None = None if self._has_last_usage else UNSET
-        if has_usage or self._has_each_usage:
-            usage = usage_body(self.reader.usage())
-        return self.chunk_type(
-            id=head.id,
-            created=head.created,
-            model=head.model,
-            choices=choices,
-            system_fingerprint=head.system_fingerprint,
-            service_tier=head.service_tier,
-            usage=usage,
-            obfuscation=obfuscation(len(text)) if self._is_obfuscated else UNSET,
-        )
 
 
 def usage_body(usage: TokenUsage) -> Usage:

@@ -90,7 +90,7 @@ class TranscriptionEndpoint(Endpoint):
         )
 
     def check_model(self, call: Call, info: ModelInfo) -> None:
-        wire = cast(TranscriptionRequest, call.wire)
+        wire: TranscriptionRequest = call.wire
         if info.speech is not None:
             check_speech(wire, self._task, info.speech)
             return
@@ -102,7 +102,8 @@ class TranscriptionEndpoint(Endpoint):
             raise unsupported("timestamp_granularities", f"There are none: {NO_TIMES}.")
 
     def prepare(self, call: Call, model: ServedModel) -> list[PreparedRequest]:
-        call, wire = cast(TranscriptionCall, call), cast(TranscriptionRequest, call.wire)
+        call = cast(TranscriptionCall, call)
+        wire: TranscriptionRequest = call.wire
         engine = model.engine
         if engine.model.speech is not None:
             media, limit = _media_of(call), call.request.token_limit
@@ -139,7 +140,8 @@ class TranscriptionEndpoint(Endpoint):
         return TranscriptWriter(head, reader, call.text, call.seconds)
 
     def collector(self, call: Call, head: CompletionHead) -> TranscriptCollector:
-        call, wire = cast(TranscriptionCall, call), cast(TranscriptionRequest, call.wire)
+        call = cast(TranscriptionCall, call)
+        wire: TranscriptionRequest = call.wire
         language = "english" if self._task == "translate" else wire.language or ""
         return TranscriptCollector(wire, self._task, call.text, _media_of(call).seconds, language)
 
