@@ -17,11 +17,7 @@ from stonechat_server.schema.responses import (
 )
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
 from stonechat_server.streaming.answer_writer import CompletionHead, CompletionsWriter
-from stonechat_server.streaming.chunk_parts import (
-    logprob_body,
-    prompt_logprobs_body,
-    token_id_name,
-)
+from stonechat_server.streaming.chunk_parts import logprob_body, prompt_logprobs_body, token_id_name
 
 
 class ChunkWriter(CompletionsWriter):

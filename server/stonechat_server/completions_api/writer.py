@@ -14,10 +14,7 @@ from stonechat_server.completions_api.request import CompletionRequest
 from stonechat_server.parsers.deltas import ContentDelta
 from stonechat_server.streaming.answer_reader import AnswerReader, Piece
 from stonechat_server.streaming.answer_writer import CompletionHead, CompletionsWriter
-from stonechat_server.streaming.chunk_parts import (
-    prompt_logprobs_body,
-    token_id_name,
-)
+from stonechat_server.streaming.chunk_parts import prompt_logprobs_body, token_id_name
 
 
 class CompletionWriter(CompletionsWriter):
