@@ -89,6 +89,8 @@ class BatchList(msgspec.Struct, kw_only=True):
 def batch_object(batch: StoredBatch) -> Batch:
     """What clients see of a batch."""
     problems = batch.problems
+    names = [name for name in StoredBatch.__dataclass_fields__ if name.endswith("_at")]
+    times = {name: value for name in names if (value := getattr(batch, name)) is not None}
     return Batch(
         id=batch.id,
         endpoint=batch.endpoint,
@@ -102,14 +104,7 @@ def batch_object(batch: StoredBatch) -> Batch:
         output_file_id=batch.output_id if batch.has_output else UNSET,
         error_file_id=batch.errors_id if batch.has_errors else UNSET,
         created_at=int(batch.created),
-        in_progress_at=_time(batch.in_progress_at),
-        expires_at=batch.expires_at,
-        finalizing_at=_time(batch.finalizing_at),
-        completed_at=_time(batch.completed_at),
-        failed_at=_time(batch.failed_at),
-        expired_at=_time(batch.expired_at),
-        cancelling_at=_time(batch.cancelling_at),
-        cancelled_at=_time(batch.cancelled_at),
+        **times,
         request_counts=RequestCounts(
             total=batch.num_total, completed=batch.num_completed, failed=batch.num_failed
         ),
@@ -124,7 +119,3 @@ def batch_object(batch: StoredBatch) -> Batch:
         if batch.metadata is None
         else msgspec.json.decode(batch.metadata, type=dict[str, str]),
     )
-
-
-def _time(value: int | None) -> Time:
-    return UNSET if value is None else value
