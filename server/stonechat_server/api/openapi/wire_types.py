@@ -126,46 +126,25 @@ _PNG = (
     "i7YAAAAASUVORK5CYII="
 )
 _URL = f"data:image/png;base64,{_PNG}"
-_QUESTION = "Which two colours do you see?"
+
+
+def _question(image: dict[str, object], text_type: str = "text") -> dict[str, object]:
+    """A message with an image."""
+    text = {"type": text_type, "text": "Which two colours do you see?"}
+    return {"role": "user", "content": [image, text]}
+
+
+_CHAT_IMAGE = {"type": "image_url", "image_url": {"url": _URL, "detail": "auto"}}
+_INPUT_IMAGE = {"type": "input_image", "image_url": _URL, "detail": "auto"}
+_SOURCE = {"type": "base64", "media_type": "image/png", "data": _PNG}
 IMAGE_EXAMPLES: dict[str, dict[str, object]] = {
-    "ChatCompletionRequest": {
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image_url", "image_url": {"url": _URL, "detail": "auto"}},
-                    {"type": "text", "text": _QUESTION},
-                ],
-            }
-        ],
-        "max_completion_tokens": 50,
-    },
+    "ChatCompletionRequest": {"messages": [_question(_CHAT_IMAGE)], "max_completion_tokens": 50},
     "ResponsesRequest": {
-        "input": [
-            {
-                "type": "message",
-                "role": "user",
-                "content": [
-                    {"type": "input_image", "image_url": _URL, "detail": "auto"},
-                    {"type": "input_text", "text": _QUESTION},
-                ],
-            }
-        ],
+        "input": [{"type": "message", **_question(_INPUT_IMAGE, "input_text")}],
         "max_output_tokens": 50,
     },
     "MessagesRequest": {
-        "messages": [
-            {
-                "role": "user",
-                "content": [
-                    {
-                        "type": "image",
-                        "source": {"type": "base64", "media_type": "image/png", "data": _PNG},
-                    },
-                    {"type": "text", "text": _QUESTION},
-                ],
-            }
-        ],
+        "messages": [_question({"type": "image", "source": _SOURCE})],
         "max_tokens": 50,
     },
 }
