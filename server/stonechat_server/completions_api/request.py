@@ -19,9 +19,9 @@ TextLimit = Annotated[Whole, Field(ge=0)] | MinusOne
 """0 generates nothing, which leaves the prompt and its log-probabilities. -1 is no limit."""
 SEVERAL = Field(min_length=1, max_length=MAX_PROMPTS)
 Prompt = Annotated[
-    Annotated[str, Tag("text")]
-    | Annotated[ListOf[str], SEVERAL, Tag("texts")]
-    | Annotated[TokenIds, Tag("ids")]
+    Annotated[str, Tag("a text")]
+    | Annotated[ListOf[str], SEVERAL, Tag("a list of texts")]
+    | Annotated[TokenIds, Tag("a list of ids")]
     | Annotated[ListOf[TokenIds], SEVERAL, Tag("lists of ids")],
     BY_KIND,
 ]

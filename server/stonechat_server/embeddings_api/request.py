@@ -18,9 +18,9 @@ Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[ListOf[Text], Field(min_length=1, max_length=MAX_INPUTS)]
 TokenIdLists = Annotated[ListOf[TokenIds], Field(max_length=MAX_INPUTS)]
 Input = Annotated[
-    Annotated[Text, Tag("text")]
-    | Annotated[Texts, Tag("texts")]
-    | Annotated[TokenIds, Tag("ids")]
+    Annotated[Text, Tag("a text")]
+    | Annotated[Texts, Tag("a list of texts")]
+    | Annotated[TokenIds, Tag("a list of ids")]
     | Annotated[TokenIdLists, Tag("lists of ids")],
     BY_KIND,
 ]

@@ -15,15 +15,17 @@ Inputs = list[tuple[str, str | list[int]]]
 def _kind(value: object) -> str:
     """Tell the forms apart by the first item, so that errors name the item at fault."""
     if not isinstance(value, list):
-        return "text"
+        return "a text"
     first = value[0] if value else None
     if isinstance(first, list):
         return "lists of ids"
-    return "ids" if isinstance(first, int) and not isinstance(first, bool) else "texts"
+    is_id = isinstance(first, int) and not isinstance(first, bool)
+    return "a list of ids" if is_id else "a list of texts"
 
 
 BY_KIND = Discriminator(_kind)
-"""Picks one of the tags `text`, `texts`, `ids` and `lists of ids`."""
+"""Picks a tag: `a text`, `a list of texts`, `a list of ids` or `lists of ids`. No key of an object
+is called so, which the path of an error could be taken for."""
 
 
 def inputs_of(name: str, value: str | list[str] | list[int] | list[list[int]]) -> Inputs:
