@@ -15,7 +15,10 @@ class Scraped(Collector):
     """The metrics that a function reads."""
 
     def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
-        self.collect = read
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        return self._read()
 
 
 def gauge(name: str, text: str, values: Values) -> Metric:

@@ -39,7 +39,7 @@ class ItemWriter(ABC):
     """Has a piece of text."""
     done_event: type[e.Event]
     """Repeats the whole text."""
-    part_events: tuple[type[e.Event], type[e.Event]] | None = None
+    part_events: tuple[type[Any], type[Any]] | None = None
     """Begin and end the item's part, if it has one."""
 
     def __init__(self, head: ItemHead) -> None:
@@ -144,7 +144,7 @@ class ReasoningWriter(ItemWriter):
 
     delta_event: type[e.Event] = e.ReasoningDelta
     done_event: type[e.Event] = e.ReasoningDone
-    part_events: tuple[type[e.Event], type[e.Event]] | None = (e.PartAdded, e.PartDone)
+    part_events: tuple[type[Any], type[Any]] | None = (e.PartAdded, e.PartDone)
     parts_field = "content"
     part_type: type[answer.ReasoningText | answer.SummaryText] = answer.ReasoningText
 

@@ -31,5 +31,5 @@ is called so, which the path of an error could be taken for."""
 def inputs_of(name: str, value: str | list[str] | list[int] | list[list[int]]) -> Inputs:
     """The inputs of the field `name`."""
     if isinstance(value, str) or isinstance(value[0], int):
-        return [(name, cast(str | list[int], value))]
+        return [(name, value)]
     return [(f"{name}[{i}]", item) for i, item in enumerate(cast(list[str | list[int]], value))]

@@ -1,6 +1,7 @@
 """The wire types that the OpenAPI document describes."""
 
 import operator
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
@@ -128,7 +129,7 @@ _PNG = (
 _URL = f"data:image/png;base64,{_PNG}"
 
 
-def _question(image: dict[str, object], text_type: str = "text") -> dict[str, object]:
+def _question(image: Mapping[str, object], text_type: str = "text") -> dict[str, object]:
     """A message with an image."""
     text = {"type": text_type, "text": "Which two colours do you see?"}
     return {"role": "user", "content": [image, text]}
