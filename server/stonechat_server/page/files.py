@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from starlette.exceptions import HTTPException
@@ -41,7 +40,7 @@ class _File:
 
 
 class Files:
-    """The files of a folder by name, each read once in a process."""
+    """The files of a folder by name, read when this is made."""
 
     def __init__(self, folder: Path, headers: Mapping[str, str]) -> None:
         self._files = {
@@ -60,7 +59,6 @@ class Files:
         return Response(file.body, media_type=file.media_type, headers=headers)
 
 
-@cache
 def _read(path: Path) -> _File:
     body = path.read_bytes()
     digest = hashlib.sha256(body).hexdigest()[:16]

@@ -6,6 +6,7 @@ only.
 
 import logging
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -24,10 +25,12 @@ DOCS = Path(__file__).parent / "docs"
 """A page around Swagger UI, an unchanged release of which is in the folder too (LICENSE.txt)."""
 
 
+@cache
 def page_router() -> APIRouter:
     """Routes `/`, `/page/load`, `/page/{file}`, `/page/vendor/{file}`, `/docs`, `/docs/{file}`.
 
     The addresses in the two pages are relative, so each page has one address. Others lead there.
+    The files are read once in a process.
     """
     page = Files(STATIC, security_headers())
     vendor = Files(VENDOR, security_headers())
