@@ -17,10 +17,10 @@ from stonechat_server.structured.lark import LarkWriter
 from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import ToolOptions
 from stonechat_server.structured.tool_options import parameters as arguments_schema
-from stonechat_server.tool_formats.layout import ToolFormat
+from stonechat_server.tool_formats.layout import TagLayout, ToolFormat
 from stonechat_server.tool_formats.select import FORMATS
 from tests.models.byte_vocabulary import ByteVocabulary
-from tests.models.walks import PADDED_VOCAB, allowed_ids, walk
+from tests.models.walks import PADDED_VOCAB, allowed_ids, allows, walk
 
 VOCABULARY = ByteVocabulary()
 COMPILER = GrammarCompiler(VOCABULARY, PADDED_VOCAB)
@@ -62,11 +62,12 @@ def arguments(tool: FunctionTool, layout: str, text: str) -> Any:
     return json.loads("".join(d.arguments for d in deltas if isinstance(d, ToolCallDelta)))
 
 
-def calls(tool: FunctionTool, layout: str, count: int = 4) -> list[Any]:
+def calls(tool: FunctionTool, layout: str, count: int = 3) -> list[Any]:
     compiled = COMPILER.compile(call_grammar(tool, layout))
-    rng = random.Random(layout)
-    texts = [walk(compiled.new_constraint(), VOCABULARY, rng, 600) for _ in range(count)]
-    found = [text.decode() for text in texts if text is not None]
+    rng, parts = random.Random(layout), FORMATS[layout].layout
+    ends = [parts.after_value] if isinstance(parts, TagLayout) else []
+    walks = (walk(compiled.new_constraint(), VOCABULARY, rng, 250, ends) for _ in range(count))
+    found = [text.decode() for text in walks if text is not None]
     # A number such as 1e999 is valid JSON, but no float.
     return [arguments(tool, layout, t) for t in found if not re.search(r"\d[eE]\+?\d{3}", t)]
 
@@ -75,7 +76,7 @@ def is_allowed(tool: FunctionTool, layout: str, text: str) -> bool:
     """Return whether `text` is a whole answer."""
     constraint = COMPILER.compile(call_grammar(tool, layout)).new_constraint()
     for token_id in VOCABULARY.encode(text):
-        if constraint.is_finished or token_id not in allowed_ids(constraint):
+        if constraint.is_finished or not allows(constraint, token_id):
             return False
         constraint.accept(token_id)
     return constraint.is_finished or not VOCABULARY.eos_token_ids.isdisjoint(

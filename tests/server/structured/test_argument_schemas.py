@@ -51,9 +51,12 @@ def test_random_calls_are_valid(name: str) -> None:
     assert isinstance(kept, dict)
     is_old = "definitions" in schema
     default = jsonschema.Draft7Validator if is_old else jsonschema.Draft202012Validator
+    if '"exclusiveMinimum": true' in json.dumps(schema):
+        default = jsonschema.Draft4Validator  # a number in all later drafts
     kind = jsonschema.validators.validator_for(kept, default)
     checker = kind(kept, format_checker=kind.FORMAT_CHECKER)
-    for layout in LAYOUTS:
+    other = LAYOUTS[1 + list(SCHEMAS).index(name) % 2]
+    for layout in (LAYOUTS[0], other):
         for found in calls(tool, layout):
             assert isinstance(found, dict), layout
             checker.validate(found)
@@ -118,13 +121,13 @@ def test_no_schema_refuses_a_tool_that_is_not_strict(name: str, client: TestClie
     assert response.headers.get("x-unenforced-schema", "").isascii()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", [name for name in ODD if isinstance(ODD[name], dict)])
-def test_calls_of_odd_schemas_have_an_object(name: str, layout: str) -> None:
-    tool, _ = enforced(ODD[name])
-    for found in calls(tool, layout, 3):
-        assert isinstance(found, dict)
-        assert found == {} or name != "empty"
+def test_calls_of_odd_schemas_have_an_object(name: str) -> None:
+    for layout in LAYOUTS:
+        tool, _ = enforced(ODD[name])
+        for found in calls(tool, layout, 3):
+            assert isinstance(found, dict)
+            assert found == {} or name != "empty"
 
 
 @pytest.mark.parametrize("name", EXTREME)

@@ -13,7 +13,7 @@ from stonechat_server.structured.tool_grammar import ToolGrammar
 from stonechat_server.structured.tool_options import ToolOptions
 from stonechat_server.tool_formats.layout import DictLayout, TagLayout
 from stonechat_server.tool_formats.select import FORMATS
-from tests.models.walks import allowed_ids
+from tests.models.walks import allowed_ids, allows
 from tests.nightly import nightly
 from tests.server.bodies import error_of, post
 from tests.server.conftest import ClientFactory
@@ -55,7 +55,6 @@ def element_call(elements: str) -> str:
     return f"{MARK}<tool_call>\n{body}\n{MARK}</tool_call>"
 
 
-@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 @pytest.mark.parametrize(
     "value",
     [
@@ -67,17 +66,17 @@ def element_call(elements: str) -> str:
     ],
     ids=str,
 )
-def test_odd_but_legal_bounds_are_enforced(value: Any, layout: str) -> None:
-    schema = {**record(a=value), "required": ["a"]}
-    tool, left_out = enforced(schema, format=FORMATS[layout])
-    assert left_out == []
-    found = calls(tool, layout, count=12)
-    assert found
-    for call in found:
-        jsonschema.validate(call, schema)
+def test_odd_but_legal_bounds_are_enforced(value: Any) -> None:
+    for layout in ALL_LAYOUTS:
+        schema = {**record(a=value), "required": ["a"]}
+        tool, left_out = enforced(schema, format=FORMATS[layout])
+        assert left_out == []
+        found = calls(tool, layout, count=6)
+        assert found
+        for call in found:
+            jsonschema.validate(call, schema)
 
 
-@pytest.mark.parametrize("layout", ALL_LAYOUTS)
 @pytest.mark.parametrize(
     "value",
     [
@@ -94,10 +93,11 @@ def test_odd_but_legal_bounds_are_enforced(value: Any, layout: str) -> None:
     ],
     ids=str,
 )
-def test_what_a_layout_cannot_write_is_left_out(value: Any, layout: str) -> None:
-    schema = {**record(a=value, b=TEXT), "required": ["a"]}
-    tool, _ = enforced(schema, format=FORMATS[layout])
-    COMPILER.compile(call_grammar(tool, layout))
+def test_what_a_layout_cannot_write_is_left_out(value: Any) -> None:
+    for layout in ALL_LAYOUTS:
+        schema = {**record(a=value, b=TEXT), "required": ["a"]}
+        tool, _ = enforced(schema, format=FORMATS[layout])
+        COMPILER.compile(call_grammar(tool, layout))
 
 
 @pytest.mark.parametrize("keys", [["to", "cc", "body"], ["body", "cc", "to"], ["body", "to"]])
@@ -133,7 +133,7 @@ def test_space_may_stand_between_calls(layout: str, call: str, gap: str) -> None
     grammar = ToolGrammar(options, FORMATS[layout], LarkWriter({})).build()
     constraint = COMPILER.compile(grammar).new_constraint()
     for token_id in VOCABULARY.encode(f"{call}{gap}{call}"):
-        assert token_id in allowed_ids(constraint)
+        assert allows(constraint, token_id)
         constraint.accept(token_id)
     assert not VOCABULARY.eos_token_ids.isdisjoint(allowed_ids(constraint))
 
@@ -295,7 +295,7 @@ def test_a_list_of_one_schema_is_that_schema(layout: str) -> None:
     plain = {**record(a=colour["C"]), "required": ["a"]}
     wrapped = {**record(a=value), "required": ["a"], "$defs": colour}
     grammars = [call_grammar(enforced(s)[0], layout).source for s in (plain, wrapped)]
-    texts = [calls(enforced(s)[0], layout, count=12) for s in (plain, wrapped)]
+    texts = [calls(enforced(s)[0], layout, count=6) for s in (plain, wrapped)]
     assert {call["a"] for found in texts for call in found} <= {"red", "blue"}
     if layout in ("qwen_coder", "deepseek_v32"):
         assert grammars[0] == grammars[1]
@@ -410,7 +410,7 @@ def test_elements_hold_what_the_schema_allows_and_no_other_text(
         assert arguments(tool, "minimax_m3", call) == {"a": expected}
     for text in bad:
         assert not is_allowed(tool, "minimax_m3", element_call(f"{MARK}<a>{text}{MARK}</a>")), text
-    for found in calls(tool, "minimax_m3", count=12):
+    for found in calls(tool, "minimax_m3", count=6):
         jsonschema.validate(found, schema, format_checker=jsonschema.FormatChecker())
 
 
@@ -430,16 +430,16 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize("layout", [*ALL_LAYOUTS, "glm", "minicpm5"])
 @pytest.mark.parametrize("name", ODD)
-def test_odd_values_validate_in_every_layout(name: str, layout: str) -> None:
-    small = {"type": "integer", "maximum": 5}
-    schema = {**record(a=ODD[name]), "required": ["a"], "$defs": {"Small": small}}
-    tool, left_out = enforced(schema, format=FORMATS[layout])
-    assert left_out == []
-    found = calls(tool, layout, count=12)
-    for call in found:
-        jsonschema.validate(call, schema)
+def test_odd_values_validate_in_every_layout(name: str) -> None:
+    for layout in (*ALL_LAYOUTS, "glm", "minicpm5"):
+        small = {"type": "integer", "maximum": 5}
+        schema = {**record(a=ODD[name]), "required": ["a"], "$defs": {"Small": small}}
+        tool, left_out = enforced(schema, format=FORMATS[layout])
+        assert left_out == []
+        found = calls(tool, layout, count=6)
+        for call in found:
+            jsonschema.validate(call, schema)
 
 
 @pytest.mark.parametrize(

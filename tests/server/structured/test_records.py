@@ -37,7 +37,6 @@ def quoted(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "schema",
     [
@@ -56,14 +55,14 @@ def quoted(value: object) -> str:
     ],
     ids=str,
 )
-def test_a_call_without_required_keys_may_end_at_once(schema: Any, layout: str) -> None:
-    tool, _ = enforced(schema)
-    text = write(layout, {})
-    assert is_allowed(tool, layout, text)
-    assert arguments(tool, layout, text) == {}
+def test_a_call_without_required_keys_may_end_at_once(schema: Any) -> None:
+    for layout in LAYOUTS:
+        tool, _ = enforced(schema)
+        text = write(layout, {})
+        assert is_allowed(tool, layout, text)
+        assert arguments(tool, layout, text) == {}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "schema",
     [
@@ -78,15 +77,15 @@ def test_a_call_without_required_keys_may_end_at_once(schema: Any, layout: str) 
     ],
     ids=str,
 )
-def test_a_function_without_keys_takes_none(schema: Any, layout: str) -> None:
-    tool, left_out = enforced(schema)
-    assert left_out == []
-    assert not is_allowed(tool, layout, write(layout, {"a": 1}))
-    whole = {"qwen_coder": '<tool_call>\n<function=f>\n{"a": 1}\n</function>\n</tool_call>'}
-    assert not is_allowed(tool, layout, whole.get(layout, '[f(**{"a": 1})]'))
+def test_a_function_without_keys_takes_none(schema: Any) -> None:
+    for layout in LAYOUTS:
+        tool, left_out = enforced(schema)
+        assert left_out == []
+        assert not is_allowed(tool, layout, write(layout, {"a": 1}))
+        whole = {"qwen_coder": '<tool_call>\n<function=f>\n{"a": 1}\n</function>\n</tool_call>'}
+        assert not is_allowed(tool, layout, whole.get(layout, '[f(**{"a": 1})]'))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "extra",
     [
@@ -107,16 +106,14 @@ def test_a_function_without_keys_takes_none(schema: Any, layout: str) -> None:
     ],
     ids=str,
 )
-def test_keywords_that_keys_can_satisfy_do_not_change_the_form(
-    extra: dict[str, Any], layout: str
-) -> None:
-    tool, _ = enforced({**AB, **extra})
-    text = write(layout, {"a": 1, "b": "x"})
-    assert is_allowed(tool, layout, text)
-    assert arguments(tool, layout, text) == {"a": 1, "b": "x"}
+def test_keywords_that_keys_can_satisfy_do_not_change_the_form(extra: dict[str, Any]) -> None:
+    for layout in LAYOUTS:
+        tool, _ = enforced({**AB, **extra})
+        text = write(layout, {"a": 1, "b": "x"})
+        assert is_allowed(tool, layout, text)
+        assert arguments(tool, layout, text) == {"a": 1, "b": "x"}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("extra", "refused"),
     [
@@ -127,16 +124,14 @@ def test_keywords_that_keys_can_satisfy_do_not_change_the_form(
     ],
     ids=str,
 )
-def test_such_keywords_are_enforced(
-    extra: dict[str, Any], refused: list[dict[str, Any]], layout: str
-) -> None:
-    tool, left_out = enforced({**AB, **extra})
-    assert left_out == []
-    for values in refused:
-        assert not is_allowed(tool, layout, write(layout, values))
+def test_such_keywords_are_enforced(extra: dict[str, Any], refused: list[dict[str, Any]]) -> None:
+    for layout in LAYOUTS:
+        tool, left_out = enforced({**AB, **extra})
+        assert left_out == []
+        for values in refused:
+            assert not is_allowed(tool, layout, write(layout, values))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "schema",
     [
@@ -156,12 +151,13 @@ def test_such_keywords_are_enforced(
     ],
     ids=str,
 )
-def test_references_and_single_parts_do_not_change_the_form(schema: Any, layout: str) -> None:
-    tool, left_out = enforced(schema)
-    assert left_out == []
-    text = write(layout, {"a": 1, "b": "x"})
-    assert is_allowed(tool, layout, text)
-    assert arguments(tool, layout, text) == {"a": 1, "b": "x"}
+def test_references_and_single_parts_do_not_change_the_form(schema: Any) -> None:
+    for layout in LAYOUTS:
+        tool, left_out = enforced(schema)
+        assert left_out == []
+        text = write(layout, {"a": 1, "b": "x"})
+        assert is_allowed(tool, layout, text)
+        assert arguments(tool, layout, text) == {"a": 1, "b": "x"}
 
 
 def test_what_keys_cannot_decide_is_no_record() -> None:
