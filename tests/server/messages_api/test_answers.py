@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from stonechat_models import FinishReason
 from tests.server.fake_engine import FakeEngine, model_info
@@ -172,3 +174,24 @@ def test_no_tokens_fill_the_cache_only(client: TestClient, engine: FakeEngine) -
     assert (answer["content"], answer["stop_reason"]) == ([], "max_tokens")
     assert answer["usage"]["output_tokens"] == 0
     assert engine.requests[-1].params.max_tokens == 0
+
+
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            *("<think>", "</think>", "<tool_call>", "\n", "Hello", "wörld 👋", '{"a": ', "}"),
+            call("get_weather", city="Rome"),
+            call("now"),
+        ]
+    ),
+    max_size=6,
+)
+
+
+@settings(suppress_health_check=list(HealthCheck))
+@given(pieces=PIECES)
+def test_a_stream_is_the_plain_answer(
+    client: TestClient, engine: FakeEngine, pieces: list[str]
+) -> None:
+    engine.script = text_script("".join(pieces))
+    both(client, tools=TOOLS)

@@ -1,4 +1,7 @@
-"""Random requests, valid and invalid: no answer is a 5xx, and every answer has OpenAI's form."""
+"""The answers to random valid requests have OpenAI's form.
+
+`test_fuzz_endpoints` has requests that are not valid.
+"""
 
 import json
 from collections.abc import Iterator
@@ -6,15 +9,12 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from httpx import Response
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stonechat_server.app import create_app
-from stonechat_server.responses_api.request import ResponsesRequest
 from stonechat_server.settings import Settings
 from tests.openai_schema import validate
-from tests.server.bodies import error_of
 from tests.server.fake_engine import ByteTokenizer, FakeEngine
 from tests.server.messages_api.scripts import TEMPLATE, call, text_script
 from tests.server.responses_api.answers import URL, check_response, events_of
@@ -56,8 +56,9 @@ TOOL = st.fixed_dictionaries(
     {"type": st.sampled_from(["function", "custom"]), "name": NAME}, optional={"description": TEXT}
 )
 TOOLS = st.lists(TOOL, max_size=2, unique_by=lambda tool: str(tool["name"]))
+HI = {"role": "user", "content": "hi"}
 VALID = st.fixed_dictionaries(
-    {"input": TEXT | st.lists(ITEM, min_size=1, max_size=5)},
+    {"input": TEXT | st.lists(ITEM, max_size=4).map(lambda items: [*items, HI])},
     optional={
         "instructions": TEXT,
         "stream": st.booleans(),
@@ -70,8 +71,6 @@ VALID = st.fixed_dictionaries(
         "metadata": st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=2),
     },
 )
-FIELD = st.sampled_from(sorted(ResponsesRequest.model_fields)) | st.text(max_size=10)
-FUZZ = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.fixture(scope="module")
@@ -83,22 +82,14 @@ def shared_client() -> Iterator[TestClient]:
         yield client
 
 
-def check(client: TestClient, document: Any) -> Response:
-    response = client.post(URL, content=json.dumps(document).encode())
-    assert response.status_code in (200, 400, 404), response.text
-    if response.status_code != 200:
-        error_of(response)
-    return response
-
-
-@settings(FUZZ, max_examples=25)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(document=VALID)
 def test_valid_requests_are_answered(shared_client: TestClient, document: dict[str, Any]) -> None:
-    response = check(shared_client, document)
+    response = shared_client.post(URL, content=json.dumps(document))
+    assert response.status_code == 200, response.text
     if document.get("stream"):
         events_of(response)
     else:
-        assert response.status_code == 200, response.text
         check_response(response.json())
         check_stored(shared_client, response.json())
 
@@ -110,25 +101,3 @@ def check_stored(client: TestClient, answer: dict[str, Any]) -> None:
     items = client.get(f"{place}/input_items").json()
     validate("ResponseItemList", items)
     assert client.post(URL, json={"previous_response_id": answer["id"]}).status_code == 200
-
-
-@FUZZ
-@given(document=VALID, changes=st.dictionaries(FIELD, JSON, min_size=1, max_size=3))
-def test_changed_requests_never_break_the_server(
-    shared_client: TestClient, document: dict[str, Any], changes: dict[str, Any]
-) -> None:
-    check(shared_client, document | changes)
-
-
-@FUZZ
-@given(
-    document=VALID,
-    added=ITEM | TOOL,
-    changes=st.dictionaries(
-        st.sampled_from(["type", "role", "content", "output", "name", "format", "tools"]), JSON
-    ),
-)
-def test_changed_items_never_break_the_server(
-    shared_client: TestClient, document: dict[str, Any], added: Any, changes: dict[str, Any]
-) -> None:
-    check(shared_client, document | {"input": [added | changes], "tools": [added | changes]})

@@ -1,4 +1,4 @@
-"""Random bodies, valid and invalid: no answer is a 5xx, and all errors have the same fields."""
+"""Random valid bodies are answered. `test_fuzz_endpoints` has those that are not valid."""
 
 import json
 from collections.abc import Iterator
@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stonechat_server.app import create_app
-from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.settings import Settings
-from tests.server.bodies import URL, error_of
+from tests.server.bodies import URL
 from tests.server.fake_engine import FakeEngine
 
 JSON = st.recursive(
@@ -75,8 +74,6 @@ VALID = st.fixed_dictionaries(
         "chat_template_kwargs": st.dictionaries(st.text(max_size=8), JSON, max_size=2),
     },
 )  # fmt: skip
-FIELD = st.sampled_from(sorted(ChatCompletionRequest.model_fields)) | st.text(max_size=10)
-FUZZ = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.fixture(scope="module")
@@ -86,42 +83,8 @@ def shared_client() -> Iterator[TestClient]:
         yield client
 
 
-def check(client: TestClient, content: bytes) -> int:
-    response = client.post(URL, content=content)
-    # 415: bytes that begin like a compressed body
-    assert response.status_code in (200, 400, 404, 415), response.text
-    if response.status_code != 200:
-        error_of(response)
-    return response.status_code
-
-
-def encode(document: Any) -> bytes:
-    return json.dumps(document).encode()
-
-
-@FUZZ
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(document=VALID)
 def test_valid_bodies_are_answered(shared_client: TestClient, document: dict[str, Any]) -> None:
-    assert check(shared_client, encode(document)) == 200
-
-
-@FUZZ
-@given(document=VALID, changes=st.dictionaries(FIELD, JSON, min_size=1, max_size=3))
-def test_changed_bodies_never_break_the_server(
-    shared_client: TestClient, document: dict[str, Any], changes: dict[str, Any]
-) -> None:
-    check(shared_client, encode(document | changes))
-
-
-@FUZZ
-@given(message=st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "name"]), JSON))
-def test_random_messages_never_break_the_server(
-    shared_client: TestClient, message: dict[str, Any]
-) -> None:
-    check(shared_client, encode({"model": "tiny-test", "messages": [message]}))
-
-
-@FUZZ
-@given(content=st.binary(max_size=200) | JSON.map(encode))
-def test_random_bytes_never_break_the_server(shared_client: TestClient, content: bytes) -> None:
-    assert check(shared_client, content) in (400, 415)
+    response = shared_client.post(URL, content=json.dumps(document))
+    assert response.status_code == 200, response.text
