@@ -20,7 +20,7 @@ from stonechat_models import (
 from stonechat_server.app import create_app
 from stonechat_server.completions_api.fill_in import FORMATS
 from stonechat_server.settings import Settings
-from tests.server.api.openapi.test_document import schema_problems
+from tests.server.api.openapi.test_document import Document, schema_problems
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 
 PAGES = Path(__file__).parents[2] / "docs" / "api"
@@ -75,23 +75,26 @@ def client() -> Iterator[TestClient]:
         yield client
 
 
+@pytest.fixture(scope="module")
+def document(client: TestClient) -> Document:
+    return client.get("/openapi.json").json()
+
+
 @pytest.mark.parametrize(("path", "body", "answer"), list(examples()))
 def test_the_example_is_answered(
-    client: TestClient, path: str, body: str | None, answer: str
+    client: TestClient, document: Document, path: str, body: str | None, answer: str
 ) -> None:
     response = client.get(path) if body is None else client.post(path, json=json.loads(body))
     assert response.status_code == 200, response.text
     assert "x-ignored-params" not in response.headers
     if answer:
-        document = client.get("/openapi.json").json()
         operation = document["paths"][path]["get" if body is None else "post"]
         schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
         assert schema_problems(document, schema, json.loads(answer)) == []
 
 
-def test_every_path_is_on_a_page(client: TestClient) -> None:
+def test_every_path_is_on_a_page(document: Document) -> None:
     text = "".join(page.read_text(encoding="utf-8") for page in PAGES.glob("*.md"))
-    document = client.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for method in operations:
             shown_path = path.replace("{model}", "{id}")

@@ -25,7 +25,7 @@ def error_codes() -> set[str]:
     return {code for text in sources for code in re.findall(r'\bcode="(\w+)"', text)}
 
 
-@pytest.mark.parametrize("code", sorted(error_codes()))
-def test_every_error_code_is_documented(code: str) -> None:
+def test_every_error_code_is_documented() -> None:
     pages = (ROOT / "docs" / "api").glob("*.md")
-    assert any(f"`{code}`" in page.read_text(encoding="utf-8") for page in pages)
+    text = "".join(page.read_text(encoding="utf-8") for page in pages)
+    assert {code for code in error_codes() if f"`{code}`" not in text} == set()

@@ -1,17 +1,29 @@
 """What a 404 and a 405 say."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 from fastapi.testclient import TestClient
 
 from stonechat_server.api import unknown_paths
 from stonechat_server.api.unknown_paths import NOTES
+from stonechat_server.app import create_app
+from stonechat_server.settings import Settings
 from tests.server.bodies import error_of
 from tests.server.conftest import ClientFactory
+from tests.server.fake_engine import FakeEngine
 
 CHAT = "POST /v1/chat/completions"
 WRONG_BASE = "base URL is wrong"
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    """One for all: the first answer that lists the paths takes long."""
+    app = create_app(Settings(), FakeEngine())
+    with TestClient(app, "http://127.0.0.1:8000") as client:
+        yield client
 
 
 def message(client: TestClient, method: str, path: str, status: int = 404) -> str:

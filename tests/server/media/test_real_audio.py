@@ -38,7 +38,7 @@ def client(model: AudioModel) -> Iterator[TestClient]:
     config = EngineConfig(
         model=str(model.folder), device="cpu", dtype="float32", max_model_len=4096
     )
-    app = create_app(Settings(), AsyncEngine.from_config(config))
+    app = create_app(Settings(max_audio_seconds=2.0), AsyncEngine.from_config(config))
     with TestClient(app, "http://127.0.0.1:8000") as client:
         yield client
 
@@ -124,22 +124,12 @@ def test_other_files_of_the_same_sound(client: TestClient, model: AudioModel) ->
     ],
     ids=lambda value: "data" if isinstance(value, bytes) else value,  # a WAV file holds the time
 )
-def test_files_that_cannot_be_heard(new_bounds: TestClient, file: bytes, code: str) -> None:
+def test_files_that_cannot_be_heard(client: TestClient, file: bytes, code: str) -> None:
     fields = body(model=None, messages=[user("a", audio(file))])
-    response = new_bounds.post(URL, json=fields)
+    response = client.post(URL, json=fields)
     error = response.json()["error"]
     assert (response.status_code, error["param"]) == (400, "messages[0].content[1]"), error
     assert error["code"] == code, error
-
-
-@pytest.fixture(scope="module")
-def new_bounds(model: AudioModel) -> Iterator[TestClient]:
-    config = EngineConfig(
-        model=str(model.folder), device="cpu", dtype="float32", max_model_len=4096
-    )
-    app = create_app(Settings(max_audio_seconds=2.0), AsyncEngine.from_config(config))
-    with TestClient(app, "http://127.0.0.1:8000") as client:
-        yield client
 
 
 def test_a_transcript(client: TestClient) -> None:

@@ -5,7 +5,7 @@
 
 import json
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import pytest
@@ -90,9 +90,14 @@ def request(**fields: Any) -> ChatCompletionRequest:
     )
 
 
+@cache
+def template_of(family: Family) -> ChatTemplate:
+    return ChatTemplate(family.template, {})
+
+
 def render(family: Family, content: str, calls: list[tuple[str, dict[str, Any]]]) -> str:
     """Render the assistant's message, without the generation prompt and the end token."""
-    template = ChatTemplate(family.template, {})
+    template = template_of(family)
     user = {"role": "user", "content": "Go."}
     tool_calls = [
         {
@@ -110,7 +115,7 @@ def render(family: Family, content: str, calls: list[tuple[str, dict[str, Any]]]
     return whole.removeprefix(prompt).removesuffix(family.end)
 
 
-@lru_cache
+@cache
 def specify(family: Family) -> AnswerSpec:
     structure = Structure(FamilyTokenizer(specials=family.specials))
     try:
@@ -125,7 +130,7 @@ def specify(family: Family) -> AnswerSpec:
 
 def read(family: Family, pieces: list[str]) -> tuple[str, list[tuple[str, Any]], list[str]]:
     spec = specify(family)
-    prompt = ChatTemplate(family.template, {}).render(spec.messages, RenderOptions())
+    prompt = template_of(family).render(spec.messages, RenderOptions())
     _, new_parser = spec.after_prompt(prompt, SamplingParams())
     parser = new_parser()
     content, calls, ids = "", [], []
@@ -162,9 +167,10 @@ def check_round_trip(family: Family, content: str) -> None:
     assert select_format(family.template).name == family.name
     for calls in [[call] for call in CALLS] if family.is_single else [CALLS, CALLS[:1]]:
         text = render(family, content, calls)
-        whole, pieces = read(family, [text]), read(family, [*text, ""])
+        whole = read(family, [text])
         assert whole[:2] == (content, calls)
-        assert pieces[:2] == (content, calls)
+        if family.is_single or calls is CALLS:
+            assert read(family, [*text, ""])[:2] == (content, calls)
         if family.name == "kimi":
             assert whole[2] == [f"functions.{name}:{i}" for i, (name, _) in enumerate(calls)]
 

@@ -68,7 +68,6 @@ def test_a_whole_answer_gives_the_prompt_of_its_text(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("tools", [[TOOL], None])
 @pytest.mark.parametrize(
     "messages",
     [
@@ -83,15 +82,16 @@ def test_a_whole_answer_gives_the_prompt_of_its_text(
 )
 def test_calls_of_any_form_are_shown(
     family: str,
-    tools: Any,
     messages: list[dict[str, Any]],
     new_client: ClientFactory,
     engine: FakeEngine,
 ) -> None:
     use(engine, FAMILIES[family])
-    ask(new_client(), messages=[USER, *messages], **({"tools": tools} if tools else {}))
-    after_user = engine.prompt.partition("Hi")[2]
-    assert "read" in after_user
+    client = new_client()
+    for fields in ({}, {"tools": [TOOL]}):
+        ask(client, messages=[USER, *messages], **fields)
+        after_user = engine.prompt.partition("Hi")[2]
+        assert "read" in after_user
 
 
 def test_a_cut_call_is_shown_with_its_text(new_client: ClientFactory, engine: FakeEngine) -> None:

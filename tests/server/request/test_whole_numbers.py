@@ -2,7 +2,6 @@
 
 from typing import Any, get_args, get_origin
 
-import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -37,12 +36,12 @@ def _accepts(kind: type[BaseModel], name: str, value: object) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("kind", "name"), FIELDS)
-def test_a_whole_number_may_be_a_float(kind: type[BaseModel], name: str) -> None:
-    for number in (-1, 1, 2):
-        assert _accepts(kind, name, float(number)) == _accepts(kind, name, number)
-    assert _accepts(kind, name, 1)
-    assert not _accepts(kind, name, 1.5)
+def test_a_whole_number_may_be_a_float() -> None:
+    for kind, name in FIELDS:
+        for number in (-1, 1, 2):
+            assert _accepts(kind, name, float(number)) == _accepts(kind, name, number)
+        assert _accepts(kind, name, 1)
+        assert not _accepts(kind, name, 1.5)
 
 
 def test_many_fields_are_numbers() -> None:

@@ -57,10 +57,10 @@ def wire_models(base: type[WireModel] = WireModel) -> list[type[WireModel]]:
     return [m for below in base.__subclasses__() for m in (below, *wire_models(below))]
 
 
-@pytest.mark.parametrize("model", dict.fromkeys(wire_models()), ids=lambda model: model.__name__)
-def test_no_list_collects_an_error_per_item(model: type[WireModel]) -> None:
-    model.model_rebuild()
-    assert list(unbounded(model.__pydantic_core_schema__, model.__name__)) == []
+def test_no_list_collects_an_error_per_item() -> None:
+    for model in wire_models():
+        model.model_rebuild()
+        assert list(unbounded(model.__pydantic_core_schema__, model.__name__)) == []
 
 
 def test_the_models_of_all_endpoints_are_looked_at() -> None:

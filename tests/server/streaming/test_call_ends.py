@@ -82,7 +82,8 @@ def test_a_call_cut_before_its_name_is_whole_shows_no_mark(
     client = new_client(tool_format=name)
     text = CALLS[name]
     num_cut = text.index("get_weather") + len("get_weather")
-    for end in range(1, num_cut):
+    step = 1 if fields is MODES[0] else 6
+    for end in range(1, num_cut, step):
         engine.script = cut_script(text[:end])
         assert both(client, tools=TOOLS, **fields) == (None, "length", []), text[:end]
 
