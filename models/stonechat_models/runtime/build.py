@@ -474,6 +474,9 @@ def _load_model(
         return native.NativeModel.load(files, config, progress)
     if config.backend == "auto" and device.type == "cpu":
         progress(f"running {files.name} through PyTorch: {reason}")
+    from stonechat_models.backends.transformers.loading.importing import import_transformers
+
+    import_transformers()
     from stonechat_models.backends.transformers.loading.load import load_transformers_model
 
     return load_transformers_model(files, config, as_torch(device), progress)

@@ -5,6 +5,7 @@ closes. It ignores SIGINT and SIGTERM, which may reach the whole process group b
 server: the server drains first and then sends `Stop`.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 def main(file_descriptor: int) -> int:
     """Run until `Stop`. Return the exit status: 0, or 1 after a failure."""
+    gc.disable()  # objects made at start live on, so a collection frees nothing
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     pipe = FramePipe(Connection(file_descriptor))
@@ -43,9 +45,12 @@ def main(file_descriptor: int) -> int:
     if runner is None:
         return 1
     inbox.runner = runner
+    gc.freeze()
+    gc.enable()
     pipe.send(Ready(runner.model, str(runner.tokenizer.path.parent)))
     runner.start(lambda report: _deliver(pipe, runner, report))
     runner.join(threading.TIMEOUT_MAX)
+    gc.unfreeze()  # libraries look for leaks at the end
     status = 0 if runner.failure is None else 1
     if start.config.tensor_parallel > 1:  # a usual exit may wait for other ranks
         os._exit(status)
@@ -53,10 +58,10 @@ def main(file_descriptor: int) -> int:
 
 
 def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":
-    # Other ranks have processes and devices of their own.
-    if config.tensor_parallel == 1:
-        start_driver(config.device_name)
     try:
+        # Other ranks have processes and devices of their own.
+        if config.tensor_parallel == 1 and start_driver(config.device_name) is not None:
+            _import_early(config)
         from stonechat_models.runtime.build import build_engine
         from stonechat_models.runtime.thread_runner import EngineThread
 
@@ -70,6 +75,15 @@ def _load(config: EngineConfig, pipe: FramePipe) -> "EngineThread | None":
     except Exception as error:
         pipe.send(load_failure(error))
     return None
+
+
+def _import_early(config: EngineConfig) -> None:
+    """Import what a CUDA device needs. Later collections need not look at it: it lives on."""
+    if config.backend != "native":
+        from stonechat_models.backends.transformers.loading.importing import import_transformers
+
+        import_transformers()
+        gc.freeze()
 
 
 def _give_up(pipe: FramePipe, error: EngineError) -> None:

@@ -131,13 +131,16 @@ def _serve(
     url = base_url(settings.host, listener, "http" if settings.tls_cert is None else "https")
     gc.freeze()  # otherwise each full collection scans these objects and pauses the streams
     gc.enable()
-    return serve(
-        app,
-        listener,
-        lambda: _has_started(state, url, notes),
-        tls_cert=settings.tls_cert,
-        tls_key=settings.tls_key,
-    )
+    try:
+        return serve(
+            app,
+            listener,
+            lambda: _has_started(state, url, notes),
+            tls_cert=settings.tls_cert,
+            tls_key=settings.tls_key,
+        )
+    finally:
+        gc.unfreeze()  # libraries look for leaks at the end
 
 
 def _catalog(settings: Settings, entries: "Sequence[Entry]") -> "Catalog":

@@ -132,6 +132,7 @@ def step_memory(
     Leaves a KV cache of one block, which the next `allocate_kv_cache` replaces. Raises
     `ModelLoadError` if not even one such step fits.
     """
+    gc.collect()  # it may be switched off, and what is left of a load may hold memory
     info, block_size = model.info, model.info.block_size
     num_seqs = info.max_num_seqs if info.packs_prompts else 1
     batch = largest_batch(info.max_batch_tokens, num_seqs, info.max_model_len, block_size)
