@@ -1,7 +1,11 @@
 """More families of models that see. Fewer people run them, and tests of them run nightly."""
 
+from dataclasses import replace
+
 from tests.models.vision_families import (
     CLIP,
+    GLM,
+    GLM_PROCESSOR,
     HALF,
     QWEN2_PROCESSOR,
     QWEN3_PROCESSOR,
@@ -154,5 +158,81 @@ MORE_FAMILIES: dict[str, VisionFamily] = {
         image_processor={"image_processor_type": "Kimi_K25ImageProcessor", **HALF},
         vision={"patch_size": 14},
         config={"projection_hidden_size": 32},
+    ),
+    "glm_ocr": replace(
+        GLM,
+        processor_class="Glm46VProcessor",
+        image_processor=GLM_PROCESSOR | {"image_processor_type": "Glm46VImageProcessor"},
+    ),
+    "deepseek_ocr2": VisionFamily(
+        image="<image>\n",
+        token="<image>",
+        image_processor={
+            "image_processor_type": "DeepseekOcr2ImageProcessor",
+            "size": {"height": 1024, "width": 1024},
+            "tile_size": 768,
+            "max_patches": 2,  # published: 6
+            **HALF,
+        },
+        vision={
+            "sam_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "output_channels": 16,
+                "global_attn_indexes": [],
+                "downsample_channels": [16, 32],
+                "image_size": 1024,
+            },
+            "encoder_config": {
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+            },
+        },
+    ),
+    "minicpmv4_6": VisionFamily(
+        image="<|image_pad|>",
+        token="<|image_pad|>",
+        named_tokens={
+            "image_token": "<|image_pad|>",
+            "video_token": "<|video_pad|>",
+            "image_start_token": "<image>",
+            "image_end_token": "</image>",
+            "slice_start_token": "<slice>",
+            "slice_end_token": "</slice>",
+            "image_id_start_token": "<image_id>",
+            "image_id_end_token": "</image_id>",
+        },
+        image_processor={
+            "image_processor_type": "MiniCPMV4_6ImageProcessor",
+            "scale_resolution": 112,  # published: 448
+            **HALF,
+        },
+        vision={"patch_size": 14, "image_size": 112},
+        config={"insert_layer_id": 0},
+    ),
+    "qianfan_ocr": VisionFamily(
+        image="<image>",
+        token="<IMG_CONTEXT>",
+        named_tokens={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+        },
+        tokens=("<image>",),
+        image_processor={
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "size": {"height": 224, "width": 224},  # published: 448
+            "min_patches": 1,
+            "max_patches": 4,  # published: 12
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
+        },
+        processor={"image_seq_length": 64},
+        vision={"image_size": [224, 224], "patch_size": [14, 14]},
+        config={"downsample_ratio": 0.5, "image_seq_length": 64},
     ),
 }

@@ -25,6 +25,8 @@ class VisionFamily:
     """Special tokens that are attributes of the tokenizer."""
     tokens: tuple[str, ...] = ()
     """Further special tokens."""
+    processor_class: str = ""
+    """Empty: that of the type."""
     model_type: str = ""
     """Empty: the family's name."""
     begins: bool = False

@@ -123,7 +123,8 @@ def save_processor(folder: Path, name: str) -> Path:
     family = ALL_FAMILIES[name]
     folder.mkdir(parents=True)
     vision_tokenizer(family).save_pretrained(folder)
-    processor_class = {"processor_class": PROCESSOR_MAPPING_NAMES[family.model_type or name]}
+    found = family.processor_class or PROCESSOR_MAPPING_NAMES[family.model_type or name]
+    processor_class = {"processor_class": found}
     settings = {
         "preprocessor_config.json": family.image_processor | processor_class,
         "processor_config.json": family.processor | processor_class,

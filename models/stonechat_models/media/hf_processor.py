@@ -113,9 +113,18 @@ class HFProcessor:
         self._piece = piece_size(folder) if modality == "audio" else None
         self._piece_tokens = 0
         """How many tokens a piece is, once it is known."""
-        self.placeholder = getattr(self._processor, f"{modality}_token", None) or ""
+        names = (f"{modality}_placeholder_token", f"{modality}_token")
+        tokens = (getattr(self._processor, name, None) for name in names)
+        self.placeholder = next((token for token in tokens if token), "")
         if not self.placeholder:
             raise UnsupportedModelError(f"its processor has no placeholder for {modality}")
+
+    @property
+    def number_marks(self) -> tuple[str, str] | None:
+        """What stands around the number of an image before its text; None: images have none."""
+        if self._modality != "image" or not getattr(self._processor, "default_use_image_id", False):
+            return None
+        return self._processor.image_id_start_token, self._processor.image_id_end_token
 
     @property
     def sampling_rate(self) -> int:
@@ -164,11 +173,13 @@ class HFProcessor:
 
         if self._modality == "image":
             arguments: dict[str, Any] = {"images": [medium], "return_tensors": "np"}
+            if self.number_marks:
+                arguments["use_image_id"] = False
         else:
             rate = {"sampling_rate": self.sampling_rate}
             arguments = {"audio": [medium], "return_tensors": "pt", "audio_kwargs": rate}
         outputs = self._processor(
-            text=[self.placeholder], return_text_replacement_offsets=True, **arguments
+            text=[self._template_text()], return_text_replacement_offsets=True, **arguments
         )
         offsets = outputs.pop("text_replacement_offsets", None)
         if not offsets or len(offsets[0]) != 1:
@@ -184,6 +195,12 @@ class HFProcessor:
             raise UnsupportedModelError("the placeholders of its processor are not its model's")
         tensors = {name: _array(v) for name, v in outputs.items() if name not in TEXT_OUTPUTS}
         return text, num_tokens, tensors
+
+    def _template_text(self) -> str:
+        """Return the placeholder between the marks that some processors want around it."""
+        marks = (getattr(self._processor, f"image_{end}_token", None) for end in ("start", "end"))
+        start, end = (mark if self._modality == "image" and mark else "" for mark in marks)
+        return f"{start}{self.placeholder}{end}"
 
     def check_seconds(self, seconds: float) -> None:
         """Raise `UnusableMediaError` for the length of a clip that `prepare` would refuse for it.

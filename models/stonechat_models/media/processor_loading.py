@@ -32,6 +32,8 @@ def load_processor(folder: Path, modality: Modality, token_id: int) -> Any:
     if found.__name__ == "VoxtralProcessor":
         return VoxtralProcessor(parts["feature_extractor"], token_id)
     processor_class = _without_other_parts(found)
+    if found.__name__.startswith("MiniCPMV"):  # reads of it how a video is cut, for videos alone
+        parts["video_processor"] = parts["image_processor"]
     parts["tokenizer"] = AutoTokenizer.from_pretrained(folder, **LOCAL)
     settings, _ = processor_class.get_processor_dict(folder, local_files_only=True)
     arguments = [parts.get(name) for name in processor_class.get_attributes()]
@@ -107,7 +109,7 @@ def _without_other_parts(processor_class: Any) -> Any:
         module.num2words = str
 
     def check(self: Any, name: str, argument: object) -> object:
-        if argument is None:
+        if argument is None or name == "video_processor":  # MiniCPM-V's stands for none
             return None
         return processor_class.check_argument_for_proper_class(self, name, argument)
 

@@ -99,6 +99,7 @@ def _answer(processor: HFProcessor | SpeechProcessor, task: Task) -> Answer:
             content_hash=task.content_hash,
             placeholder=processor.placeholder,
             text=text,
+            number_marks=getattr(processor, "number_marks", None),
             num_tokens=num_tokens,
             pieces=pieces,
             **facts,

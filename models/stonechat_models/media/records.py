@@ -71,6 +71,8 @@ class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
     """The text that the chat template writes. It is the same for all images, or all clips."""
     text: str
     """What takes the place of the placeholder in the prompt's text."""
+    number_marks: tuple[str, str] | None = None
+    """If a prompt numbers its images: what stands around the number, before the text."""
     num_tokens: int
     """How many placeholder tokens (`ModelInfo.media_token_ids`) the text becomes."""
     pieces: tuple[MediaPiece, ...]
@@ -85,6 +87,13 @@ class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
     def num_bytes(self) -> int:
         """Of the tensors."""
         return sum(len(tensor.data) for piece in self.pieces for tensor in piece.tensors.values())
+
+    def text_of(self, number: int) -> str:
+        """Return the text of this medium as the prompt's `number`-th of its modality, from 0."""
+        if self.number_marks is None:
+            return self.text
+        start, end = self.number_marks
+        return f"{start}{number}{end}{self.text}"
 
     def placed(self, places: tuple[tuple[int, int], ...], piece: int = 0) -> MediaInput:
         """Return the medium of a request in whose prompt a piece has these runs of placeholders."""

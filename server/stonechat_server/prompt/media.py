@@ -55,9 +55,10 @@ class PromptMedia:
         numbers = dict.fromkeys(waiting, 0)
 
         def text_of(match: re.Match[str]) -> str:
+            number = numbers[match[0]]
             numbers[match[0]] += 1
             found = next(waiting[match[0]], None)
-            return match[0] if found is None else found.text
+            return match[0] if found is None else found.text_of(number)
 
         filled = [
             piece if is_clients else placeholder.sub(text_of, piece)

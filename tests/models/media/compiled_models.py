@@ -40,6 +40,7 @@ TEXT_PARTS: dict[str, dict[str, Any]] = {
         **{"linear_key_head_dim": 32, "linear_value_head_dim": 32},
         **{"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
     },
+    "minicpmv4_6": {**HEADS, "linear_key_head_dim": 32, "linear_value_head_dim": 32},
     **dict.fromkeys(("mistral3", "smolvlm", "idefics3", "internvl"), HEADS),
     "gemma3": {**HEADS, "query_pre_attn_scalar": 32},
     **dict.fromkeys(("llava", "llava_next"), HEADS),

@@ -68,8 +68,10 @@ def test_a_prompt_equals_that_of_the_processor(name: str, tmp_path: Path) -> Non
     prepared = [processor.prepare(picture) for picture in images]
     pieces = text.split(processor.placeholder)
     assert len(pieces) == len(images) + 1
-    for piece, (replacement, _, _) in zip(pieces[1:], prepared, strict=True):
-        pieces[0] += replacement + piece
+    start, end = processor.number_marks or ("", "")
+    for i, (piece, (replacement, _, _)) in enumerate(zip(pieces[1:], prepared, strict=True)):
+        number = f"{start}{i}{end}" if start else ""
+        pieces[0] += number + replacement + piece
     ids = Tokenizer.from_folder(folder).encode(pieces[0])
     assert ids == whole["input_ids"][0].tolist()
     assert ids.count(token_id(name)) == sum(num_tokens for _, num_tokens, _ in prepared)

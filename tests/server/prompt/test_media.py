@@ -45,6 +45,15 @@ def test_places_are_filled_in_order() -> None:
     assert filled == "a[\x01][\x01\x01]b"
 
 
+def test_images_are_numbered_if_the_model_wants_it() -> None:
+    items = [
+        MediaItem(msgspec.structs.replace(item(n).media, number_marks=("<id>", "</id>")))
+        for n in (1, 2)
+    ]
+    filled = fill(f"a{PLACEHOLDER}b{PLACEHOLDER}", *items)
+    assert filled == "a<id>0</id>[\x01]b<id>1</id>[\x01\x01]"
+
+
 @pytest.mark.parametrize("prompt", ["a", f"{PLACEHOLDER}a", f"{PLACEHOLDER * 3}"])
 def test_a_wrong_number_of_places(prompt: str) -> None:
     with pytest.raises(MediaPlacesError, match="the messages have 2"):

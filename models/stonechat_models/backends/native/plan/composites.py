@@ -50,6 +50,7 @@ KNOWN_TEXT_PARTS = frozenset(
 )
 """Types that read the embeddings of images as they are. Others scale them, or none is known."""
 OWN_TEXT_PARTS: dict[str, Family] = {
+    "minicpmv4_6": replace(FAMILIES["qwen3_5_text"], rope_axes=None),
     "qwen2_vl": _QWEN2_VL,
     "qwen2_5_vl": _QWEN2_VL,
     "qwen3_vl": replace(
@@ -76,6 +77,7 @@ IMAGE_TOKENS = {
     "llava": 32000,
     "llava_next": 32000,
     "llava_onevision": 151646,
+    "minicpmv4_6": 248056,
     "mistral3": 10,
     "qwen2_vl": 151655,
     "qwen2_5_vl": 151655,
