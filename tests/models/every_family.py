@@ -26,7 +26,7 @@ USUAL = (
     *("smollm3", "olmo3", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "cohere2", "exaone4"),
     *("kimi_linear", "jamba", "phimoe", "gpt2", "llava", "deepseek_v32", "minimax_m3_vl_text"),
 )
-"""The types that people run most, without those that `test_families` builds in every run."""
+"""The types that people run most, without those that other tests build."""
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 

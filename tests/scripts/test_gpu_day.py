@@ -276,7 +276,7 @@ def test_the_tests_of_kernels_are_found(day):
     assert "tests/models/backends/transformers/attention/test_triton_backend.py" in (
         plans.kernel_tests()
     )
-    assert "tests/models/backends/transformers/test_families.py" not in plans.kernel_tests()
+    assert "tests/models/backends/transformers/test_kv_cache.py" not in plans.kernel_tests()
 
 
 def test_compiled_kernels_come_back_and_are_used_again(day, run, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from tests.models.vision_models import save_vision_model
 from tests.nightly import nightly
 
 CPU = torch.device("cpu")
-QUANTIZED = ("int8", "int4")
+QUANTIZED = ({"quantize": "int8"}, {"quantize": "int4"})
 DAILY = ("gemma2", "lfm2", "llama", "qwen3_moe")
 PYTORCH_DAILY = ("gemma3", "gpt_oss", "qwen3_moe")
 PACKED_DAILY = ("awq", "w8a8-asym", "fp8-block", "nvfp4", "mlx-5")
@@ -77,19 +78,29 @@ def load(files: ModelFiles, config: EngineConfig) -> CausalModel:
     return load_transformers_model(files, config, CPU, silent)
 
 
-def check_sizes(folder: Path, expected_backend: str, **changes: Any) -> None:
-    """Compare the plan's default form with the model that these settings load."""
+def check_sizes(
+    folder: Path, expected_backend: str, *others: dict[str, str], **changes: Any
+) -> ModelSurvey:
+    """Compare the plan's default form with the model that these settings load. Return the plan.
+
+    `others`: changes of settings that load other forms of the same plan.
+    """
     config = config_for(folder, **changes)
     report = survey_model(config, silent)
     assert report.refusal is None
     (default,) = (candidate for candidate in report.forms if candidate.is_default)
-    model = load(resolve_model(config, silent), config)
-    info = model.info
-    assert (default.backend, info.backend) == (expected_backend,) * 2
-    assert default.weight_bytes == info.weight_bytes
-    assert default.kv_bytes_per_token == info.kv_bytes_per_token
-    assert report.num_parameters == info.num_parameters
-    assert report.architecture == info.architecture
+    forms = [(default, config)]
+    for other in others:
+        (name,) = other.values()
+        forms.append((form(report, name), replace(config, **other)))
+    for size, settings in forms:
+        info = load(resolve_model(settings, silent), settings).info
+        assert (size.backend, info.backend) == (expected_backend,) * 2
+        assert size.weight_bytes == info.weight_bytes
+        assert size.kv_bytes_per_token == info.kv_bytes_per_token
+        assert report.num_parameters == info.num_parameters
+        assert report.architecture == info.architecture
+    return report
 
 
 @pytest.fixture
@@ -100,22 +111,12 @@ def with_compiler() -> None:
 
 @pytest.mark.usefixtures("with_compiler")
 @pytest.mark.parametrize(
-    ("family", "precisions"),
-    [
-        *((family, ("auto", *QUANTIZED)) for family in DAILY),
-        *(
-            pytest.param(family, ("auto", *QUANTIZED), marks=pytest.mark.nightly)
-            for family in sorted(native_helpers.FAMILIES.keys() - DAILY)
-        ),
-    ],
+    "family", [*DAILY, *nightly(*sorted(native_helpers.FAMILIES.keys() - DAILY))]
 )
-def test_sizes_are_those_of_the_compiled_path(
-    family: str, precisions: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_sizes_are_those_of_the_compiled_path(family: str, tmp_path: Path) -> None:
     native_helpers.make_model(family, tmp_path)
     ascii_backend().save(str(tmp_path / "tokenizer.json"))
-    for precision in precisions:
-        check_sizes(tmp_path, "native", quantize=precision)
+    check_sizes(tmp_path, "native", *QUANTIZED)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +130,8 @@ def test_sizes_are_those_of_the_loaded_module(family: str, tmp_path: Path) -> No
     else:
         config = tiny_config(family, hidden_size=48, intermediate_size=72)
     save(tmp_path, config)
-    for dtype in ("float32", "bfloat16"):
-        check_sizes(tmp_path, "transformers", backend="transformers", dtype=dtype)
-    for precision in QUANTIZED:
-        check_sizes(tmp_path, "transformers", backend="transformers", quantize=precision)
+    others = ({"dtype": "bfloat16"}, *QUANTIZED)
+    check_sizes(tmp_path, "transformers", *others, backend="transformers")
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
@@ -164,14 +163,17 @@ def test_adapters_count_as_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["qwen3_5_text", "mamba", *nightly("falcon_h1")])
 def test_recurrent_states_are_counted(family: str, tmp_path: Path) -> None:
     folder = save(tmp_path, tiny_config(family))
+    config = config_for(folder, kv_cache_bytes=1 << 18)
+    report = survey_model(config, silent)
     for dtype in ("float32", "bfloat16"):
-        check_sizes(folder, "transformers", backend="transformers", dtype=dtype)
-        config = config_for(folder, dtype=dtype, kv_cache_bytes=1 << 18)
-        info = build_engine(config, silent)[0].model.info
+        info = build_engine(replace(config, dtype=dtype), silent)[0].model.info
         assert info.state_bytes > 0
         kv_bytes = info.kv_capacity_tokens * info.kv_bytes_per_token
         assert info.num_state_slots * info.state_bytes + kv_bytes <= 1 << 18
-        assert form(survey_model(config, silent), dtype).kv_tokens == info.kv_capacity_tokens
+        size = form(report, dtype)
+        assert (size.backend, size.weight_bytes) == (info.backend, info.weight_bytes)
+        assert size.kv_bytes_per_token == info.kv_bytes_per_token
+        assert size.kv_tokens == info.kv_capacity_tokens
 
 
 @pytest.mark.usefixtures("with_compiler")
@@ -203,8 +205,8 @@ def test_sizes_are_right_without_a_compiler(
 ) -> None:
     monkeypatch.setattr(quantize, "load_team", lambda threads, progress: None)
     save(tmp_path, tiny_config(family))
-    for precision in QUANTIZED:
-        check_sizes(tmp_path, "transformers", backend="transformers", quantize=precision)
+    for settings in QUANTIZED:
+        check_sizes(tmp_path, "transformers", backend="transformers", **settings)
 
 
 @pytest.fixture
@@ -227,10 +229,10 @@ def test_sizes_of_gguf_files_are_those_of_the_loaded_models(
     monkeypatch.setitem(tiny_gguf.HEAD_DIMS, architecture, 32)
     monkeypatch.setattr(tiny_gguf, "EXPERT_FFN", 96)
     path = tiny_gguf.write_tiny_gguf(tmp_path / "tiny.gguf", architecture, weight_type)
-    for precision in ("auto", *QUANTIZED):
-        check_sizes(path, "native", quantize=precision)
-    check_sizes(path, "transformers", quantize="none")
-    check_sizes(path, "transformers", backend="transformers", quantize="int4")
+    check_sizes(path, "native", *QUANTIZED)
+    if architecture == "qwen3moe":
+        check_sizes(path, "transformers", quantize="none")
+        check_sizes(path, "transformers", backend="transformers", quantize="int4")
 
 
 @pytest.mark.usefixtures("with_compiler")
@@ -240,11 +242,10 @@ def test_sizes_of_gguf_files_are_those_of_the_loaded_models(
 def test_sizes_of_packed_weights_are_those_of_the_loaded_models(name: str, tmp_path: Path) -> None:
     writer, quantization, type_name = CASES[name]
     save_packed(tmp_path, "llama", writer, quantization)
-    check_sizes(tmp_path, "native")
-    assert type_name in survey(tmp_path).stored_types
-    if name in ("gptq", "fp8-block", "bnb-nf4"):
-        check_sizes(tmp_path, "native", quantize="int4")
-        check_sizes(tmp_path, "native", quantize="int8")
+    is_usual = name in ("gptq", "fp8-block", "bnb-nf4")
+    report = check_sizes(tmp_path, "native", *(QUANTIZED if is_usual else ()))
+    assert type_name in report.stored_types
+    if is_usual:
         check_sizes(tmp_path, "transformers", dtype="float32")
         check_sizes(tmp_path, "transformers", quantize="none")
         check_sizes(tmp_path, "transformers", backend="transformers", quantize="int8")
@@ -261,8 +262,7 @@ def test_sizes_of_mxfp4_experts_are_those_of_the_loaded_model(tmp_path: Path) ->
         tensors[f"{name}_scales"] = torch.randint(118, 122, shape, dtype=torch.uint8)
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     quantise_config(tmp_path, {"quant_method": "mxfp4"})
-    check_sizes(tmp_path, "transformers")
-    check_sizes(tmp_path, "transformers", quantize="int8")
+    check_sizes(tmp_path, "transformers", {"quantize": "int8"})
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,8 @@ def test_formats_are_refused_by_name_as_at_load(
 
 
 @pytest.mark.usefixtures("with_compiler")
-def test_the_forms_of_the_default_model(default_model_files: ModelFiles) -> None:
+@pytest.mark.usefixtures("default_model_files")
+def test_the_forms_of_the_default_model() -> None:
     report = survey("")
     assert report.num_parameters == 134_515_008
     forms = {(f.backend, f.name): f for f in report.forms}
@@ -306,8 +307,6 @@ def test_the_forms_of_the_default_model(default_model_files: ModelFiles) -> None
     ]
     assert [key for key, f in forms.items() if f.is_default] == [("native", "as stored")]
     assert forms["transformers", "float32"].weight_bytes == 4 * report.num_parameters
-    model = load(default_model_files, config_for(""))
-    assert forms["native", "as stored"].weight_bytes == model.info.weight_bytes
 
 
 def test_a_mixture_reads_only_its_active_experts(tmp_path: Path) -> None:

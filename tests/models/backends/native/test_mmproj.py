@@ -1,5 +1,6 @@
 """GGUF models with their vision part in a file of its own answer as plain transformers does."""
 
+import itertools
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +34,19 @@ from tests.models.tiny_mmproj import TEXTS, tower_tensors, write_mmproj, write_t
 from tests.models.vision_models import ALL_FAMILIES, vision_tokenizer
 
 IMAGES = [noise(size, seed) for seed, size in enumerate(((90, 130), (64, 64), (200, 70)))]
+BACKENDS = ("native", "transformers")
 FAMILIES = ("gemma3", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "lfm2_vl", "idefics3", "internvl")
 OTHERS = ("qwen2_vl", "qwen3_5", "qwen3_5_moe", "mistral3", "smolvlm")
+DAILY = [
+    *((name, "native") for name in FAMILIES),
+    *(("qwen3_vl_moe", "transformers"), ("gemma4_small", "transformers")),
+]
+"""PyTorch loads the same parts as the compiled path."""
+GEMMA4 = ("gemma4", "transformers")
+"""By night: `test_audio_mmproj` has it too."""
 PADDING = vision_tokenizer(ALL_FAMILIES["gemma4_small"]).pad_token_id
 LFM2 = ALL_FAMILIES["lfm2_vl"].image_processor
 LFM2_LIMITS = {key: LFM2[key] for key in vision.LFM2_LIMITS}
-BY_PYTORCH = ("gemma4", "gemma4_small")
 
 
 @pytest.fixture(autouse=True)
@@ -94,12 +102,14 @@ def check_answers(model: VisionModel, engine: Any, processor: HFProcessor) -> No
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        *((name, backend) for name in FAMILIES for backend in ("native", "transformers")),
-        *((name, "transformers") for name in BY_PYTORCH),
+        *DAILY,
         *(
-            pytest.param(name, backend, marks=pytest.mark.nightly)
-            for name in OTHERS
-            for backend in ("native", "transformers")
+            pytest.param(*case, marks=pytest.mark.nightly)
+            for case in (
+                ("gemma4", "transformers"),
+                *itertools.product((*FAMILIES, *OTHERS), BACKENDS),
+            )
+            if case not in DAILY
         ),
     ],
 )
