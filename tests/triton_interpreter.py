@@ -6,6 +6,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
 
@@ -14,7 +15,8 @@ def speed_up() -> None:
     _replace_language_once()
     _call_functions_directly()
     _keep_types()
-    _leave_equal_shapes()
+    _compare_types_quickly()
+    _skip_checks_of_equal_types()
     builder = interpreter.interpreter_builder
     # A sum of integers that overflows shows in the results, and no device looks for one.
     builder.options = replace(builder.options, sanitize_overflow=False)
@@ -75,6 +77,14 @@ def _keep_types() -> None:
     def init_new_block(self: Any, element: Any, shape: Any) -> None:
         if "name" not in vars(self):
             init_block(self, element, shape)
+            self._sizes = tuple(getattr(size, "value", size) for size in shape)
+            self._others = {element.name: self}
+
+    def with_element(self: Any, element: Any) -> Any:
+        found = self._others.get(element.name)
+        if found is None or found.element_ty != element:
+            found = self._others[element.name] = tl.block_type(element, self.shape)
+        return found
 
     def init_from_kept(self: Any, handle: Any, type: Any) -> None:
         known = vars(type).get("_of_tensors")
@@ -91,17 +101,84 @@ def _keep_types() -> None:
         return found
 
     tl.block_type.__new__, tl.block_type.__init__ = new_block, init_new_block
+    tl.block_type.with_element_ty = with_element
     tl.tensor.__init__ = init_from_kept
     interpreter._get_np_dtype = numpy_type
 
 
-def _leave_equal_shapes() -> None:
-    """Broadcast nothing where both sides have one shape already."""
+def _compare_types_quickly() -> None:
+    """Look at the content of types and of constants only where the objects differ."""
+    equals, unwrap = tl.dtype.__eq__, tl.core._unwrap_if_constexpr
     semantic = interpreter.TritonSemantic
-    broadcast = semantic.broadcast_impl_value
+    computation_type = semantic.computation_type_impl
+    plain = {tl.tensor, tl.dtype, int, float, bool, str, type(None)}
+    results: dict[tuple[Any, ...], Any] = {}
+
+    def are_equal(self: Any, other: Any) -> Any:
+        return self is other or equals(self, other)
+
+    def unwrapped(value: Any) -> Any:
+        return value if type(value) in plain else unwrap(value)
+
+    def computed(self: Any, left: Any, is_left: bool, right: Any, *rest: bool) -> Any:
+        key = (left.name, is_left, right.name, *rest)
+        found = results.get(key)
+        if found is None:
+            found = results[key] = computation_type(self, left, is_left, right, *rest)
+        return found
+
+    tl.dtype.__eq__, tl.core._unwrap_if_constexpr = are_equal, unwrapped
+    semantic.computation_type_impl = computed
+
+
+def _skip_checks_of_equal_types() -> None:
+    """Convert nothing where both sides have one type, and broadcast nothing of one shape."""
+    semantic, tensor, make = interpreter.TritonSemantic, tl.tensor, interpreter.TensorHandle
+    check, broadcast = semantic.binary_op_type_checking_impl, semantic.broadcast_impl_value
+
+    def check_others(
+        self: Any,
+        left: Any,
+        right: Any,
+        allow_lhs_ptr: bool = False,
+        allow_rhs_ptr: bool = False,
+        arithmetic_check: bool = True,
+        div_or_mod: bool = False,
+    ) -> Any:
+        if type(left) is tensor and type(right) is tensor and left.dtype is right.dtype:
+            is_exact = not div_or_mod or left.dtype.primitive_bitwidth >= 32
+            if is_exact and not left.dtype.is_ptr():
+                return broadcast_others(self, left, right)
+        allowed = (allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, div_or_mod)
+        return check(self, left, right, *allowed)
 
     def broadcast_others(self: Any, left: Any, right: Any) -> Any:
-        sizes, others = ([size.value for size in side.shape] for side in (left, right))
-        return (left, right) if sizes == others else broadcast(self, left, right)
+        sizes = [getattr(side.type, "_sizes", ()) for side in (left, right)]
+        if sizes[0] == sizes[1]:
+            return left, right
+        if sizes[0] and not sizes[1]:
+            return left, splat(right, left.type)
+        if sizes[1] and not sizes[0]:
+            return splat(left, right.type), right
+        rank = max(map(len, sizes))
+        first, second = ((1,) * (rank - len(size)) + size for size in sizes)
+        if any(a != b and a != 1 and b != 1 for a, b in zip(first, second, strict=True)):
+            return broadcast(self, left, right)
+        shape = tuple(map(max, first, second))
+        return widened(left, first, shape), widened(right, second, shape)
 
+    def widened(side: Any, size: tuple[int, ...], shape: tuple[int, ...]) -> Any:
+        if side.type._sizes == shape:
+            return side
+        values = np.broadcast_to(side.handle.data.reshape(size), shape)
+        element = side.type.element_ty
+        return tensor(make(values, side.handle.dtype.scalar), tl.block_type(element, [*shape]))
+
+    def splat(scalar: Any, like: Any) -> Any:
+        kind, values = like.with_element_ty(scalar.type), scalar.handle.data
+        filled = np.empty(like._sizes, values.dtype)
+        filled[...] = values
+        return tensor(make(filled, scalar.handle.dtype.scalar), kind)
+
+    semantic.binary_op_type_checking_impl = check_others
     semantic.broadcast_impl_value = broadcast_others

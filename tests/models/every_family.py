@@ -18,15 +18,6 @@ IMAGE_TEXT_TYPES = tuple(
     t for t in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if t not in CAUSAL_TYPES
 )
 TYPES = CAUSAL_TYPES + IMAGE_TEXT_TYPES
-USUAL = (
-    *("qwen3_5", "qwen3_5_moe", "qwen3_vl", "qwen2_5_vl", "qwen2_moe"),
-    *("gemma3", "gemma4", "gemma4_text", "gemma3n_text"),
-    *("mistral3", "mistral4", "ministral3", "llama4", "glm4", "glm4_moe", "glm4_moe_lite"),
-    *("nemotron_h", "lfm2_moe", "granite", "granitemoehybrid", "deepseek_v3", "minimax_m2"),
-    *("smollm3", "olmo3", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "cohere2", "exaone4"),
-    *("kimi_linear", "jamba", "phimoe", "gpt2", "llava", "deepseek_v32", "minimax_m3_vl_text"),
-)
-"""The types that people run most, without those that other tests build."""
 TOKEN_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 

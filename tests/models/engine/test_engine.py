@@ -15,7 +15,7 @@ PROMPTS = [[5, 6, 7], [9] * 13, [100, 3, 50, 60, 70, 80]]
 
 @pytest.fixture(scope="module")
 def module():
-    return tiny_model("llama")
+    return tiny_model("llama", num_hidden_layers=1)
 
 
 @pytest.fixture(params=[False, True], ids=["in-order", "overlap"])

@@ -3,6 +3,7 @@
 import random
 import weakref
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -12,16 +13,25 @@ from tests.models.engines import add, make_engine, run
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 from tests.nightly import nightly
 
+ONE_LAYER = {"num_hidden_layers": 1}
+SMALL = {
+    "llama": ONE_LAYER,
+    "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+    "bloom": {"n_layer": 1},
+}
+"""A model with a paged cache, one with recurrent states too, and one with its own cache."""
+
 
 @pytest.fixture(scope="module")
 def module():
-    return tiny_model("llama")
+    return tiny_model("llama", **ONE_LAYER)
 
 
-@pytest.fixture(scope="module", params=["llama", "lfm2", "bloom"])
-def any_module(request):
-    """A model with a paged cache, one with recurrent states too, and one with its own cache."""
-    return tiny_model(request.param)
+@pytest.fixture(scope="module", params=SMALL)
+def any_case(request):
+    """A model of each kind, and its `answers_of`."""
+    model = tiny_model(request.param, **SMALL[request.param])
+    return model, answers_of(model)
 
 
 class Recorder:
@@ -229,6 +239,20 @@ def run_workload(engine, requests, aborts=(), predictions=None):
     return {key: (tokens, logprobs, ends[-1]) for key, (tokens, logprobs, ends) in results.items()}
 
 
+def answers_of(module):
+    """Return a function of a workload's seed and size: what an engine with much room answers.
+
+    The answers have to be the same whatever else takes part, so all tests share them.
+    """
+
+    @cache
+    def answers(seed, num_requests):
+        requests = list(workload(random.Random(seed), num_requests))
+        return run_workload(make_engine(module, **LIMITS[0]), requests)
+
+    return answers
+
+
 def assert_same(results, expected):
     """Tokens and finish reasons are equal; logprobs may differ by float32 rounding in a batch."""
     assert results.keys() == expected.keys()
@@ -248,9 +272,9 @@ LIMITS = [
     "limits", [LIMITS[1], *nightly(LIMITS[0], LIMITS[2])], ids=["tight", "roomy", "uncached"]
 )
 @pytest.mark.parametrize("seed", [0, *nightly(1, 4)])
-def test_overlap_changes_no_answer_under_any_load(any_module, limits, seed):
-    requests = list(workload(random.Random(seed), 18))
-    expected = run_workload(make_engine(any_module, **limits), requests)
+def test_overlap_changes_no_answer_under_any_load(any_case, limits, seed):
+    any_module, answers = any_case
+    requests, expected = list(workload(random.Random(seed), 14)), answers(seed, 14)
     engine = make_engine(any_module, overlap=True, **limits)
     engine.scheduler.prompt_rows.max_rows = 5
     assert_same(run_workload(engine, requests), expected)
@@ -261,10 +285,10 @@ def test_overlap_changes_no_answer_under_any_load(any_module, limits, seed):
 
 
 @pytest.mark.parametrize("seed", [0, *nightly(1, 2)])
-def test_aborts_change_no_other_answer(any_module, seed):
+def test_aborts_change_no_other_answer(any_case, seed):
+    any_module, answers = any_case
     rng = random.Random(seed)
-    requests = list(workload(rng, 14))
-    expected = run_workload(make_engine(any_module, **LIMITS[1]), requests)
+    requests, expected = list(workload(rng, 14)), answers(seed, 14)
     aborts = [(step + rng.randint(0, 12), name) for step, name, *_ in requests[::3]]
     aborted_ids = {name for _, name in aborts}
     engine = make_engine(any_module, overlap=True, **LIMITS[1])
@@ -276,10 +300,10 @@ def test_aborts_change_no_other_answer(any_module, seed):
 
 
 @pytest.mark.parametrize("seed", [0, *nightly(1, 2, 3, 4, 5)])
-def test_a_transient_fault_anywhere_changes_no_answer(any_module, seed):
+def test_a_transient_fault_anywhere_changes_no_answer(any_case, seed):
     """Forward, sampling and reading fail at random. The step runs again, and nothing is lost."""
-    requests = list(workload(random.Random(seed), 14))
-    expected = run_workload(make_engine(any_module, **LIMITS[0]), requests)
+    any_module, answers = any_case
+    requests, expected = list(workload(random.Random(seed), 14)), dict(answers(seed, 14))
     engine = make_engine(any_module, overlap=True, **LIMITS[0])
     recorder = Recorder(engine, chance=0.03, seed=seed)
     results = run_workload(engine, requests)

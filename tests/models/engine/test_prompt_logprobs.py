@@ -18,7 +18,7 @@ PROMPT = [(7 * i * i + 3) % VOCAB_SIZE for i in range(41)]
 
 @pytest.fixture(scope="module")
 def module():
-    return tiny_model("llama")
+    return tiny_model("llama", num_hidden_layers=1)
 
 
 @pytest.fixture(params=[False, True], ids=["in-order", "overlap"])

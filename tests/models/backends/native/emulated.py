@@ -14,6 +14,7 @@ import pytest
 from stonechat_models.backends.native.bindings import MatrixStruct
 from stonechat_models.backends.native.compile import build_library
 from stonechat_models.backends.native.levels import LEVELS
+from tests.models.backends.native.native_helpers import built_quickly
 
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 ARM = {level.name: level.flags for level in LEVELS["aarch64"]}
@@ -38,8 +39,8 @@ def run_emulated(program: Path, *arguments: str, vectors: str = "sve256=on") -> 
 
 
 def build_emulated(level: str) -> Path:
-    """Return the path of the library, which the real build has made with the cross compiler."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Return the path of the library, which the build has made with the cross compiler."""
+    with pytest.MonkeyPatch.context() as patch, built_quickly():
         patch.setenv("CXX", COMPILER)
         return build_library(lambda line: None, ARM[level])
 

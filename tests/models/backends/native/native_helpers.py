@@ -2,9 +2,11 @@
 
 import ctypes
 from array import array
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,8 @@ import torch
 
 from stonechat_models.backends.base import ForwardBatch, HostBatch
 from stonechat_models.backends.native import NativeModel
-from stonechat_models.backends.native.bindings import Library, MatrixStruct
+from stonechat_models.backends.native import compile as native_compile
+from stonechat_models.backends.native.bindings import Library, MatrixStruct, load_library
 from stonechat_models.checkpoint.hf_config import parse_config, read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.config import EngineConfig
@@ -305,6 +308,20 @@ if {"avx2", "avx_vnni"} <= cpu_flags():
 DAILY = ["native", *[name for name in ("haswell", "x86-64") if name in ARCHITECTURES][:1]]
 BUILDS = [*DAILY, *nightly(*(name for name in ARCHITECTURES if name not in DAILY))]
 """Parameters for tests that run with each instruction set. At night they run with all of them."""
+
+
+def built_quickly() -> AbstractContextManager[object]:
+    """Until it ends, libraries are compiled with few optimisations, in half of the time."""
+    flags = tuple("-O1" if flag == "-O3" else flag for flag in native_compile.FLAGS)
+    return patch.object(native_compile, "FLAGS", flags)
+
+
+def library_of(architecture: str) -> Library:
+    """The library for this processor as it is served, or one with fewer instructions."""
+    if architecture == "native":
+        return load_library()
+    with built_quickly():
+        return load_library(architecture=architecture)
 
 
 def unpacked_row(library: Library, matrix: MatrixStruct, row: int) -> npt.NDArray[np.float32]:

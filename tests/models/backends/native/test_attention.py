@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from stonechat_models.backends.native.bindings import KvFormat, Library, load_library
+from stonechat_models.backends.native.bindings import KvFormat, Library
 from tests.models.backends.native.attention_helpers import Attention, Row, Shape, Tokens
-from tests.models.backends.native.native_helpers import BUILDS, cpu_flags
+from tests.models.backends.native.native_helpers import BUILDS, cpu_flags, library_of
 from tests.nightly import nightly
 
 FORMATS = list(KvFormat)
@@ -33,7 +33,7 @@ BFLOAT16 = ["cooperlake"] if "avx512_bf16" in cpu_flags() else []
 
 @pytest.fixture(params=[*BUILDS, *nightly(*AVX512, *BFLOAT16)], scope="module")
 def library(request: pytest.FixtureRequest) -> Library:
-    return load_library(architecture=request.param)
+    return library_of(request.param)
 
 
 def shuffled(num_blocks: int, seed: int = 0) -> list[int]:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from stonechat_models.backends.native import NativeModel, supports
-from stonechat_models.backends.native.bindings import load_library
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import StepError
 from tests.models.backends.native.composite_helpers import (
@@ -21,6 +20,7 @@ from tests.models.backends.native.composite_helpers import (
 from tests.models.backends.native.native_helpers import (
     BUILDS,
     ROUNDING,
+    library_of,
     load_native,
     random_ids,
 )
@@ -92,7 +92,7 @@ def test_chunks_and_other_sequences_change_no_bit(family: str, tmp_path: Path) -
 def test_other_instruction_sets(
     architecture: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = load_library(architecture=architecture)
+    library = library_of(architecture)
     monkeypatch.setattr(
         "stonechat_models.backends.native.model.load_library", lambda progress: library
     )

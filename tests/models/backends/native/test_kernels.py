@@ -11,11 +11,15 @@ from stonechat_models.backends.native.bindings import (
     Kind,
     Library,
     MatrixStruct,
-    load_library,
 )
 from stonechat_models.backends.native.packing import Arena
 from tests.models.backends.native import reference
-from tests.models.backends.native.native_helpers import ARCHITECTURES, BUILDS, unpacked_row
+from tests.models.backends.native.native_helpers import (
+    ARCHITECTURES,
+    BUILDS,
+    library_of,
+    unpacked_row,
+)
 from tests.models.backends.native.random_blocks import (
     BLOCK_TYPES,
     HALVES,
@@ -31,7 +35,7 @@ FLOAT_KINDS = {torch.bfloat16: Kind.BF16, torch.float16: Kind.F16, torch.float32
 
 @pytest.fixture(params=BUILDS, scope="module")
 def library(request: pytest.FixtureRequest) -> Library:
-    return load_library(architecture=request.param)
+    return library_of(request.param)
 
 
 class Packed:
@@ -233,7 +237,7 @@ def test_tiles_of_amx_compute_the_same_bits_as_vectors(type_name: str) -> None:
         pytest.skip("the processor has no AVX-512")
     x, blocks = random_activations(40, 768), random_blocks(type_name, 24, 768)
     tiles, vectors = (
-        packed_blocks(load_library(architecture=architecture), type_name, blocks, 768).times(x)
+        packed_blocks(library_of(architecture), type_name, blocks, 768).times(x)
         for architecture in ("native", "icelake-server")
     )
     assert torch.equal(tiles, vectors)

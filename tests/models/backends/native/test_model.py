@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from stonechat_models.backends.native import NativeModel, supports
-from stonechat_models.backends.native.bindings import load_library
 from stonechat_models.backends.native.plan.spec import read_spec
 from stonechat_models.checkpoint.hf_config import parse_config
 from stonechat_models.config import EngineConfig
@@ -21,6 +20,7 @@ from tests.models.backends.native.native_helpers import (
     FAMILIES,
     ROUNDING,
     STATEFUL,
+    library_of,
     load_native,
     make_batch,
     make_model,
@@ -89,7 +89,7 @@ def test_other_instruction_sets(
     architecture: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention and the rest of the model, with the instruction sets of older processors."""
-    library = load_library(architecture=architecture)
+    library = library_of(architecture)
     monkeypatch.setattr(
         "stonechat_models.backends.native.model.load_library", lambda progress: library
     )

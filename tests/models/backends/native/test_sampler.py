@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from stonechat_models.backends.native.bindings import Library, load_library
+from stonechat_models.backends.native.bindings import Library
 from stonechat_models.sampling.inverse_cdf import draw, padded_width
 from stonechat_models.sampling.sampler import Sampler
 from stonechat_models.sampling.state import SamplingState, uniform_variate
 from stonechat_models.sampling.truncation import Cuts, cut_weights
 from stonechat_models.types import SamplingParams
-from tests.models.backends.native.native_helpers import BUILDS
+from tests.models.backends.native.native_helpers import BUILDS, library_of
 from tests.models.sampling.tensor_sampler import TensorSampler
 from tests.models.sampling.test_sampler import many_kinds, random_logits
 
@@ -37,7 +37,7 @@ FILTERS: list[dict[str, float]] = [
 
 @pytest.fixture(params=BUILDS, scope="module")
 def library(request: pytest.FixtureRequest) -> Library:
-    return load_library(architecture=request.param)
+    return library_of(request.param)
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])

@@ -47,19 +47,6 @@ def packing_of(folder: Path, *, reads: bool = False) -> Packing:
     return read_packing(files, tensors.__getitem__ if reads else None)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_headers_tell_what_the_data_tell(name: str, tmp_path: Path) -> None:
-    writer, quantization, type_name = CASES[name]
-    floats = save_packed(tmp_path, "llama", writer, quantization)
-    by_headers, by_data = packing_of(tmp_path), packing_of(tmp_path, reads=True)
-    assert by_headers.consumed == by_data.consumed
-    assert by_headers.tensors.keys() == {n for n in floats if n.endswith("_proj.weight")}
-    for key, tensor in by_headers.tensors.items():
-        assert tensor.type_name == by_data.tensors[key].type_name == type_name
-        assert tensor.num_elements == floats[key].numel()
-        assert tensor.is_flat or tensor.shape == tuple(floats[key].shape)
-
-
 def test_the_data_decide_where_the_config_is_wrong(tmp_path: Path) -> None:
     save_packed(tmp_path, "llama", gptq(symmetric=False), GPTQ)
     assert packing_of(tmp_path).tensors[f"{Q}.weight"].type_name == "INT4_SYM"

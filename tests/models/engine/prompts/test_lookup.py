@@ -17,7 +17,15 @@ from stonechat_models.engine.prompts.lookup import (
 from stonechat_models.grammar.compiler import GrammarCompiler
 from stonechat_models.types import GrammarSpec, ReasoningSpec, SamplingParams
 from tests.models.byte_vocabulary import ByteVocabulary
-from tests.models.engine.test_overlap import LIMITS, Recorder, assert_same, run_workload, workload
+from tests.models.engine.test_overlap import (
+    LIMITS,
+    ONE_LAYER,
+    Recorder,
+    answers_of,
+    assert_same,
+    run_workload,
+    workload,
+)
 from tests.models.engines import add, generate_all, make_engine, run
 from tests.models.tiny_models import tiny_model
 from tests.nightly import nightly
@@ -25,7 +33,12 @@ from tests.nightly import nightly
 
 @pytest.fixture(scope="module")
 def module():
-    return tiny_model("llama")
+    return tiny_model("llama", **ONE_LAYER)
+
+
+@pytest.fixture(scope="module")
+def answers(module):
+    return answers_of(module)
 
 
 def follow(follower, tokens):
@@ -148,10 +161,9 @@ def altered(rng, token_ids):
 
 @pytest.mark.parametrize("overlap", [True, *nightly(False)], ids=["overlap", "in-order"])
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
-def test_predictions_change_no_answer(module, limits, overlap):
+def test_predictions_change_no_answer(module, answers, limits, overlap):
     rng = random.Random(5)
-    requests = list(workload(rng, 26))
-    expected = run_workload(make_engine(module, **limits), requests)
+    requests, expected = list(workload(rng, 20)), answers(5, 20)
     predictions = {
         name: list(altered(rng, tokens)) for (name, index), (tokens, _, _) in expected.items()
     }
@@ -164,19 +176,16 @@ def test_predictions_change_no_answer(module, limits, overlap):
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["in-order", "overlap"])
-def test_drafts_from_the_context_change_no_answer(module, overlap):
-    requests = list(workload(random.Random(6), 14))
-    expected = run_workload(make_engine(module, **LIMITS[1]), requests)
+def test_drafts_from_the_context_change_no_answer(module, answers, overlap):
+    requests, expected = list(workload(random.Random(6), 14)), answers(6, 14)
     engine = make_engine(module, overlap=overlap, prompt_lookup="on", **LIMITS[1])
     assert_same(run_workload(engine, requests), expected)
     assert engine.stats().num_drafted_tokens > 0
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_faults_while_drafting_lose_nothing(module, seed):
-    rng = random.Random(seed)
-    requests = list(workload(rng, 14))
-    expected = run_workload(make_engine(module), requests)
+@pytest.mark.parametrize("seed", [0, 1, *nightly(2)])
+def test_faults_while_drafting_lose_nothing(module, answers, seed):
+    requests, expected = list(workload(random.Random(seed), 14)), answers(seed, 14)
     predictions = {name: tokens for (name, _), (tokens, _, _) in expected.items()}
     engine = make_engine(module, overlap=seed > 0)
     Recorder(engine, chance=0.03, seed=seed)
@@ -196,7 +205,7 @@ def test_drafts_respect_grammars_and_reasoning(overlap, budget):
     """Real matchers are forked per draft token. They allow, forbid or force tokens, or end."""
     vocabulary = ByteVocabulary()
     vocab_size = 288
-    module = tiny_model("llama", vocab_size=vocab_size)
+    module = tiny_model("llama", vocab_size=vocab_size, **ONE_LAYER)
     compiler = GrammarCompiler(vocabulary, vocab_size)
     spec = GrammarSpec("regex", '\\{"[a-e]{12}": "[a-e]{9}"\\}')
     reasoning = ReasoningSpec(start="<think>", end="</think>", starts_open=True, budget=budget)

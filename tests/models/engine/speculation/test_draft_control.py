@@ -10,7 +10,14 @@ import pytest
 from stonechat_models.engine.prompts.lookup import MAX_DRAFT, AdaptiveDrafter, PastFollower
 from stonechat_models.engine.speculation.speculation import Speculation
 from stonechat_models.types import SamplingParams
-from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
+from tests.models.engine.test_overlap import (
+    LIMITS,
+    ONE_LAYER,
+    answers_of,
+    assert_same,
+    run_workload,
+    workload,
+)
 from tests.models.engines import add, make_engine, model_info, run
 from tests.models.tiny_models import tiny_model
 from tests.nightly import nightly
@@ -18,7 +25,12 @@ from tests.nightly import nightly
 
 @pytest.fixture(scope="module")
 def module():
-    return tiny_model("llama")
+    return tiny_model("llama", **ONE_LAYER)
+
+
+@pytest.fixture(scope="module")
+def answers(module):
+    return answers_of(module)
 
 
 class Clock:
@@ -123,9 +135,8 @@ def test_nothing_is_drafted_beside_a_prompt(module):
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
 @pytest.mark.parametrize("cost", [cheap, *nightly(dear)], ids=["cheap", "dear"])
-def test_answers_do_not_depend_on_what_is_drafted(module, limits, cost):
-    requests = list(workload(random.Random(6), 14))
-    expected = run_workload(make_engine(module, **limits), requests)
+def test_answers_do_not_depend_on_what_is_drafted(module, answers, limits, cost):
+    requests, expected = list(workload(random.Random(6), 14)), answers(6, 14)
     engine, _ = timed_engine(module, cost, **limits)
     assert_same(run_workload(engine, requests), expected)
 

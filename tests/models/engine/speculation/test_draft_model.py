@@ -10,7 +10,14 @@ from stonechat_models.types import GrammarSpec, ReasoningSpec, SamplingParams
 from tests.models.byte_vocabulary import ByteVocabulary
 from tests.models.engine.prompts.test_lookup import Script
 from tests.models.engine.speculation.test_draft_control import Clock, cheap, dear
-from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
+from tests.models.engine.test_overlap import (
+    LIMITS,
+    ONE_LAYER,
+    answers_of,
+    assert_same,
+    run_workload,
+    workload,
+)
 from tests.models.engines import add, generate_all, make_engine, run
 from tests.models.tiny_models import tiny_model
 from tests.nightly import nightly
@@ -20,13 +27,18 @@ PLAIN = {"temperature": 0.0}
 
 @pytest.fixture(scope="module")
 def module():
-    return tiny_model("llama")
+    return tiny_model("llama", **ONE_LAYER)
+
+
+@pytest.fixture(scope="module")
+def answers(module):
+    return answers_of(module)
 
 
 @pytest.fixture(scope="module")
 def other():
     """A model that mostly drafts wrong tokens."""
-    return tiny_model("qwen2")
+    return tiny_model("qwen2", **ONE_LAYER)
 
 
 def drafting_engine(module, draft_module, cost=cheap, **changes):
@@ -59,18 +71,16 @@ def test_a_model_that_drafts_for_itself_is_always_right(module, temperature):
 
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
 @pytest.mark.parametrize("is_same", [*nightly(True), False], ids=["same", "other"])
-def test_a_draft_model_changes_no_answer(module, other, limits, is_same):
+def test_a_draft_model_changes_no_answer(module, other, answers, limits, is_same):
     """Over preemptions, aborts, choices, prompts in parts, stop tokens, penalties and scores."""
-    requests = list(workload(random.Random(5), 26))
-    expected = run_workload(make_engine(module, **limits), requests)
+    requests, expected = list(workload(random.Random(5), 16)), answers(5, 16)
     engine = drafting_engine(module, module if is_same else other, **limits)
     assert_same(run_workload(engine, requests), expected)
     assert engine.stats().num_model_drafted_tokens > 0
 
 
-def test_a_draft_model_works_beside_drafts_from_the_context(module, other):
-    requests = list(workload(random.Random(7), 14))
-    expected = run_workload(make_engine(module), requests)
+def test_a_draft_model_works_beside_drafts_from_the_context(module, other, answers):
+    requests, expected = list(workload(random.Random(7), 10)), answers(7, 10)
     for lookup in ("auto", "on"):
         engine = drafting_engine(module, other, prompt_lookup=lookup)
         assert_same(run_workload(engine, requests), expected)
@@ -88,7 +98,7 @@ def test_drafts_respect_a_grammar(module):
 
 def test_drafts_end_with_the_grammar_and_inside_reasoning():
     vocabulary = ByteVocabulary()
-    module = tiny_model("llama", vocab_size=288)
+    module = tiny_model("llama", vocab_size=288, **ONE_LAYER)
     compiler = GrammarCompiler(vocabulary, 288)
     spec = GrammarSpec("regex", '\\{"[a-e]{12}": "[a-e]{9}"\\}')
     reasoning = ReasoningSpec(start="<think>", end="</think>", starts_open=True, budget=5)
@@ -258,7 +268,7 @@ def test_a_vocabulary_of_fewer_rows_drafts_what_it_has(module):
     params = SamplingParams(temperature=1.0, seed=3, max_tokens=60)
     expected = generate_all(make_engine(module), [[5, 6, 7]], params)[0].token_ids
     for vocab_size in (64, 400):
-        draft_module = tiny_model("qwen2", vocab_size=vocab_size)
+        draft_module = tiny_model("qwen2", vocab_size=vocab_size, **ONE_LAYER)
         engine = drafting_engine(module, draft_module)
         assert generate_all(engine, [[5, 6, 7]], params)[0].token_ids == expected
         assert not engine.speculation.model.is_broken

@@ -18,6 +18,7 @@ from stonechat_models.backends.transformers.attention.tile_sizes import TileSize
 from stonechat_models.backends.transformers.attention.triton_backend import TritonBackend
 from stonechat_models.backends.transformers.kv_cache import LayerKV
 from tests.models.backends.transformers.attention.packed import decode_rows, packed_batch, with_runs
+from tests.nightly import nightly
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -72,8 +73,8 @@ def test_dtypes(lengths, dtype):
     check(lengths, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("lengths", [DECODES, PREFILLS, MIXED], ids=["decode", "prefill", "mixed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, *nightly(torch.float16)], ids=str)
+@pytest.mark.parametrize("lengths", [DECODES, PREFILLS], ids=["decode", "prefill"])
 def test_fp8_keys_and_values(lengths, dtype):
     if DEVICE == "cuda" and torch.cuda.get_device_capability() < FP8_KV_CAPABILITY:
         pytest.skip("Triton converts no float8 here")
@@ -105,9 +106,9 @@ def test_chunks(chunk):
     check(MIXED, chunk_size=chunk, sizes=(32, 32))
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    "spec", [{}, {"sliding_window": 20}, {"chunk_size": 33, "softcap": 3.0, "sinks": True}], ids=str
+    "spec", [{"sliding_window": 20}, {"chunk_size": 33, "softcap": 3.0, "sinks": True}], ids=str
 )
 def test_tokens_of_images_see_those_after_them(spec, dtype):
     runs = [[(0, 64), (70, 71), (80, 90)], [], [(20, 31)], [(100, 140), (159, 160)]]
@@ -185,7 +186,7 @@ def test_the_output_of_a_padding_row_is_zero():
     assert (output[1] == 0).all()
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [*range(3), *nightly(*range(3, 9))])
 def test_random_batches(seed):
     generator = torch.Generator().manual_seed(seed)
 

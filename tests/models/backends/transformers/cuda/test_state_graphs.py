@@ -4,6 +4,7 @@ Prompts run without a graph.
 """
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -15,7 +16,13 @@ from stonechat_models.backends.transformers.cuda.parity_steps import last_tokens
 from stonechat_models.backends.transformers.cuda.static_buffers import StaticBuffers
 from tests.models.backends.transformers.cuda.test_graphs import RerunCapturer, graphed_engine
 from tests.models.device_lengths import DeviceLengths
-from tests.models.engine.test_overlap import LIMITS, assert_same, run_workload, workload
+from tests.models.engine.test_overlap import (
+    LIMITS,
+    answers_of,
+    assert_same,
+    run_workload,
+    workload,
+)
 from tests.models.engines import (
     CPU,
     add,
@@ -52,13 +59,17 @@ def test_tokens_are_those_of_plain_transformers(family):
             assert entry.logprob == pytest.approx(float(row[entry.token_id]), abs=1e-3)
 
 
+@pytest.fixture(scope="module")
+def answers():
+    return cache(lambda family: answers_of(tiny_model(family)))
+
+
 @pytest.mark.parametrize("limits", LIMITS, ids=["roomy", "tight", "uncached"])
 @pytest.mark.parametrize("family", ["lfm2", *nightly("qwen3_5_text", "mamba2")])
-def test_graphs_change_no_answer_under_any_load(family, limits):
+def test_graphs_change_no_answer_under_any_load(answers, family, limits):
     """Choices of one request, snapshots of prefixes, preemption and overlap all take part."""
     module = tiny_model(family)
-    requests = list(workload(random.Random(0), 18))
-    expected = run_workload(make_engine(module, **limits), requests)
+    requests, expected = list(workload(random.Random(0), 14)), answers(family)(0, 14)
     capturer = RerunCapturer()
     engine = graphed_engine(module, capturer, overlap=True, **limits)
     num_checked = capturer.num_replays

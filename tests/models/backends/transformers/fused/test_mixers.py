@@ -297,11 +297,11 @@ def test_tokens_are_those_of_plain_transformers(family, monkeypatch):
     """Prompts of several lengths share a step, and rows that decode."""
     monkeypatch.setattr(step_check, "PROMPT_LENGTHS", (9, 3))  # kernels are slow here
     monkeypatch.setattr(step_check, "PARTS", (4, 1, 3, 1))
-    prompts = [[5], [*range(3, 23)], [9, 8, 7, 6]]
+    prompts = [[5], [*range(3, 15)], [9, 8, 7, 6]]
     module = tiny_model(family)
-    expected = [reference_greedy(module, prompt, 4) for prompt in prompts]
+    expected = [reference_greedy(module, prompt, 3) for prompt in prompts]
     put_mixers(module)
-    results = generate_all(make_engine(module, BatchedBackend()), prompts, greedy(4))
+    results = generate_all(make_engine(module, BatchedBackend()), prompts, greedy(3))
     for result, (token_ids, logprobs) in zip(results, expected, strict=True):
         assert result.token_ids == token_ids
         for row, entry in zip(logprobs, result.logprobs, strict=True):
@@ -312,7 +312,7 @@ def test_tokens_are_those_of_plain_transformers(family, monkeypatch):
 @pytest.mark.parametrize("family", ["lfm2", *nightly("qwen3_5_text", "mamba2")])
 def test_states_in_their_slots_survive_any_load(family):
     """Preemption, snapshots of prefixes, choices of one request, overlap and graphs take part."""
-    requests = list(workload(random.Random(0), 8))
+    requests = list(workload(random.Random(0), 5))
     module = tiny_model(family)
     expected = run_workload(make_engine(module, **LIMITS[1]), requests)
     put_mixers(module)

@@ -23,11 +23,11 @@ from tests.models.backends.transformers.fused.test_mixers import (
     near,
 )
 
-LENGTHS = (1, 63, 64, 65, 200, 5)
+LENGTHS = (1, 64, 65, 130, 5)
 """The last one is padding."""
-SLOTS = (3, 0, 6, 2, 4, 7)
+SLOTS = (3, 0, 6, 2, 7)
 NUM_SLOTS = 7
-PAST = (9, 0, 4, 0, 30, 0)
+PAST = (9, 0, 4, 30, 0)
 """Tokens of each sequence before the step."""
 DTYPES = [torch.float32, torch.bfloat16]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
@@ -79,7 +79,7 @@ def test_convolutions(taps, gates, dtype):
         )
         expected = expected.T * second if gates else F.silu(expected.T)
         near(expected, actual[tokens], dtype, TOLERANCE)
-    assert torch.equal(pool[[1, 5, 7]], before[[1, 5, 7]])
+    assert torch.equal(pool[[1, 4, 5, 7]], before[[1, 4, 5, 7]])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,7 +119,7 @@ def test_the_gated_delta_rule(dtype):
         expected = result * layer.norm.weight.double() * F.silu(z[tokens].view(-1, heads, value))
         near(state, pool[slot], dtype, TOLERANCE)
         near(expected.flatten(1), actual[tokens], dtype, TOLERANCE)
-    assert torch.equal(pool[[1, 5, 7]], before[[1, 5, 7]])
+    assert torch.equal(pool[[1, 4, 5, 7]], before[[1, 4, 5, 7]])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -155,4 +155,4 @@ def test_the_state_space_of_mamba(dtype):
         normed = gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt()
         near(state, pool[slot], dtype, TOLERANCE)
         near(normed.flatten(1) * layer.norm.weight.double(), actual[tokens], dtype, TOLERANCE)
-    assert torch.equal(pool[[1, 5, 7]], before[[1, 5, 7]])
+    assert torch.equal(pool[[1, 4, 5, 7]], before[[1, 4, 5, 7]])

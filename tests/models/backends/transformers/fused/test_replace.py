@@ -42,6 +42,7 @@ from tests.models.engines import (
 from tests.models.launches import WAITS, counted_launches
 from tests.models.tiny_models import COMMON, VOCAB_SIZE, tiny_model
 from tests.models.vision_models import vision_config
+from tests.nightly import nightly
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ONE_LAYER = {"num_hidden_layers": 1}
@@ -173,7 +174,7 @@ def test_other_families(name, options, expected):
     torch.testing.assert_close(logits(module), before, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [*nightly(torch.float16), torch.bfloat16], ids=str)
 def test_half_precision(dtype):
     module = with_random_norms(tiny_model("qwen3", num_hidden_layers=1)).to(dtype)
     packing_probe(module)

@@ -36,6 +36,7 @@ from tests.nightly import nightly
 CPU = torch.device("cpu")
 SHAPES = [(96, 64), (1000, 576), (33, 7), (130, 100)]
 FLOATS = [torch.float32, torch.bfloat16, torch.float16]
+DAILY = ("llama", "gemma3", "gpt_neox", "qwen3_moe", "gpt_oss", "gpt2")
 RELATIVE_ERROR = {"int8": 0.012, "int4": 0.11}
 """The largest error of a product of normally distributed numbers, in the Euclidean norm."""
 
@@ -151,7 +152,9 @@ def logits_of(module, ids):
 
 
 @pytest.mark.parametrize("bits", ["int8", "int4"])
-@pytest.mark.parametrize("family", [*FAMILIES, "gpt2"])
+@pytest.mark.parametrize(
+    "family", [*DAILY, *nightly(*(name for name in FAMILIES if name not in DAILY))]
+)
 def test_families_stay_near_their_float_logits(team, family, bits):
     if family == "gpt2":
         torch.manual_seed(0)

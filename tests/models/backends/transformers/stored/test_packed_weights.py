@@ -13,6 +13,7 @@ from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from tests.models.checkpoint.packed.test_recognise import packing_of
 from tests.models.packed_writers import (
     CASES,
     compressed,
@@ -45,8 +46,16 @@ def logits(module: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CASES)
 def test_weights_are_the_floats(name: str, tmp_path: Path) -> None:
-    writer, quantization, _ = CASES[name]
-    floats = save_packed(tmp_path, "llama", writer, quantization)
+    """The headers tell what the data tell, and the data become the floats."""
+    writer, quantization, type_name = CASES[name]
+    floats = save_packed(tmp_path, "llama", writer, quantization, num_hidden_layers=1)
+    by_headers, by_data = packing_of(tmp_path), packing_of(tmp_path, reads=True)
+    assert by_headers.consumed == by_data.consumed
+    assert by_headers.tensors.keys() == {n for n in floats if n.endswith("_proj.weight")}
+    for key, tensor in by_headers.tensors.items():
+        assert tensor.type_name == by_data.tensors[key].type_name == type_name
+        assert tensor.num_elements == floats[key].numel()
+        assert tensor.is_flat or tensor.shape == tuple(floats[key].shape)
     module = load(tmp_path)
     assert not hasattr(module.config, "quantization_config")
     for key, parameter in module.named_parameters():
