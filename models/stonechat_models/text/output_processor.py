@@ -77,22 +77,17 @@ class OutputProcessor:
         """
         changed_choices: dict[int, _ChoiceOutput] = {}
         for output in outputs:
-            self._num_cached_tokens = max(self._num_cached_tokens, output.num_cached_tokens)
-            self._num_cache_written_tokens = max(
-                self._num_cache_written_tokens, output.num_cache_written_tokens
-            )
-            self._embedding = self._embedding or output.embedding
-            self._transcript = self._transcript or output.transcript
-            if output.prompt_logprobs is not None:
-                self.prompt_logprobs = output.prompt_logprobs
-            if self._scheduled_time is None:
-                self._scheduled_time = output.scheduled_time
-            if self._first_token_time is None and output.token_ids:
-                self._first_token_time = time.monotonic()
+            if output.num_cached_tokens > self._num_cached_tokens:
+                self._num_cached_tokens = output.num_cached_tokens
+            if output.num_cache_written_tokens > self._num_cache_written_tokens:
+                self._num_cache_written_tokens = output.num_cache_written_tokens
+            if self._first_token_time is None or output.finish_reason is not None:
+                self._note_ends(output)
             choice = self._choices[output.index]
             if choice.finish_reason is not None:
                 continue
-            self._error = self._error or output.error
+            if output.error is not None:
+                self._error = self._error or output.error
             choice.add(output)
             changed_choices[output.index] = choice
             if choice.finish_reason is not None:
@@ -118,6 +113,17 @@ class OutputProcessor:
             embedding=self._embedding,
             transcript=self._transcript,
         )
+
+    def _note_ends(self, output: TokenOutput) -> None:
+        """Note what the first outputs of a request have, or the last ones."""
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+        if self._scheduled_time is None:
+            self._scheduled_time = output.scheduled_time
+        if self._first_token_time is None and output.token_ids:
+            self._first_token_time = time.monotonic()
+        self._embedding = self._embedding or output.embedding
+        self._transcript = self._transcript or output.transcript
 
     def add_prompt_logprobs(self, output: RequestOutput) -> RequestOutput:
         """Return the output with `prompt_logprobs`, which then wait no more.
@@ -170,6 +176,8 @@ class _ChoiceOutput:
         if params.stop is not None and strings is not None:
             shows_stop = params.include_stop_str_in_output
             self._stop_filter = StopFilter(strings, params.stop, shows_stop=shows_stop)
+        self._is_plain = self._stop_filter is None and params.top_logprobs is None
+        """Whether the text of each token is shown as it comes."""
         self._skipped_ids = tokenizer.special_ids if params.skip_special_tokens else frozenset()
         self._num_tokens = 0
         self._num_released = 0
@@ -183,6 +191,12 @@ class _ChoiceOutput:
     def add(self, output: TokenOutput) -> None:
         """Add tokens until one completes a stop string. End the choice if the output says so."""
         self._num_new_predicted += output.num_predicted
+        if self._is_plain and output.finish_reason is None:
+            self._new_ids += output.token_ids
+            for token_id in output.token_ids:
+                if token_id not in self._skipped_ids:
+                    self._new_text.append(self._detokenizer.add(token_id))
+            return
         logprobs = output.logprobs if self._params.top_logprobs is not None else None
         last = len(output.token_ids) - 1
         for i, token_id in enumerate(output.token_ids):
