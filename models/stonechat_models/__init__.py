@@ -32,6 +32,7 @@ from stonechat_models.model_info import (
     RankingInfo,
     SamplingDefaults,
     SpeechInfo,
+    VideoInfo,
     size_text,
 )
 from stonechat_models.transcript import SpeechParams, SpeechSegment, SpeechWord, Transcript
@@ -78,7 +79,12 @@ if TYPE_CHECKING:
     from stonechat_models.grammar.source import check_grammar
     from stonechat_models.hardware.cpus import cpu_name, usable_cpus
     from stonechat_models.media.processor import MediaProcessor
-    from stonechat_models.media.records import AudioOptions, ImageOptions, PreparedMedia
+    from stonechat_models.media.records import (
+        AudioOptions,
+        ImageOptions,
+        PreparedMedia,
+        VideoOptions,
+    )
     from stonechat_models.runtime.async_engine import AsyncEngine
     from stonechat_models.text.pair_frame import PairFrame
     from stonechat_models.text.tokenizer import Tokenizer
@@ -145,6 +151,8 @@ __all__ = [
     "TopLogprob",
     "Transcript",
     "UnsupportedModelError",
+    "VideoInfo",
+    "VideoOptions",
     "__version__",
     "alias_model",
     "check_grammar",
@@ -181,6 +189,7 @@ _LAZY = {
     "ImageOptions": "media.records",
     "MediaProcessor": "media.processor",
     "PreparedMedia": "media.records",
+    "VideoOptions": "media.records",
     "alias_model": "checkpoint.alias_target",
     "check_grammar": "grammar.source",
     "cpu_name": "hardware.cpus",

@@ -122,6 +122,14 @@ class AudioInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VideoInfo:
+    """How the prompts of a model hold videos. The tower for images encodes their frames."""
+
+    token_id: int
+    """The placeholder token. It may be beyond the model's vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpeechInfo:
     """How a model transcribes speech."""
 
@@ -205,10 +213,16 @@ class ModelInfo:
     """Why a model that could take audio takes none here. Empty: it takes audio, or cannot by its
     nature."""
 
+    video: VideoInfo | None = None
+    """How prompts hold videos; None if the model takes none."""
+    video_refusal: str = ""
+    """Why a model that could take videos takes none here. Empty: it takes videos, or cannot by its
+    nature."""
+
     @property
     def media_token_ids(self) -> dict[str, int]:
         """The placeholder tokens of what the model takes beside text."""
-        infos = {"image": self.images, "audio": self.audio}
+        infos = {"image": self.images, "audio": self.audio, "video": self.video}
         return {modality: info.token_id for modality, info in infos.items() if info is not None}
 
     @property
@@ -256,7 +270,7 @@ class EngineStats:
     num_preemptions: int = 0
     num_failed_steps: int = 0
     num_encoded_images: int = 0
-    """Images that the vision tower has encoded."""
+    """Images and pieces of videos that the vision tower has encoded."""
     num_image_cache_hits: int = 0
     """Images of requests that were encoded already."""
     image_encode_seconds: float = 0.0

@@ -171,7 +171,7 @@ class EmbeddingParams:
     first text."""
 
 
-Modality = Literal["image", "audio"]
+Modality = Literal["image", "audio", "video"]
 
 
 class MediaTensor(msgspec.Struct, frozen=True):
@@ -184,7 +184,7 @@ class MediaTensor(msgspec.Struct, frozen=True):
 
 
 class MediaInput(msgspec.Struct, frozen=True):
-    """An image or an audio clip of a prompt, as the model's tower for it takes it."""
+    """An image, an audio clip or a piece of a video, as the model's tower for it takes it."""
 
     content_hash: bytes
     """16 bytes. What has the same hash has the same tensors, for one model."""
@@ -192,8 +192,8 @@ class MediaInput(msgspec.Struct, frozen=True):
     """Where its placeholder tokens are in the prompt: runs (start, length) in order. The tower
     gives one embedding for each of these tokens."""
     tensors: Mapping[str, MediaTensor]
-    """The arguments of the model's `get_image_features` by name, for this image alone; of a clip,
-    those of its `forward`."""
+    """The arguments of the model's `get_image_features` by name, for this image or these frames
+    alone; of a clip, those of its `forward`."""
     modality: Modality = "image"
 
     @property
@@ -222,7 +222,7 @@ class GenerateRequest:
     """The name of the LoRA adapter that computes it beside the model, one of
     `ModelInfo.adapters`. Empty: the model alone."""
     media: tuple[MediaInput, ...] = ()
-    """The images and audio clips of the prompt. Their placeholder tokens do not overlap."""
+    """The media of the prompt, in pieces. Their placeholder tokens do not overlap."""
     speech: SpeechParams | None = None
     """Set: the only medium is a clip, without places in the prompt, and the output is what is said
     in it. The prompt ends with the token that starts a transcript."""

@@ -20,7 +20,7 @@ class EngineLike(Protocol):
 
     @property
     def media_processor(self) -> "MediaProcessor | None":
-        """None for a model that takes neither images nor audio."""
+        """None for a model that takes neither images, audio nor videos."""
 
     @property
     def is_alive(self) -> bool: ...

@@ -24,7 +24,7 @@ Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(split)]
 server_option = partial(option, group="Server")
 access_option = partial(option, group="Access")
 limit_option = partial(option, group="Limits")
-media_option = partial(option, group="Images and audio")
+media_option = partial(option, group="Images, audio and videos")
 files_option = partial(option, group="Files and batches")
 operations_option = partial(option, group="Operations")
 
@@ -76,7 +76,7 @@ class Settings(ModelSettings):
     )
     max_body_size: ByteSize = server_option(
         ByteSize(8 * 2**20),
-        "largest request body, such as 8MiB; images and audio in it do not count, and have "
+        "largest request body, such as 8MiB; images, audio and videos in it do not count, and have "
         "--max-images-size",
         ge=1,
     )
@@ -158,7 +158,7 @@ class Settings(ModelSettings):
 
     allow_image_urls: UrlPatterns = media_option(
         (),
-        "fetch images and audio whose https: URLs are of this host: images.example.com, "
+        "fetch images, audio and videos whose https: URLs are of this host: images.example.com, "
         "*.example.com for all names below it, or * for any public host; with :PORT for a port "
         "other than 443 (repeatable; default: fetch none)",
         metavar="HOST",
@@ -172,17 +172,20 @@ class Settings(ModelSettings):
     )
     max_images_size: ByteSize = media_option(
         ByteSize(32 * 2**20),
-        "largest size of all images and audio of a request together, such as 32MiB",
+        "largest size of all images, audio and videos of a request together, such as 32MiB",
         ge=1,
     )
     image_memory: ByteSize = media_option(
         ByteSize(2 * 2**30),
-        "memory for the prepared images and audio of all requests that wait or run, such as 2GiB; "
-        "beyond it, requests with them get 429, and a request that needs more alone gets 400",
+        "memory for the prepared images, audio and videos of all requests that wait or run, such "
+        "as 2GiB; beyond it, requests with them get 429, and a request that needs more alone gets "
+        "400",
         ge=1,
     )
     max_image_pixels: int = media_option(
-        50_000_000, "most pixels that an image may have, width times height", ge=1
+        50_000_000,
+        "most pixels that an image or a video's frame may have, width times height",
+        ge=1,
     )
     max_audio_clips: int = media_option(8, "most audio clips that a request may have", ge=1)
     max_audio_size: ByteSize = media_option(
@@ -190,6 +193,14 @@ class Settings(ModelSettings):
     )
     max_audio_seconds: float = media_option(
         1800.0, "longest audio clip, in seconds; the model may take less", gt=0.0
+    )
+    max_videos: int = media_option(4, "most videos that a request may have", ge=1)
+    max_video_size: ByteSize = media_option(
+        ByteSize(32 * 2**20), "largest file of a video, such as 32MiB", ge=1
+    )
+    max_video_seconds: float = media_option(600.0, "longest video, in seconds", gt=0.0)
+    max_video_frames: int = media_option(
+        32, "most frames of a video that the model sees; it may take fewer", ge=1
     )
 
     files_dir: Path | None = files_option(

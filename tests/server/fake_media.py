@@ -1,4 +1,4 @@
-"""A scripted processor of images and audio, and small files of both."""
+"""A scripted processor of images, audio and videos, and small files of each."""
 
 import base64
 import hashlib
@@ -17,6 +17,8 @@ from stonechat_models import (
     InvalidMediaError,
     MediaTensor,
     PreparedMedia,
+    VideoInfo,
+    VideoOptions,
 )
 from stonechat_models.media.records import MediaPiece
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, Script, model_info
@@ -29,10 +31,15 @@ IMAGES = ImageInfo(token_id=1)
 AUDIO_PLACEHOLDER = "<audio>"
 AUDIO = AudioInfo(token_id=2)
 """The placeholder token is the byte 2."""
-Options = ImageOptions | AudioOptions
+VIDEO_PLACEHOLDER = "<video>"
+VIDEO = VideoInfo(token_id=3)
+"""The placeholder token is the byte 3."""
+Options = ImageOptions | AudioOptions | VideoOptions
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
 WAV = b"RIFF\0\0\0\0WAVE"
+MP4 = b"\0\0\0\x18ftyp"
+WEBM = b"\x1aE\xdf\xa3"
 
 
 def png(name: str = "a", num_tokens: int = 2) -> bytes:
@@ -45,9 +52,15 @@ def wav(name: str = "a", num_tokens: int = 3) -> bytes:
     return WAV + f"{num_tokens} {name}".encode()
 
 
+def mp4(name: str = "a", num_tokens: int = 3) -> bytes:
+    """A file that the fake processor takes: the video has so many frames, each a token."""
+    return MP4 + f"{num_tokens} {name}".encode()
+
+
 @dataclass
 class FakeMediaProcessor:
-    """The text of a file is `[`, its placeholder tokens, and `]`; that of a clip is `(` ... `)`.
+    """The text of a file is `[`, its placeholder tokens, and `]`; that of a clip is `(` ... `)`,
+    and that of a video has a number before each token.
 
     A file `png(name="broken")` is one that cannot be decoded. With `holds`, nothing is ever done.
     """
@@ -72,7 +85,7 @@ class FakeMediaProcessor:
 
     def _prepared(self, file: bytes, options: Options) -> PreparedMedia:
         media = prepared(file, options)
-        if media.modality == "image":
+        if media.modality != "audio":
             return media
         return msgspec.structs.replace(media, placeholder=self.audio_placeholder)
 
@@ -125,6 +138,17 @@ def prepared(file: bytes, options: Options) -> PreparedMedia:
             seconds=float(num_tokens),
             pieces=(MediaPiece(num_tokens, {"input_features": TENSOR}),),
         )
+    if isinstance(options, VideoOptions):
+        num_tokens = min(_num_tokens(file, MP4), options.max_frames)
+        return PreparedMedia(
+            modality="video",
+            content_hash=hashlib.blake2b(file, digest_size=16).digest(),
+            placeholder=VIDEO_PLACEHOLDER,
+            text="".join(f"{i}\x03" for i in range(num_tokens)),
+            num_tokens=num_tokens,
+            seconds=2.0 * num_tokens,
+            pieces=num_tokens * (MediaPiece(1, {"pixel_values": TENSOR}),),
+        )
     num_tokens = _num_tokens(file, PNG)
     content_hash = hashlib.blake2b(file + options.detail.encode(), digest_size=16).digest()
     return PreparedMedia(
@@ -161,6 +185,12 @@ def audio_url(file: bytes | str) -> dict[str, Any]:
     return {"type": "audio_url", "audio_url": {"url": url}}
 
 
+def video(file: bytes | str) -> dict[str, Any]:
+    """A part of a chat message: a file, or a URL."""
+    url = file if isinstance(file, str) else data_url(file, "video/mp4")
+    return {"type": "video_url", "video_url": {"url": url}}
+
+
 def text(content: str) -> dict[str, Any]:
     return {"type": "text", "text": content}
 
@@ -175,14 +205,17 @@ TEMPLATE = """\
 {% if message.content is string %}{{ message.content }}{% else %}
 {%- for item in message.content %}
 {%- if item.type == 'image' %}<v><image></v>
-{%- elif item.type == 'audio' %}<a><audio></a>{% else %}{{ item.text }}{% endif %}
+{%- elif item.type == 'audio' %}<a><audio></a>
+{%- elif item.type == 'video' %}<m><video></m>{% else %}{{ item.text }}{% endif %}
 {%- endfor %}{% endif %}<|im_end|>
 {% endfor -%}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif -%}
 """
-"""Takes images and audio in the messages of any role."""
+"""Takes images, audio and videos in the messages of any role."""
 SHOWN = "<v>[\x01\x01]</v>"
 """What an image of two tokens is in the prompt."""
 HEARD = "<a>(\x02\x02\x02)</a>"
 """What a clip of three tokens is in the prompt."""
+WATCHED = "<m>0\x031\x032\x03</m>"
+"""What a video of three frames is in the prompt."""

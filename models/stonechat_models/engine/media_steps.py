@@ -1,4 +1,4 @@
-"""What images and audio add to the steps of the engine: their embeddings, and rotary positions."""
+"""What media add to the steps of the engine: their embeddings, and rotary positions."""
 
 import logging
 from collections import abc
@@ -26,12 +26,12 @@ from stonechat_models.types import MediaInput, Modality
 
 logger = logging.getLogger(__name__)
 
-ENCODING_FAILED = "an image or audio of this request cannot be encoded"
+ENCODING_FAILED = "an image, a video or audio of this request cannot be encoded"
 
 
 @dataclass(slots=True)
 class Encodings:
-    """Counts of what the tower of one modality did."""
+    """Counts of what one tower did."""
 
     num_encoded: int = 0
     num_hits: int = 0
@@ -49,7 +49,12 @@ class MediaSteps:
         self.num_encoded = 0
         self._is_bidirectional = images is not None and images.bidirectional
         self._has_grid_positions = images is not None and images.has_grid_positions
-        self._encodings: dict[Modality, Encodings] = {"image": Encodings(), "audio": Encodings()}
+        images_and_videos = Encodings()
+        self._encodings: dict[Modality, Encodings] = {
+            "image": images_and_videos,
+            "video": images_and_videos,
+            "audio": Encodings(),
+        }
         self._timings: list[tuple[Modality, Moment, Moment]] = []
         """The start and the end of encodings whose time is not known yet."""
         self._model = cast(MediaModel, model)
@@ -78,7 +83,7 @@ class MediaSteps:
         """Get the features and positions that a step needs.
 
         Returns the requests whose media cannot be encoded, and the items that have to wait for a
-        later step: only one image, clip or piece of a clip is encoded now, so that other sequences
+        later step: only one image, clip or piece is encoded now, so that other sequences
         do not wait for all. Neither may be part of the step.
         """
         self._drop_features(items)
@@ -94,7 +99,7 @@ class MediaSteps:
                 if not self._prepare(item, media, num_encoded + 1):
                     waiting.append(item)
             except Exception:  # whatever the model's own code raises
-                logger.exception("an image or clip of request %s cannot be encoded", request_id)
+                logger.exception("a medium of request %s cannot be encoded", request_id)
                 failed[request_id] = group
         return list(failed.values()), waiting
 
@@ -190,7 +195,7 @@ class MediaSteps:
         num_embeddings = len(features.embeddings)
         if num_embeddings != medium.num_tokens:
             raise StepError(
-                f"the tower gives {num_embeddings} embeddings for an {medium.modality} with "
+                f"the tower gives {num_embeddings} embeddings for {medium.modality} with "
                 f"{medium.num_tokens} placeholders"
             )
         media.features[index] = features

@@ -20,18 +20,33 @@ def grid_positions(
     weights are not read. Raises `StepError` if an image has no grid.
     """
     kinds = torch.zeros(1, len(token_ids), dtype=torch.int32)
-    grids = []
-    for image in (medium for medium in media if medium.modality == "image"):
-        for start, length in image.places:
-            kinds[0, start : start + length] = 1
-        grid = image.tensors.get("image_grid_thw")
-        if grid is None:
+    grids: dict[str, list[npt.NDArray[Any]]] = {"image": [], "video": []}
+    seconds: list[float] = []
+    end = -1
+    visible = (medium for medium in media if medium.modality in grids)
+    for medium in sorted(visible, key=lambda medium: medium.places[0]):
+        for start, length in medium.places:
+            kinds[0, start : start + length] = 1 if medium.modality == "image" else 2
+        tensor = medium.tensors.get("image_grid_thw")
+        if tensor is None:
             raise StepError("an image has no image_grid_thw, which the model's positions need")
-        grids.append(as_array(grid).reshape(-1, 3))
+        grid = as_array(tensor).reshape(-1, 3)
+        if medium.modality == "video" and medium.places[0][0] == end:
+            grids["video"][-1] = grids["video"][-1] + [1, 0, 0]
+        else:
+            grids[medium.modality].append(grid)
+            if medium.modality == "video":
+                seconds.append(as_array(medium.tensors["second_per_grid_ts"]).item())
+        end = sum(medium.places[-1])
+    arguments = {
+        f"{modality}_grid_thw": torch.from_numpy(np.concatenate(parts).astype(np.int64))
+        for modality, parts in grids.items()
+        if parts
+    }
+    if seconds:
+        arguments["second_per_grid_ts"] = torch.tensor(seconds)
     positions, delta = rope_index_of(module)(
-        input_ids=torch.tensor([list(token_ids)]),
-        mm_token_type_ids=kinds,
-        image_grid_thw=torch.from_numpy(np.concatenate(grids).astype(np.int64)),
+        input_ids=torch.tensor([list(token_ids)]), mm_token_type_ids=kinds, **arguments
     )
     return positions[:, 0].numpy(), int(delta)
 

@@ -1,9 +1,10 @@
-"""Prepares images and audio in processes that limits end: no file can hold up a server."""
+"""Prepares images, audio and videos in processes that limits end: no file can hold up a server."""
 
 import hashlib
 import logging
 import signal
 import threading
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,7 @@ from stonechat_models.errors import (
     TooManyMediaError,
 )
 from stonechat_models.hardware.cpus import usable_cpus
-from stonechat_models.media.processor_loading import CONFIGS
+from stonechat_models.media.processor_loading import CONFIGS, VIDEO_CONFIG
 from stonechat_models.media.recently_used import RecentlyUsed
 from stonechat_models.media.records import (
     Answer,
@@ -27,6 +28,7 @@ from stonechat_models.media.records import (
     MediaOptions,
     PreparedMedia,
     Task,
+    VideoOptions,
     modality_of,
 )
 from stonechat_models.types import Modality
@@ -43,7 +45,7 @@ CACHE_BYTES = 512 << 20
 
 
 class MediaProcessor:
-    """Prepares images and audio for one model. Thread-safe. `close` ends the processes.
+    """Prepares images, audio and videos for one model. Thread-safe. `close` ends the processes.
 
     A process for a modality starts with its first file, and further ones while those are busy.
     """
@@ -58,7 +60,7 @@ class MediaProcessor:
         self._seed = _settings_hash(folder)
         workers = num_workers or max(1, min(4, usable_cpus() // 4))
         self._threads = ThreadPoolExecutor(workers, "stonechat-media")
-        self._idle: dict[Modality, list[ChildProcess]] = {"image": [], "audio": []}
+        self._idle: dict[Modality, list[ChildProcess]] = defaultdict(list)
         self._processes: list[ChildProcess] = []
         self._running: dict[bytes, Future[PreparedMedia]] = {}
         self._kept: RecentlyUsed[PreparedMedia] = RecentlyUsed(CACHE_BYTES)
@@ -68,7 +70,7 @@ class MediaProcessor:
     def prepare(
         self, files: Sequence[bytes], options: MediaOptions
     ) -> "Future[list[PreparedMedia]]":
-        """Prepare image or audio files later, each alone. The result is in their order.
+        """Prepare files later, each alone. The result is in their order.
 
         It raises `InvalidMediaError` for the first file that cannot be used, and `EngineError` if
         the processor fails. Equal files in work are prepared once. Raises `TooManyMediaError` at
@@ -101,9 +103,15 @@ class MediaProcessor:
             part.set_exception(EngineDeadError("the media processor is closed"))
 
     def _content_hash(self, data: bytes, options: MediaOptions) -> bytes:
-        kind = b"audio" if isinstance(options, AudioOptions) else b""
-        if isinstance(options, ImageOptions) and options.detail == "low":
-            kind = b"low"
+        match options:
+            case ImageOptions(detail="low"):
+                kind = b"low"
+            case ImageOptions():
+                kind = b""
+            case AudioOptions():
+                kind = b"audio"
+            case VideoOptions():
+                kind = b"video %d" % options.max_frames
         return hashlib.blake2b(data, digest_size=16, key=self._seed, person=kind).digest()
 
     def _part(self, key: bytes, data: bytes, options: MediaOptions) -> "Future[PreparedMedia]":
@@ -127,7 +135,7 @@ class MediaProcessor:
             result = error
         except Exception as error:
             logger.exception("a file cannot be prepared")
-            result = EngineError(f"an {modality} cannot be prepared: {error}")
+            result = EngineError(f"the {modality} cannot be prepared: {error}")
         with self._lock:
             if self._is_closed:
                 process.end()
@@ -207,7 +215,7 @@ def _joined(parts: "Sequence[Future[PreparedMedia]]") -> "Future[list[PreparedMe
 
 def _settings_hash(folder: Path) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    for name in CONFIGS:
+    for name in (*CONFIGS, VIDEO_CONFIG):
         path = folder / name
         digest.update(path.read_bytes() if path.is_file() else b"")
     return digest.digest()

@@ -17,6 +17,7 @@ from stonechat_models.types import Modality
 
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+VIDEO_CONFIG = "video_preprocessor_config.json"
 NEEDS_TORCHVISION = "its image processor needs torchvision, which is not installed"
 
 

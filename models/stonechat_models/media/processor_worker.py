@@ -1,7 +1,7 @@
-"""The process that prepares images or audio:
+"""The process that prepares images, audio or videos:
 `python -m stonechat_models.media.processor_worker FOLDER MODALITY ID`.
 
-FOLDER has the model's processor, MODALITY is `image` or `audio`, and ID its placeholder token. A
+FOLDER has the model's processor, MODALITY is `image`, `audio` or `video`, and ID its placeholder. A
 task is a `Task`, an answer an `Answer`, both in MessagePack. A signal ends the process if a file
 takes too much time.
 """
@@ -26,17 +26,22 @@ from stonechat_models.media.records import (
     PreparedMedia,
     Task,
     UnusableMediaError,
+    VideoOptions,
     modality_of,
 )
 from stonechat_models.media.speech import SpeechProcessor, transcribes_speech
+from stonechat_models.media.video.processor import VideoProcessor
 from stonechat_models.model_file import reading, reason_of
 from stonechat_models.types import Modality
 
 MEMORY_BYTES = 4 << 30
 """What the work on one file may add to the size of the process."""
-CPU_SECONDS = {"image": 20.0, "audio": 60.0}
+CPU_SECONDS = {"image": 20.0, "audio": 60.0, "video": 60.0}
 """The processor time that one file may take."""
 NICENESS = 5
+
+
+Processor = HFProcessor | SpeechProcessor | VideoProcessor
 
 
 class _Worker:
@@ -44,10 +49,12 @@ class _Worker:
 
     def __init__(self, folder: Path, modality: Modality, token_id: int) -> None:
         self.failure = ""
-        self._processor: HFProcessor | SpeechProcessor | None = None
+        self._processor: Processor | None = None
         try:
             with reading(f"the {modality} processor of {folder}"):
-                if transcribes_speech(folder):
+                if modality == "video":
+                    self._processor = VideoProcessor(folder, token_id)
+                elif transcribes_speech(folder):
                     self._processor = SpeechProcessor(folder)
                 else:
                     self._processor = HFProcessor(folder, modality, token_id)
@@ -78,7 +85,7 @@ class _WithoutTorch:
         return getattr(self._finder, name)
 
 
-def _answer(processor: HFProcessor | SpeechProcessor, task: Task) -> Answer:
+def _answer(processor: Processor, task: Task) -> Answer:
     try:
         medium, facts = _decoded(task, processor)
         text, num_tokens, arrays = processor.prepare(medium)
@@ -107,13 +114,18 @@ def _answer(processor: HFProcessor | SpeechProcessor, task: Task) -> Answer:
     )
 
 
-def _decoded(task: Task, processor: HFProcessor | SpeechProcessor) -> tuple[Any, dict[str, Any]]:
+def _decoded(task: Task, processor: Any) -> tuple[Any, dict[str, Any]]:
     """Return what the processor takes, and what `PreparedMedia` says of the file."""
     if isinstance(task.options, ImageOptions):
         from stonechat_models.media.image_decoding import decode_image
 
         image, (width, height) = decode_image(task.data, task.options)
         return image, {"width": width, "height": height}
+    if isinstance(task.options, VideoOptions):
+        from stonechat_models.media.video.decoding import decode_video
+
+        video = decode_video(task.data, task.options, processor.chooser(task.options))
+        return video, {"seconds": video.facts.seconds}
     from stonechat_models.media.audio_decoding import decode_audio
 
     samples, seconds = decode_audio(
@@ -131,7 +143,7 @@ def main() -> None:
     folder, modality, token_id, *with_torch = sys.argv[1:]
     if not with_torch:
         os.nice(NICENESS)
-    if modality == "image" and not with_torch:
+    if modality != "audio" and not with_torch:
         sys.meta_path[:] = [_WithoutTorch(finder) for finder in sys.meta_path]
     worker = _Worker(Path(folder), cast(Modality, modality), int(token_id))
     may_need_torch = modality == "image" and find_spec("torchvision") is not None

@@ -10,10 +10,11 @@ from stonechat_models.types import MediaInput, MediaTensor, Modality
 
 DEFAULT_MAX_PIXELS = 50_000_000
 DEFAULT_MAX_SECONDS = 600.0
+DEFAULT_MAX_FRAMES = 32
 
 
 class UnusableMediaError(Exception):
-    """`reason` reads behind "the image " or "the audio ". `kind` is as in `InvalidMediaError`."""
+    """`reason` reads behind "the image " and the like. `kind` is as in `InvalidMediaError`."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -42,17 +43,35 @@ class AudioOptions(msgspec.Struct, frozen=True, tag="audio"):
     """A longer file is refused. No more of it is decoded."""
 
 
-MediaOptions = ImageOptions | AudioOptions
+class VideoOptions(msgspec.Struct, frozen=True, tag="video"):
+    """How a video is prepared."""
+
+    max_frames: int = DEFAULT_MAX_FRAMES
+    """No more frames are taken. The model may take fewer."""
+    max_seconds: float = DEFAULT_MAX_SECONDS
+    """A longer file is refused before it is decoded."""
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    """A file with frames of more pixels is refused before it is decoded."""
+    max_tokens: int | None = None
+    """A video that would become more placeholder tokens is refused before it is decoded."""
+
+
+MediaOptions = ImageOptions | AudioOptions | VideoOptions
 """Their type says what the file is."""
 
 
 def modality_of(options: MediaOptions) -> Modality:
     """Return what is prepared with these options."""
-    return "image" if isinstance(options, ImageOptions) else "audio"
+    match options:
+        case ImageOptions():
+            return "image"
+        case AudioOptions():
+            return "audio"
+    return "video"
 
 
 class MediaPiece(msgspec.Struct, frozen=True):
-    """An image, a clip, or a piece of a clip that the tower encodes alone."""
+    """An image, a clip, or a piece of a clip or a video that the tower encodes alone."""
 
     num_tokens: int
     """How many of the placeholders it takes the place of."""
@@ -61,14 +80,14 @@ class MediaPiece(msgspec.Struct, frozen=True):
 
 
 class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
-    """An image or an audio clip as the model takes it."""
+    """An image, an audio clip or a video as the model takes it."""
 
     modality: Modality
     content_hash: bytes
-    """16 bytes, of the file, the modality, `detail` and the processor's settings. Limits do not
-    count: a file that was prepared under one is found again under another."""
+    """16 bytes, of the file, the modality, `detail`, `max_frames` and the processor's settings.
+    Other limits do not count: a file that was prepared under one is found again under another."""
     placeholder: str
-    """The text that the chat template writes. It is the same for all images, or all clips."""
+    """The text that the chat template writes. It is the same for all of a modality."""
     text: str
     """What takes the place of the placeholder in the prompt's text."""
     number_marks: tuple[str, str] | None = None
@@ -76,12 +95,12 @@ class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
     """How many placeholder tokens (`ModelInfo.media_token_ids`) the text becomes."""
     pieces: tuple[MediaPiece, ...]
-    """One, or those of a long clip in order."""
+    """One, or those of a long clip or a video in order."""
     width: int = 0
     """Pixels of an image file, turned upright."""
     height: int = 0
     seconds: float = 0.0
-    """The length of a clip."""
+    """The length of a clip or a video."""
 
     @property
     def num_bytes(self) -> int:

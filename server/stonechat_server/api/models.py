@@ -143,6 +143,6 @@ def _card(name: str, entry: Entry) -> ModelCard:
     )
 
 
-def _modalities(info: ModelInfo) -> list[Literal["text", "image", "audio"]]:
-    modalities: list[Literal["text", "image", "audio"]] = [*modalities_of(info)]
+def _modalities(info: ModelInfo) -> list[Literal["text", "image", "audio", "video"]]:
+    modalities: list[Literal["text", "image", "audio", "video"]] = [*modalities_of(info)]
     return modalities if info.speech is not None else ["text", *modalities]

@@ -33,11 +33,12 @@ def start_banner(
     warnings: Sequence[str] = (),
     max_images: int = 0,
     max_audio_clips: int = 0,
+    max_videos: int = 0,
 ) -> str:
     """The model and its limits, the server's addresses, and a curl command to paste into a shell.
 
     With `needs_key` the command reads the key from the variable `STONECHAT_API_KEY`. A request may
-    have `max_images` if the model takes images, and `max_audio_clips` if it takes audio.
+    have `max_images` if the model takes images, and so on.
     """
     attention = f"{model.attention_backend} attention, " if model.attention_backend else ""
     quantization = "" if model.quantization == "none" else f", {model.quantization}"
@@ -59,6 +60,7 @@ def start_banner(
                 f"up to {max_audio_clips} clips a request",
             )
         ),
+        **_media_rows("videos", model.video, model.video_refusal, f"up to {max_videos} a request"),
         "batch": _batch_text(model),
         **_draft_rows(model),
         **_adapter_rows(model),
@@ -180,7 +182,7 @@ def _speech_rows(model: "ModelInfo") -> dict[str, str]:
 
 
 def _media_rows(name: str, info: object, refusal: str, limit: str) -> dict[str, str]:
-    """Whether prompts may have images, or audio; empty for a model that cannot take them."""
+    """Whether prompts may have images, audio or videos; empty for a model that cannot take them."""
     if info is not None:
         return {name: limit}
     return {name: f"none: {refusal}"} if refusal else {}

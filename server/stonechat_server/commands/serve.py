@@ -170,7 +170,7 @@ def _banner(state: "Services", url: str, notes: Sequence[str]) -> str:
         return models_banner(list(dict.fromkeys(state.models.values())), url, needs_key, warnings)
     name, model = next(iter(state.models)), state.sole.engine.model
     warnings = [*_warnings(state.sole), *warnings]
-    limits = (settings.max_images, settings.max_audio_clips)
+    limits = (settings.max_images, settings.max_audio_clips, settings.max_videos)
     return start_banner(model, name, url, needs_key, warnings, *limits)
 
 

@@ -1,4 +1,4 @@
-"""Images and audio of a request: where they come from, bounds, and the way to the processor.
+"""Images, audio and videos of a request: their sources, bounds, and the way to the processor.
 
 May import `structured` and the layers below it.
 """

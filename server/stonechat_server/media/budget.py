@@ -1,4 +1,4 @@
-"""Counts bytes of images and audio against bounds: on one request, and on all together."""
+"""Counts bytes of images, audio and videos against bounds: on one request, and on all together."""
 
 from collections.abc import Callable
 
@@ -54,7 +54,7 @@ class Share:
 def busy() -> APIError:
     """429: the client may try again when other requests have ended."""
     return too_many_requests(
-        "The images or audio of too many requests are being loaded. Try again later.",
+        "The images, audio or videos of too many requests are being loaded. Try again later.",
         reason="images_full",
         retry_after=1.0,
     )

@@ -1,6 +1,6 @@
-"""What can be wrong with the images and the audio of a request.
+"""What can be wrong with the images, the audio and the videos of a request.
 
-The codes of images are those that OpenAI publishes. It publishes none of audio.
+The codes of images are those that OpenAI publishes. It publishes none of others.
 """
 
 from collections.abc import Mapping
@@ -33,13 +33,24 @@ CODES: Mapping[Modality, Mapping[str, str]] = {
         "too_large": "audio_too_large",
         "too_long": "audio_too_long",
     },
+    "video": {
+        "url": "invalid_video_url",
+        "download": "failed_to_download_video",
+        "base64": "invalid_base64_video",
+        "empty": "empty_video_file",
+        "format": "unsupported_video_format",
+        "broken": "video_parse_error",
+        "file_too_large": "video_file_too_large",
+        "too_large": "video_too_large",
+        "too_long": "video_too_long",
+    },
 }
 """The code of the error for each kind of `MediaError` and `InvalidMediaError`. For others, it is
-`invalid_image` or `invalid_audio`."""
+`invalid_image`, `invalid_audio` or `invalid_video`."""
 
 
 class MediaError(Exception):
-    """The message goes on from "the image" or "the audio"."""
+    """The message goes on from "the image", "the audio" or "the video"."""
 
     def __init__(self, message: str, kind: Kind) -> None:
         super().__init__(message)
@@ -61,7 +72,7 @@ class UrlError(MediaError):
 
 
 def too_large(limit: int) -> MediaError:
-    """The error for a file beyond `--max-image-size` or `--max-audio-size`."""
+    """The error for a file beyond `--max-image-size`, or that of audio or videos."""
     return MediaError(f"has more than {size_text(limit)}", "file_too_large")
 
 
@@ -69,7 +80,7 @@ def too_large(limit: int) -> MediaError:
 
 
 def refused(path: str, modality: Modality, error: MediaError | InvalidMediaError) -> APIError:
-    """400: the image or audio at `path` cannot be read, or not be prepared."""
+    """400: the image, audio or video at `path` cannot be read, or not be prepared."""
     reason = error.reason if isinstance(error, InvalidMediaError) else str(error)
     if error.kind == "file_too_large":
         reason += f", the limit that the server's --max-{modality}-size sets"
@@ -79,7 +90,7 @@ def refused(path: str, modality: Modality, error: MediaError | InvalidMediaError
 
 
 def too_many(number: int, limit: int, modality: Modality) -> APIError:
-    """400: a request has more images than `--max-images`, or audio than `--max-audio-clips`."""
+    """400: a request has more images than `--max-images`, or more of another modality."""
     name = counted(modality)
     message = (
         f"There are {number} {name}, and at most {limit} are allowed: the server's "
@@ -91,16 +102,17 @@ def too_many(number: int, limit: int, modality: Modality) -> APIError:
 def too_large_together(limit: int) -> APIError:
     """400: the files of a request are beyond `--max-images-size`."""
     message = (
-        f"The images and audio have more than {size_text(limit)} together, the limit that the "
-        "server's --max-images-size sets."
+        f"The images, audio and videos have more than {size_text(limit)} together, the limit that "
+        "the server's --max-images-size sets."
     )
     return invalid("messages", message, "image_file_too_large")
 
 
 def too_much_memory(limit: int) -> APIError:
-    """400: the prepared images and audio of a request are beyond `--image-memory`."""
+    """400: the prepared images, audio and videos of a request are beyond `--image-memory`."""
     message = (
-        f"The images and audio need more than {size_text(limit)} of memory together once they are "
-        "prepared, the limit that the server's --image-memory sets. Send fewer or smaller ones."
+        f"The images, audio and videos need more than {size_text(limit)} of memory together once "
+        "they are prepared, the limit that the server's --image-memory sets. Send fewer or smaller "
+        "ones."
     )
     return invalid("messages", message, "image_too_large")

@@ -1,4 +1,4 @@
-"""Fetches images and audio by `https`, with bounds on size, time, redirects and number."""
+"""Fetches images, audio and videos by `https`, with bounds on size, time, redirects and number."""
 
 import asyncio
 from collections.abc import Sequence

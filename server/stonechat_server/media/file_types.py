@@ -1,6 +1,6 @@
 """What the first bytes of a file say that it holds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from stonechat_models import Modality
 from stonechat_server.media.errors import MediaError
@@ -8,6 +8,7 @@ from stonechat_server.media.errors import MediaError
 READ: Mapping[Modality, str] = {
     "image": "a PNG, JPEG, WebP or GIF file",
     "audio": "a WAV, MP3, FLAC or Ogg file",
+    "video": "an MP4, MOV, WebM or Matroska file",
 }
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
@@ -37,21 +38,35 @@ def audio_format(content: bytes) -> str | None:
     return "mp3" if is_frame or content[:3] == b"ID3" else None
 
 
+def video_format(content: bytes) -> str | None:
+    """The format of a video; None if it is none that is read."""
+    if content[4:8] == b"ftyp":
+        return "mp4"
+    return "webm" if content[:4] == b"\x1aE\xdf\xa3" else None
+
+
+FORMATS: Mapping[Modality, Callable[[bytes], str | None]] = {
+    "image": image_type,
+    "audio": audio_format,
+    "video": video_format,
+}
+
+
 def check_type(content: bytes, modality: Modality) -> None:
-    """Raise `MediaError` for a file that is no image or no audio."""
+    """Raise `MediaError` for a file that is of another modality, or of none."""
     if not content:
         raise MediaError("is empty", "empty")
-    found = audio_format(content) if modality == "audio" else image_type(content)
-    if found is None:
+    if FORMATS[modality](content) is None:
         raise MediaError(f"is {_what(content)}not {READ[modality]}", "format")
 
 
-def check_any(content: bytes) -> None:
-    """Raise `MediaError` for a file that is neither an image nor audio, and not empty."""
-    if content and image_type(content) is None and audio_format(content) is None:
-        raise MediaError(
-            f"is {_what(content)}not {READ['image']}, and not {READ['audio']}", "format"
-        )
+def modality_in(content: bytes, taken: Sequence[Modality]) -> Modality:
+    """What a file is: one of `taken`, the first if it is empty. Raises `MediaError` for another."""
+    for modality in taken:
+        if not content or FORMATS[modality](content) is not None:
+            return modality
+    others = ", and ".join(f"not {READ[modality]}" for modality in taken)
+    raise MediaError(f"is {_what(content)}{others}", "format")
 
 
 def _what(content: bytes) -> str:

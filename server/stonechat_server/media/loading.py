@@ -1,4 +1,4 @@
-"""Loads the images and audio of a request: reads them, and prepares them for the model."""
+"""Loads the images, audio and videos of a request: reads them, and prepares them for the model."""
 
 import asyncio
 import time
@@ -13,6 +13,7 @@ from stonechat_models import (
     InvalidMediaError,
     Modality,
     TooManyMediaError,
+    VideoOptions,
 )
 from stonechat_server.background import call_soon, end_all
 from stonechat_server.engine_protocol import EngineLike
@@ -24,7 +25,7 @@ from stonechat_server.media.taken import check_numbers, check_taken, modalities_
 from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
-    from stonechat_models import MediaProcessor, PreparedMedia
+    from stonechat_models import PreparedMedia
     from stonechat_server.media.https import Client
 
 T = TypeVar("T")
@@ -40,7 +41,7 @@ PREPARED_AT_ONCE = 4
 class Observe(Protocol):
     """Counts what was loaded for one request, once for each modality that it has.
 
-    `duration` is that of the sound, `seconds` that of the work.
+    `duration` is that of sound or videos, `seconds` that of the work.
     """
 
     def __call__(
@@ -56,7 +57,7 @@ class Observe(Protocol):
 
 
 class MediaLoader:
-    """Loads images and audio within the bounds of the settings. `client`: see `Fetcher`."""
+    """Loads images, audio and videos within the bounds of the settings. `client`: see `Fetcher`."""
 
     def __init__(
         self, settings: Settings, observe: Observe, client: "Client | None" = None
@@ -70,7 +71,7 @@ class MediaLoader:
         self.files = Budget(HELD_REQUESTS * self._max_bytes)
         """Files that are decoded, or that are there and not prepared."""
         self.prepared = Budget(self._memory)
-        """Tensors of the parts that have their image or audio."""
+        """Tensors of the parts that have what they refer to."""
 
     async def load(
         self,
@@ -79,15 +80,14 @@ class MediaLoader:
         read_file: ReadFile,
         metrics_name: str,
     ) -> None:
-        """Give the part of each reference its image or audio. `release` must follow in any case.
+        """Give the part of each reference what it refers to. `release` must follow in any case.
 
         Raises `APIError` 400 that names the part, and `RefusedError` 429 beyond the bounds on all
         requests together. A cancellation ends the fetches; the processor ends what it has.
         """
         check_taken(references, engine)
         check_numbers(references, self._settings)
-        processor, taken = engine.media_processor, modalities_of(engine.model)
-        assert processor is not None
+        taken = modalities_of(engine.model)
         if self._num_requests >= MAX_LOADING:
             raise busy()
         started = time.monotonic()
@@ -101,7 +101,7 @@ class MediaLoader:
             sizes = list(map(len, contents))
             for reference in references:
                 reference.shorten()
-            await self._prepare_all(references, contents, processor, files)
+            await self._prepare_all(references, contents, engine, files)
         finally:
             files.close()
             self._num_requests -= 1
@@ -124,7 +124,7 @@ class MediaLoader:
             )
 
     def release(self, references: Sequence[MediaReference]) -> None:
-        """Take the images and audio from their parts, loaded or not: the request has ended.
+        """Take the media from their parts, loaded or not: the request has ended.
 
         Until then they count: the engine keeps them, too, to compute them again.
         """
@@ -139,7 +139,7 @@ class MediaLoader:
         self,
         references: Sequence[MediaReference],
         contents: list[bytes],
-        processor: "MediaProcessor",
+        engine: EngineLike,
         files: Share,
     ) -> None:
         """Run the model's processor, which has processes of its own, on each file alone.
@@ -152,7 +152,7 @@ class MediaLoader:
 
         async def prepare(reference: MediaReference, content: bytes) -> None:
             async with turns:
-                media = await self._prepare(reference, content, processor, files)
+                media = await self._prepare(reference, content, engine, files)
                 prepared.take(media.num_bytes)
                 reference.part.set_media(media)
 
@@ -165,12 +165,14 @@ class MediaLoader:
         self,
         reference: MediaReference,
         content: bytes,
-        processor: "MediaProcessor",
+        engine: EngineLike,
         files: Share,
     ) -> "PreparedMedia":
         """Prepare a file. It counts until the processor is done, also if nobody waits for it."""
         assert reference.modality is not None, "the file is read"
-        options = self._options(reference)
+        options = self._options(reference, engine.model.max_model_len)
+        processor = engine.media_processor
+        assert processor is not None
         loop = asyncio.get_running_loop()
         files.hand_over(len(content))
         release = partial(call_soon, loop, partial(self.files.give_back, len(content)))
@@ -194,10 +196,21 @@ class MediaLoader:
         except InvalidMediaError as error:
             raise refused(reference.path, reference.modality, error) from error
 
-    def _options(self, reference: MediaReference) -> ImageOptions | AudioOptions:
-        if reference.modality == "audio":
-            return AudioOptions(max_seconds=self._settings.max_audio_seconds)
-        return ImageOptions(detail=reference.detail, max_pixels=self._settings.max_image_pixels)
+    def _options(
+        self, reference: MediaReference, max_tokens: int
+    ) -> ImageOptions | AudioOptions | VideoOptions:
+        settings = self._settings
+        match reference.modality:
+            case "audio":
+                return AudioOptions(max_seconds=settings.max_audio_seconds)
+            case "video":
+                return VideoOptions(
+                    max_frames=settings.max_video_frames,
+                    max_seconds=settings.max_video_seconds,
+                    max_pixels=settings.max_image_pixels,
+                    max_tokens=max_tokens,
+                )
+        return ImageOptions(detail=reference.detail, max_pixels=settings.max_image_pixels)
 
     def close(self) -> None:
         """Fetch no more."""

@@ -1,4 +1,4 @@
-"""Reads the files of images and audio: out of the request, from hosts that may be asked, by id."""
+"""Reads the files of media: out of the request, from hosts that may be asked, by id."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ from stonechat_server.media.budget import Share
 from stonechat_server.media.data_urls import least_bytes, read_inline
 from stonechat_server.media.errors import MediaError, refused, too_large
 from stonechat_server.media.fetch import Fetcher
-from stonechat_server.media.file_types import audio_format, check_any, check_type
+from stonechat_server.media.file_types import check_type, modality_in
 from stonechat_server.media.references import MediaReference
 from stonechat_server.schema.messages import FilePart
 from stonechat_server.settings import Settings
@@ -33,6 +33,7 @@ class MediaReader:
         self._max_bytes: Mapping[Modality, int] = {
             "image": int(settings.max_image_size),
             "audio": int(settings.max_audio_size),
+            "video": int(settings.max_video_size),
         }
         self._fetcher = Fetcher(
             settings.allow_image_urls, timeout=settings.image_fetch_timeout, client=client
@@ -46,7 +47,7 @@ class MediaReader:
         read_file: ReadFile,
         files: Share,
     ) -> bytes:
-        """The file of an image or audio; the reference then has its modality.
+        """The file of an image, audio or a video; the reference then has its modality.
 
         The file counts in `files` when it is there; one inside the request before it is decoded.
         `taken`: the modalities of the model. Raises `APIError`.
@@ -58,7 +59,7 @@ class MediaReader:
         files.take(least)
         try:
             content = await self._content(reference, limit, read_file)
-            modality = reference.modality = reference.modality or _modality_of(content, taken)
+            modality = reference.modality = reference.modality or modality_in(content, taken)
             if len(content) > self._max_bytes[modality]:
                 raise too_large(self._max_bytes[modality])
             check_type(content, modality)
@@ -87,14 +88,6 @@ class MediaReader:
     def close(self) -> None:
         """Fetch no more."""
         self._fetcher.close()
-
-
-def _modality_of(content: bytes, taken: Sequence[Modality]) -> Modality:
-    """What a file is, if the model takes it; else what the model takes."""
-    if len(taken) == 1:
-        return taken[0]
-    check_any(content)
-    return "audio" if audio_format(content) is not None else "image"
 
 
 def _file_id(reference: MediaReference) -> str | None:

@@ -1,4 +1,4 @@
-"""Finds the images and the audio in the messages of a request: of users, and of tools' results."""
+"""Finds images, audio and videos in the messages of a request: of users, and of tools' results."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from stonechat_models import Modality
 from stonechat_server.errors import APIError, format_path, invalid, unsupported
 from stonechat_server.media.data_urls import holds_file, is_data_url
-from stonechat_server.prompt.template_messages import is_parts, no_media
+from stonechat_server.prompt.template_messages import is_parts
 from stonechat_server.schema.messages import (
     AudioPart,
     AudioUrlPart,
@@ -31,6 +31,7 @@ TOOL_IMAGES = frozenset({"image_url", "input_image"})
 TOOL_PARTS: dict[str, type[SourcePart]] = {
     "input_audio": AudioPart,
     "audio_url": AudioUrlPart,
+    "video_url": VideoPart,
     "file": FilePart,
 }
 """The other types of media there."""
@@ -38,7 +39,7 @@ TOOL_PARTS: dict[str, type[SourcePart]] = {
 
 @dataclass(slots=True)
 class MediaReference:
-    """An image or audio of a request, at `path` in its chat messages."""
+    """An image, audio or a video of a request, at `path` in its chat messages."""
 
     path: str
     part: SourcePart
@@ -62,6 +63,8 @@ class MediaReference:
         """The URL, if it has one."""
         if isinstance(self.part, ImagePart):
             return self.part.image_url.url
+        if isinstance(self.part, VideoPart):
+            return self.part.video_url.url
         return self.part.audio_url.url if isinstance(self.part, AudioUrlPart) else None
 
     @property
@@ -87,6 +90,8 @@ class MediaReference:
                 self.part.image_url.url = shortened(self.part.image_url.url)
             case AudioUrlPart():
                 self.part.audio_url.url = shortened(self.part.audio_url.url)
+            case VideoPart():
+                self.part.video_url.url = shortened(self.part.video_url.url)
             case AudioPart():
                 self.part.input_audio.data = shortened_data(self.part.input_audio.data)
             case FilePart():
@@ -108,9 +113,9 @@ def shortened_data(data: str) -> str:
 
 
 def find_media(messages: Sequence[Message]) -> list[MediaReference]:
-    """The images and audio in messages, in order. Parts in results of tools become typed.
+    """The images, audio and videos in messages, in order. Parts in results of tools become typed.
 
-    Raises `APIError` 400 for a part that is not well made or in another message, and for video.
+    Raises `APIError` 400 for a part that is not well made or in another message.
     """
     return [
         MediaReference(f"messages[{i}].content[{j}]", part, _modality(part))
@@ -127,15 +132,13 @@ def _parts(message: Message, path: str) -> Iterator[tuple[int, SourcePart]]:
             message.content = [_typed(part, f"{path}[{j}]") for j, part in enumerate(given)]
     takes_media = isinstance(message, UserMessage | ToolMessage | FunctionMessage)
     for j, part in enumerate(message.content or ()):
-        if isinstance(part, VideoPart):
-            raise no_media(f"{path}[{j}]")
         if not isinstance(part, SourcePart):
             continue
         if not takes_media:
             raise unsupported(
                 f"{path}[{j}]",
-                f"'{path}[{j}]': images and audio may be in user messages and in results of tools, "
-                f"not in messages of the role {message.role}.",
+                f"'{path}[{j}]': images, audio and videos may be in user messages and in results "
+                f"of tools, not in messages of the role {message.role}.",
             )
         yield j, part
 
@@ -143,6 +146,8 @@ def _parts(message: Message, path: str) -> Iterator[tuple[int, SourcePart]]:
 def _modality(part: SourcePart) -> Modality | None:
     if isinstance(part, AudioPart | AudioUrlPart):
         return "audio"
+    if isinstance(part, VideoPart):
+        return "video"
     return "image" if isinstance(part, ImagePart | ImageFilePart) else None
 
 
@@ -151,7 +156,7 @@ def _is_media(part: object) -> bool:
 
 
 def _typed(part: Any, path: str) -> Any:
-    """The part of a tool's result as a part of a chat message, if it is an image or audio."""
+    """The part of a tool's result as a part of a chat message, if it is one of media."""
     if not _is_media(part):
         return part
     try:

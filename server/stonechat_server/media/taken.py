@@ -1,4 +1,4 @@
-"""Which images and audio a model takes, and how many of them a request may have."""
+"""Which images, audio and videos a model takes, and how many of them a request may have."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +18,8 @@ def modalities_of(info: ModelInfo) -> list[Modality]:
     modalities: list[Modality] = ["image"] if info.images is not None else []
     if info.audio is not None:
         modalities.append("audio")
+    if info.video is not None:
+        modalities.append("video")
     return modalities
 
 
@@ -34,20 +36,27 @@ def check_taken(references: Sequence[MediaReference], engine: EngineLike) -> Non
 
 def _why_not(modality: Modality | None, engine: EngineLike) -> str:
     info = engine.model
-    what = "audio" if modality == "audio" else "images"
-    reason = info.audio_refusal if modality == "audio" else info.image_refusal
+    what, reason = "images", info.image_refusal
+    if modality == "audio":
+        what, reason = "audio", info.audio_refusal
+    elif modality == "video":
+        what, reason = "videos", info.video_refusal
     if reason:
         return f"This model takes no {what} here: {reason}"
     return f"This model takes no {what}." if info.media_token_ids else TEXT_ONLY
 
 
 def check_numbers(references: Sequence[MediaReference], settings: Settings) -> None:
-    """Raise `APIError` 400 for more images or audio than a request may have.
+    """Raise `APIError` 400 for more images, audio or videos than a request may have.
 
     Files whose content is not known yet count as images.
     """
     numbers = Counter(reference.modality or "image" for reference in references)
-    limits: dict[Modality, int] = {"image": settings.max_images, "audio": settings.max_audio_clips}
+    limits: dict[Modality, int] = {
+        "image": settings.max_images,
+        "audio": settings.max_audio_clips,
+        "video": settings.max_videos,
+    }
     for modality, limit in limits.items():
         if numbers[modality] > limit:
             raise too_many(numbers[modality], limit, modality)

@@ -1,4 +1,4 @@
-"""Metrics of the images and audio of requests."""
+"""Metrics of the images, audio and videos of requests."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,15 +14,18 @@ LABELS = ("model_name",)
 
 
 class MediaMetrics:
-    """Counts what was loaded: files, their bytes, the time that it took, and seconds of sound."""
+    """Counts what was loaded: files, their bytes, the time that it took, and their length."""
 
     def __init__(self, registry: CollectorRegistry, buckets: Sequence[float]) -> None:
         self._of: dict[Modality, _OfModality] = {
             "image": _OfModality(registry, buckets, "images", "image", "images"),
             "audio": _OfModality(registry, buckets, "audio_clips", "audio", "audio clips"),
+            "video": _OfModality(registry, buckets, "videos", "video", "videos"),
         }
-        name = PREFIX + "audio_seconds"
-        self._duration = Counter(name, "Length of the audio clips", LABELS, registry=registry)
+        self._durations: dict[Modality, Counter] = {
+            "audio": _durations(registry, "audio", "audio clips"),
+            "video": _durations(registry, "video", "videos"),
+        }
 
     def loaded(
         self,
@@ -34,17 +37,22 @@ class MediaMetrics:
         duration: float,
         seconds: float,
     ) -> None:
-        """Count the images or the audio of a request, which took so many seconds to load."""
+        """Count the media of a modality of a request, which took so many seconds to load."""
         metrics = self._of[modality]
         metrics.files.labels(model).inc(num_files)
         metrics.bytes.labels(model).inc(num_bytes)
         metrics.seconds.labels(model).observe(seconds)
-        if modality == "audio":
-            self._duration.labels(model).inc(duration)
+        if modality in self._durations:
+            self._durations[modality].labels(model).inc(duration)
+
+
+def _durations(registry: CollectorRegistry, prefix: str, named: str) -> Counter:
+    name = f"{PREFIX}{prefix}_seconds"
+    return Counter(name, f"Length of the {named}", LABELS, registry=registry)
 
 
 class _OfModality:
-    """The metrics that images and audio both have."""
+    """The metrics that all modalities have."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Puts the images and audio of a prompt where the chat template has written their placeholders."""
+"""Puts the media of a prompt where the chat template has written their placeholders."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class MediaItem(dict[str, Any]):
-    """An image or audio in the content of a template's message: `{"type": "image"}`, and which."""
+    """A medium in the content of a template's message: `{"type": "image"}`, and which."""
 
     def __init__(self, media: "PreparedMedia") -> None:
         super().__init__(type=media.modality)
@@ -23,12 +23,12 @@ class MediaItem(dict[str, Any]):
 
 
 class MediaPlacesError(Exception):
-    """A prompt has more or fewer places for images or audio than it has of them."""
+    """A prompt has more or fewer places for images, audio or videos than it has of them."""
 
 
 @dataclass(slots=True)
 class PromptMedia:
-    """The images and audio of one prompt. `guard` marks what clients write, also placeholders."""
+    """The media of one prompt. `guard` marks what clients write, also placeholders."""
 
     guard: SpecialTokenGuard
     media: "list[PreparedMedia]" = field(default_factory=list)
@@ -38,7 +38,7 @@ class PromptMedia:
 
     def fill(self, prompt: str, messages: Sequence[TemplateMessage]) -> str:
         """Replace the i-th placeholder of images that the template wrote by the text of the i-th
-        image, and the same of audio.
+        image, and the same of audio and videos.
 
         Raises `MediaPlacesError`.
         """
@@ -93,19 +93,20 @@ class PromptMedia:
     def inputs(
         self, token_ids: Sequence[int], placeholders: Mapping[str, int]
     ) -> tuple[MediaInput, ...]:
-        """The images and audio for the engine. Raises `MediaPlacesError` if places are missing.
+        """The media for the engine. Raises `MediaPlacesError` if places are missing.
 
-        `placeholders` are the tokens by modality. Each medium takes as many as it needs, in order.
+        `placeholders` are the tokens by modality; images and videos may have the same. Each medium
+        takes as many as it needs, in order.
         """
         inputs: list[MediaInput] = []
-        for modality in dict.fromkeys(one.modality for one in self.media):
-            same = [one for one in self.media if one.modality == modality]
-            places = [i for i, other in enumerate(token_ids) if other == placeholders[modality]]
+        for placeholder in dict.fromkeys(placeholders[one.modality] for one in self.media):
+            same = [one for one in self.media if placeholders[one.modality] == placeholder]
+            places = [i for i, other in enumerate(token_ids) if other == placeholder]
             num_needed = sum([one.num_tokens for one in same])
             if len(places) != num_needed:
+                name = counted(same[0].modality)
                 raise MediaPlacesError(
-                    f"its tokens have {len(places)} places for {counted(modality)}, which need "
-                    f"{num_needed}"
+                    f"its tokens have {len(places)} places for {name}, which need {num_needed}"
                 )
             start = 0
             for one in same:
@@ -118,7 +119,7 @@ class PromptMedia:
 
 def counted(modality: Modality) -> str:
     """What several of a modality are called."""
-    return "images" if modality == "image" else "audio clips"
+    return {"image": "images", "audio": "audio clips", "video": "videos"}[modality]
 
 
 def placeholders_of(messages: Sequence[Message]) -> dict[Modality, str]:
@@ -137,7 +138,7 @@ def has_audio(messages: Sequence[TemplateMessage]) -> bool:
 
 
 def media_in(messages: Sequence[TemplateMessage]) -> "list[PreparedMedia]":
-    """The images and audio in messages, in their order."""
+    """The images, audio and videos in messages, in their order."""
     return [
         item.media
         for message in messages
@@ -155,7 +156,7 @@ def _runs(places: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 
 def with_moved_media(messages: Sequence[TemplateMessage]) -> list[TemplateMessage]:
-    """Move images and audio out of the results of tools, into a user message behind the results.
+    """Move media out of the results of tools, into a user message behind the results.
 
     If a user message follows anyway, they go to its beginning.
     """
@@ -188,7 +189,7 @@ def _text(items: Sequence[Any]) -> str:
 
 
 def _moved(media: Sequence[MediaItem]) -> str:
-    """What stands in a result of which nothing but images and audio was there."""
+    """What stands in a result of which nothing but media was there."""
     names = " and the ".join(dict.fromkeys(item["type"] for item in media))
     return f"The result is the {names} in the next message."
 

@@ -36,8 +36,6 @@ MEDIA_PARTS = frozenset(
     }
 )
 """Types of content parts in a tool's result. A list with any other object is plain JSON."""
-ONLY_MEDIA = "only text, images and audio are read here, no video or other files."
-"""Said of other parts, behind their path."""
 
 
 def to_template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
@@ -45,7 +43,7 @@ def to_template_messages(messages: Sequence[Message]) -> list[TemplateMessage]:
 
     Nulls and empty lists count as absent. Text parts are joined with newlines. A call's arguments
     become an object if they or their text are one, and are text otherwise. Raises `APIError` 400
-    for video and files, and for calls outside assistant messages. Media must be loaded.
+    for other files, and for calls outside assistant messages. Media must be loaded.
     """
     converted = []
     for position, message in enumerate(messages):
@@ -113,9 +111,12 @@ def _part_item(part: object, where: str) -> str | MediaItem | None:
 
 
 def no_media(where: str) -> APIError:
-    """A 400 for video, or a file that is neither an image nor audio."""
-    types = "Images are of the type image_url, audio is of the type input_audio."
-    return unsupported(where, f"'{where}': {ONLY_MEDIA} {types}")
+    """A 400 for other files than images, audio and videos."""
+    return unsupported(
+        where,
+        f"'{where}': only text, images, audio and videos are read here, no other files. Images are "
+        "of the type image_url, audio of input_audio, videos of video_url.",
+    )
 
 
 def _answer(message: AssistantMessage, dumped: TemplateMessage) -> TemplateMessage:

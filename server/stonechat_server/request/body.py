@@ -103,7 +103,7 @@ def too_large(limit: int, what: str = "body") -> APIError:
 
 def check_json(body: bytes, settings: Settings) -> None:
     """Raise `APIError` 400 if the JSON is nested too deep or has too many values, and 413 if it is
-    larger than `max_body_size` without its images and audio.
+    larger than `max_body_size` without its images, audio and videos.
 
     Each would keep the parser busy for a long time, and so delay every stream. The check is
     linear in the length of the body and stops early for a bad one.
@@ -112,7 +112,7 @@ def check_json(body: bytes, settings: Settings) -> None:
         for mark in DATA_MARKS:
             if mark in body:
                 body = _without_data(body, mark)
-        max_data = settings.max_images + settings.max_audio_clips
+        max_data = settings.max_images + settings.max_audio_clips + settings.max_videos
         if len(body) > settings.max_body_size + max_data * LONG_DATA:
             raise too_large(settings.max_body_size)
     max_num_values = sum(map(body.count, (b"[", b"{", b",")))

@@ -161,7 +161,7 @@ def _placed(media: PromptMedia, token_ids: list[int], engine: EngineLike) -> tup
     try:
         return media.inputs(token_ids, engine.model.media_token_ids)
     except MediaPlacesError as error:
-        message = f"The prompt does not fit its images or audio: {error}."
+        message = f"The prompt does not fit its images, audio or videos: {error}."
         raise invalid("messages", message, TEMPLATE_ERROR) from error
 
 

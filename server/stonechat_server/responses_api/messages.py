@@ -11,7 +11,6 @@ from typing import Any
 
 from stonechat_server.errors import invalid, unsupported
 from stonechat_server.media.references import shortened, shortened_data
-from stonechat_server.prompt.template_messages import ONLY_MEDIA
 from stonechat_server.responses_api import items
 from stonechat_server.responses_api.history import PREVIOUS
 from stonechat_server.responses_api.items import Content, Item
@@ -282,4 +281,7 @@ def _part_text(part: items.Part, path: str) -> str:
                 "calls, not in other messages.",
             )
     types = "Images are of the type input_image, audio is of the type input_audio."
-    raise unsupported(path, f"'{path}': {ONLY_MEDIA} {types}")
+    raise unsupported(
+        path,
+        f"'{path}': only text, images and audio are read here, no video or other files. {types}",
+    )

@@ -53,17 +53,17 @@ class ImageUrl(WireModel):
 
 
 class SourcePart(WireModel):
-    """A part whose image or audio is loaded before the prompt is made."""
+    """A part whose image, audio or video is loaded before the prompt is made."""
 
     _media: Any = PrivateAttr(None)
 
     @property
     def media(self) -> "PreparedMedia | None":
-        """The image or audio, from when it is loaded until its request ends."""
+        """The image, audio or video, from when it is loaded until its request ends."""
         return self._media  # type: ignore[no-any-return]
 
     def set_media(self, media: "PreparedMedia | None") -> None:
-        """Keep the image or audio that the part refers to, or no longer."""
+        """Keep what the part refers to, or no longer."""
         self._media = media
 
 
@@ -106,6 +106,19 @@ class AudioUrlPart(SourcePart):
     audio_url: Annotated[AudioUrl, BeforeValidator(_with_url)]
 
 
+class VideoUrl(WireModel):
+    """Where a video is: a `data:` URL that holds it, or an `https:` URL."""
+
+    url: Url
+
+
+class VideoPart(SourcePart):
+    """A video by its URL."""
+
+    type: Literal["video_url"]
+    video_url: Annotated[VideoUrl, BeforeValidator(_with_url)]
+
+
 class FileReference(WireModel):
     """A file of `/v1/files` by its id, or in the request itself: base64, or a `data:` URL."""
 
@@ -116,7 +129,7 @@ class FileReference(WireModel):
 
 
 class FilePart(SourcePart):
-    """A file, which must be an image or audio."""
+    """A file, which must be an image, audio or a video."""
 
     type: Literal["file"]
     file: FileReference
@@ -124,12 +137,6 @@ class FilePart(SourcePart):
 
 class ImageFilePart(FilePart):
     """A file, which must be an image: other endpoints than chat completions say so."""
-
-
-class VideoPart(WireModel):
-    """Video. The schema has it so that the error can name it."""
-
-    type: Literal["video_url", "input_video"]
 
 
 TextParts = Annotated[ListOf[TextPart], Field(min_length=1)]
@@ -142,6 +149,8 @@ def chat_part(part: object) -> object:
     match part.get("type"):
         case "input_text" | "output_text":
             return {**part, "type": "text"}
+        case "input_video":
+            return {**part, "type": "video_url"}
         case "input_image" if part.get("file_id") is not None:
             file = {key: part[key] for key in ("file_id", "detail") if key in part}
             return {"type": "file", "file": file}

@@ -48,12 +48,14 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 
 
 class PromptTokensDetails(msgspec.Struct, kw_only=True):
-    """Prompt tokens read from and written to the prefix cache, and those of images."""
+    """Prompt tokens read from and written to the prefix cache, and those of media."""
 
     cached_tokens: int
     cache_write_tokens: int
     audio_tokens: int = 0
     image_tokens: int = 0
+    video_tokens: int | UnsetType = UNSET
+    """Only if the prompt has videos."""
 
 
 class CompletionTokensDetails(msgspec.Struct, kw_only=True):
@@ -219,7 +221,7 @@ class ModelCard(msgspec.Struct, kw_only=True):
     """Why it has failed."""
     max_model_len: int | None
     """None: not known yet."""
-    input_modalities: list[Literal["text", "image", "audio"]] | UnsetType = UNSET
+    input_modalities: list[Literal["text", "image", "audio", "video"]] | UnsetType = UNSET
     """What prompts may hold. Absent: not known yet."""
     stonechat: dict[str, Any] | None
     """How the server runs the model: device, precision, sizes in bytes and tokens. None: it was

@@ -90,6 +90,7 @@ class TokenUsage:
     num_image: int = 0
     """Prompt tokens that are places of images."""
     num_audio: int = 0
+    num_video: int = 0
     num_completion: int = 0
     num_reasoning: int = 0
     num_predicted: int = 0
@@ -110,7 +111,7 @@ class AnswerReader:
     prompt_ids: Sequence[str]
     num_predicted_tokens: int = 0
     media_tokens: Mapping[str, int] = field(default_factory=dict)
-    """How many prompt tokens are places of images, and of audio (`Modality`)."""
+    """How many prompt tokens are places of media, by their `Modality`."""
     outputs: dict[str, RequestOutput] = field(default_factory=dict, init=False)
     """The latest output of each prompt, by the engine's id."""
     prompt_logprobs: dict[int, tuple[LogprobEntry | None, ...]] = field(
@@ -202,6 +203,7 @@ class AnswerReader:
         usage = TokenUsage(num_predicted=self.num_predicted_tokens * len(self.choices))
         usage.num_image = self.media_tokens.get("image", 0)
         usage.num_audio = self.media_tokens.get("audio", 0)
+        usage.num_video = self.media_tokens.get("video", 0)
         for output in list(self.outputs.values()):  # a thread may add one
             usage.num_prompt += output.num_prompt_tokens
             usage.num_cached += output.num_cached_tokens

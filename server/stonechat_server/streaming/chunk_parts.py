@@ -3,6 +3,8 @@
 import secrets
 from collections.abc import Sequence
 
+from msgspec import UNSET
+
 from stonechat_models import LogprobEntry
 from stonechat_server.schema.responses import (
     CompletionTokensDetails,
@@ -29,6 +31,7 @@ def usage_body(usage: TokenUsage) -> Usage:
             cache_write_tokens=usage.num_cache_written,
             audio_tokens=usage.num_audio,
             image_tokens=usage.num_image,
+            video_tokens=usage.num_video or UNSET,
         ),
         completion_tokens_details=CompletionTokensDetails(
             reasoning_tokens=usage.num_reasoning,

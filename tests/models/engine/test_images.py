@@ -272,7 +272,10 @@ def test_a_request_whose_image_cannot_be_encoded_ends_alone(module):
     check(module, results["good", 0], good_ids, (1,))
     for i in range(2):
         assert results["broken", i].finish_reason == "error"
-        assert results["broken", i].error == "an image or audio of this request cannot be encoded"
+        assert (
+            results["broken", i].error
+            == "an image, a video or audio of this request cannot be encoded"
+        )
     assert engine.stats().num_failed_steps == 0
     assert engine.media.num_live == 0
     add(engine, "good", good_ids, greedy(NUM_OUTPUT), media=good_images)
@@ -364,7 +367,9 @@ def test_features_of_another_length_end_the_request(module, num_tokens):
     token_ids = [*range(30, 35), *[IMAGE_ID] * num_tokens, 50]
     other = MediaInput(images[0].content_hash, ((5, num_tokens),), images[0].tensors)
     add(engine, "b", token_ids, greedy(2), media=(other,))
-    assert run(engine)["b", 0].error == "an image or audio of this request cannot be encoded"
+    assert (
+        run(engine)["b", 0].error == "an image, a video or audio of this request cannot be encoded"
+    )
     assert engine.stats().num_failed_steps == 0
 
 

@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -65,6 +66,9 @@ assert "transformers" not in sys.modules
 """Answers a text with the model that the command line names, and imports no transformers."""
 
 
+Model = TypeVar("Model", bound=VisionModel)
+
+
 def check_text_alone(path: Path) -> None:
     """A text is answered by a model that sees, without an import of transformers."""
     result = subprocess.run(
@@ -78,7 +82,12 @@ def check_text_alone(path: Path) -> None:
     assert result.returncode == 0, result.stderr[-2000:]
 
 
-def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> VisionModel:
+def make_model(
+    folder: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: Callable[[Path, str], Model] = VisionModel,
+) -> Model:
     family = vision_models.ALL_FAMILIES[name]
     changed = replace(
         family,
@@ -86,7 +95,7 @@ def make_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Visi
         text={**family.text, "intermediate_size": 64, **TEXT_PARTS[name]},
     )
     monkeypatch.setitem(vision_models.FAMILIES, f"compiled {name}", changed)
-    return VisionModel(folder, f"compiled {name}")
+    return kind(folder, f"compiled {name}")
 
 
 def make_audio_model(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> AudioModel:

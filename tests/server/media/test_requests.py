@@ -277,7 +277,12 @@ def test_images_move_behind_results_that_take_only_text(
         ([image(png(), detail="ultra")], "content[0].image_url.detail", "invalid_value"),
         ([{"type": "image_url"}], "content[0].image_url", "missing_required_parameter"),
         ([audio(wav())], "content[0]", "unsupported_parameter"),
-        ([{"type": "video_url", "video_url": {}}], "content[0]", "unsupported_parameter"),
+        ([{"type": "video_url", "video_url": "x"}], "content[0]", "unsupported_parameter"),
+        (
+            [{"type": "video_url", "video_url": {}}],
+            "content[0].video_url.url",
+            "missing_required_parameter",
+        ),
         ([{"type": "file", "file": {"file_data": "x"}}], "content[0]", "invalid_base64_image"),
         ([{"type": "file", "file": {}}], "content[0]", "invalid_value"),
         ([file("x", file_id="x")], "content[0]", "invalid_value"),

@@ -188,11 +188,11 @@ def test_a_result_that_is_empty_has_no_content(content: object) -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "x"}}]},
+        {"role": "tool", "tool_call_id": "c", "content": [{"type": "document", "data": "x"}]},
         {"role": "tool", "tool_call_id": "c", "content": [{"type": "video", "data": "x"}]},
     ],
 )
-def test_video_is_a_400(message: dict[str, Any]) -> None:
+def test_other_media_are_a_400(message: dict[str, Any]) -> None:
     with pytest.raises(APIError) as error_info:
         convert({"role": "user", "content": "Hi"}, message)
     assert error_info.value.param == "messages[1].content[0]"

@@ -42,6 +42,7 @@ from stonechat_models.errors import StepError, UnsupportedModelError
 from stonechat_models.hardware.device import usable_cores
 from stonechat_models.hardware.numa import interleave_memory, memory_nodes
 from stonechat_models.media.features import MediaFeatures
+from stonechat_models.media.video.support import with_videos
 from stonechat_models.model_info import ModelInfo
 from stonechat_models.types import MediaInput
 
@@ -117,7 +118,7 @@ class NativeModel:
             store.close()
 
     def _add_towers(self, files: ModelFiles, language_model: tuple[str, ...]) -> None:
-        """Decide whether the model takes images and audio."""
+        """Decide whether the model takes images, audio and videos."""
         has_axes = self._spec.rotary_axes is not None
         try:
             images = read_images(files, language_model, has_axes=has_axes)
@@ -128,6 +129,7 @@ class NativeModel:
             self.info = replace(self.info, audio=read_audio(files, language_model))
         except UnsupportedModelError as error:
             self.info = replace(self.info, audio_refusal=str(error))
+        self.info = with_videos(self.info, files.config)
         if self.info.media_token_ids:
             self._towers = TowerPart(files, language_model, self.info.threads)
 

@@ -1,4 +1,4 @@
-"""The images and audio clips of a prompt: where their placeholders are, and their block hashes."""
+"""The media of a prompt: where their placeholders are, and their block hashes."""
 
 from bisect import bisect_right
 from collections import abc
@@ -25,7 +25,7 @@ class Place(NamedTuple):
 
 
 class PromptMedia:
-    """The media of a request in the engine: images and audio clips."""
+    """The media of a request in the engine: images, audio clips and pieces of videos."""
 
     def __init__(self, media: abc.Sequence[MediaInput], *, bidirectional: bool = False) -> None:
         """`bidirectional`: see `ImageInfo`."""
@@ -34,7 +34,7 @@ class PromptMedia:
         self._starts = [place.start for place in self.places]
         self.end = self.places[-1].start + self.places[-1].length
         """The token after the last placeholder."""
-        self.runs = image_runs(_images(media)) if bidirectional else []
+        self.runs = image_runs(_seen(media)) if bidirectional else []
         """Those that are computed in one step each."""
         self.features: dict[int, MediaFeatures] = {}
         """Those of media that are being computed, by the medium's index. They are let go as soon
@@ -88,7 +88,7 @@ def check_media(request: GenerateRequest, model: ModelInfo) -> None:
         if medium.modality not in placeholders:
             raise InvalidParamsError("messages", _refusal(medium, model))
         if not medium.places:
-            raise InvalidParamsError("messages", f"an {medium.modality} has no placeholder")
+            raise InvalidParamsError("messages", f"the {medium.modality} has no placeholder")
     for place in sorted(_places(request.media)):
         modality = request.media[place.medium].modality
         what = f"{modality} {place.medium}"
@@ -105,24 +105,27 @@ def check_media(request: GenerateRequest, model: ModelInfo) -> None:
             )
     if model.images is None:
         return
-    images = _images(request.media)
+    images = [medium for medium in request.media if medium.modality == "image"]
     if model.images.has_grid_positions and _touch(images):
         raise InvalidParamsError(
             "messages", "two images follow each other without the text that the model needs between"
         )
     if model.images.bidirectional:
-        _check_runs(longest_run(image_runs(images)), request, model)
+        _check_runs(longest_run(image_runs(_seen(request.media))), request, model)
 
 
 def _refusal(medium: MediaInput, model: ModelInfo) -> str:
     reason, noun = model.image_refusal, "images"
     if medium.modality == "audio":
         reason, noun = model.audio_refusal, "audio"
+    elif medium.modality == "video":
+        reason, noun = model.video_refusal, "videos"
     return f"{model.name} takes no {noun}: {reason or f'it is not a model for {noun}'}"
 
 
-def _images(media: abc.Sequence[MediaInput]) -> list[MediaInput]:
-    return [medium for medium in media if medium.modality == "image"]
+def _seen(media: abc.Sequence[MediaInput]) -> list[MediaInput]:
+    """Images and pieces of videos."""
+    return [medium for medium in media if medium.modality != "audio"]
 
 
 def _touch(images: abc.Sequence[MediaInput]) -> bool:

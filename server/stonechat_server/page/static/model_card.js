@@ -94,6 +94,7 @@ export class Models {
       ["Reads", card?.input_modalities?.join(", ")],
       ["No images", model.image_refusal],
       ["No audio", model.audio_refusal],
+      ["No videos", model.video_refusal],
       ["Context", card?.max_model_len && `${card.max_model_len.toLocaleString("en")} tokens`],
       ["KV cache", model.kv_bytes_per_token && `${size(model.kv_bytes_per_token)} a token`],
       ["Runs on", model.device && `${model.device} (${model.backend}, ${model.attention_backend})`],

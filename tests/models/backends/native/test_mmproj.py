@@ -19,6 +19,8 @@ from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.hardware.device import cpu_has_bfloat16
 from stonechat_models.media.hf_processor import HFProcessor
 from stonechat_models.media.tower import load_tower
+from stonechat_models.media.video.processor import VideoProcessor
+from stonechat_models.model_info import VideoInfo
 from stonechat_models.runtime.build import build_engine
 from tests.models.engines import add, greedy, run
 from tests.models.media.compiled_models import (
@@ -29,9 +31,12 @@ from tests.models.media.compiled_models import (
     make_model,
 )
 from tests.models.media.prompts import Prompt, VisionModel, noise
+from tests.models.media.video_prompts import VideoModel
+from tests.models.media.videos import pictures, video_file
 from tests.models.tiny_adapters import projections, write_adapter
 from tests.models.tiny_mmproj import TEXTS, tower_tensors, write_mmproj, write_text
 from tests.models.vision_models import ALL_FAMILIES, vision_tokenizer
+from tests.nightly import nightly
 
 IMAGES = [noise(size, seed) for seed, size in enumerate(((90, 130), (64, 64), (200, 70)))]
 BACKENDS = ("native", "transformers")
@@ -97,6 +102,34 @@ def check_answers(model: VisionModel, engine: Any, processor: HFProcessor) -> No
     results = run(engine)
     for key, prompt in expected.items():
         check(model, results[key, 0], prompt)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", *nightly("internvl")])
+def test_answers_to_videos_equal_plain_transformers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prepared as by a folder that says nothing of videos."""
+    model = make_model(tmp_path / "folder", name, monkeypatch, VideoModel)
+    path = write_text(model, name, tmp_path / "model-Q4.gguf")
+    write_mmproj(model, name, tmp_path / "mmproj-F32.gguf")
+    config = EngineConfig(model=str(path), device="cpu", threads=1, max_model_len=4096)
+    engine, tokenizer = build_engine(config, lambda line: None)
+    assert engine.model.info.video == VideoInfo(token_id=model.video_id)
+    (model.folder / "video_preprocessor_config.json").unlink()
+    file = video_file(pictures(20, model.family.sizes[0]))
+    prompts = []
+    for folder in (model.folder, tokenizer.path.parent):
+        model.videos = VideoProcessor(folder, model.video_id)
+        prompts.append(model.video_prompt("Look: @ What happens?", file))
+    assert prompts[0].media == prompts[1].media
+    add(
+        engine,
+        "a",
+        prompts[1].token_ids,
+        greedy(NUM_OUTPUT, ignore_eos=True),
+        media=prompts[1].media,
+    )
+    check(model, run(engine)["a", 0], prompts[0])
 
 
 @pytest.mark.parametrize(

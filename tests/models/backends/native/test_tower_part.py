@@ -15,6 +15,7 @@ from stonechat_models.backends.native.plan.composites import ONLY_GGUF
 from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.config import EngineConfig
 from stonechat_models.media import tower
+from stonechat_models.model_info import VideoInfo
 from stonechat_models.runtime.build import build_engine
 from tests.models.engines import add, greedy, run
 from tests.models.media.compiled_models import (
@@ -25,6 +26,8 @@ from tests.models.media.compiled_models import (
     make_model,
 )
 from tests.models.media.prompts import noise
+from tests.models.media.video_prompts import VideoModel
+from tests.models.media.videos import pictures, video_file
 from tests.nightly import nightly
 
 SIZES = ((90, 130), (64, 64), (200, 70), (33, 50), (120, 120), (64, 90), (150, 60), (80, 80))
@@ -68,6 +71,27 @@ def test_answers_equal_plain_transformers(
     assert results["turn", 0].num_cached_tokens > 0
     for i in range(2):
         check(model, results["turn", i], turn)
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", *nightly("qwen2_5_vl", "qwen3_5", "internvl")])
+def test_answers_to_videos_equal_plain_transformers(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(tmp_path / "model", name, monkeypatch, VideoModel)
+    first, second, _ = (video_file(pictures(20, size)) for size in model.family.sizes)
+    prompts = {
+        "one": model.video_prompt("Look: @ What happens?", first),
+        "two": model.video_prompt("Is @ like @ or not?", second, first),
+    }
+    engine = engine_of(tmp_path / "model")
+    assert engine.model.info.video == VideoInfo(token_id=model.video_id)
+    for key, prompt in prompts.items():
+        params = greedy(NUM_OUTPUT, ignore_eos=True)
+        add(engine, key, prompt.token_ids, params, media=prompt.media)
+    results = run(engine)
+    for key, prompt in prompts.items():
+        check(model, results[key, 0], prompt)
+
     assert engine.stats().num_image_cache_hits > 0
 
 

@@ -45,6 +45,7 @@ from stonechat_models.checkpoint.support import context_length
 from stonechat_models.config import EngineConfig, Precision
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.hardware.device import as_current_device
+from stonechat_models.media.video.support import with_videos
 from stonechat_models.model_info import ModelInfo
 
 
@@ -125,6 +126,7 @@ def _load(
     model = _checked_model(module, info, settings, config, device, progress)
     model.info = with_images(model, images, files)
     model.info = with_audio(model, audio, processor)
+    model.info = with_videos(model.info, files.config)
     quantization = quantize.stored_label(module)
     if settings.precision is not None:
         has_cpu_layers = device.type == "cpu" or config.device_map is not None

@@ -1,0 +1,1 @@
+"""Videos in prompts: their frames, and the rules by which models see them."""

@@ -1,0 +1,86 @@
+"""Each family's answers to prompts with videos equal those of plain transformers."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stonechat_models.media.positions import grid_positions
+from stonechat_models.model_info import VideoInfo
+from tests.models.engines import add, greedy, make_engine, run
+from tests.models.media.prompts import Prompt
+from tests.models.media.test_families import check
+from tests.models.media.video_prompts import VIDEO_FAMILIES, VideoModel
+from tests.models.media.videos import pictures, video_file
+
+USUAL = ["qwen2_5_vl", "qwen3_vl", "gemma4"]
+GRIDS = ["qwen2_5_vl", "qwen3_vl"]
+NUM_OUTPUT = 5
+WAYS: dict[str, dict[str, Any]] = {
+    "whole": {"max_batch_tokens": 8192},
+    "in chunks": {"max_batch_tokens": 100, "media_cache_bytes": 4096},
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], VideoModel]:
+    """Makes a model by its name, and keeps the latest."""
+    return lru_cache(1)(lambda name: VideoModel(tmp_path_factory.mktemp("models") / name, name))
+
+
+def prompts(model: VideoModel) -> dict[str, Prompt]:
+    files = [
+        video_file(pictures(number, size))
+        for number, size in zip((30, 41, 5), model.family.sizes, strict=True)
+    ]
+    return {
+        "one": model.video_prompt("Look: @ What happens?", files[0]),
+        "two": model.video_prompt("Is @ like @ or not?", *files[1:]),
+        "again": model.video_prompt("Look: @ And @?", files[0], files[2]),
+        "text": model.prompt("No video at all"),
+    }
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[] if n in USUAL else pytest.mark.nightly) for n in VIDEO_FAMILIES],
+)
+def test_answers_equal_plain_transformers(
+    models: Callable[[str], VideoModel], name: str, way: str
+) -> None:
+    model = models(name)
+    requests = prompts(model)
+    vocab_size = model.module.config.get_text_config().vocab_size
+    engine = make_engine(
+        model.module,
+        media=True,
+        **{"max_model_len": 8192, "vocab_size": vocab_size, "num_blocks": 3000, **WAYS[way]},
+    )
+    engine.model.info = replace(engine.model.info, video=VideoInfo(token_id=model.video_id))
+    for key, prompt in requests.items():
+        add(engine, key, prompt.token_ids, greedy(NUM_OUTPUT), media=prompt.media)
+    results = run(engine)
+    for key, prompt in requests.items():
+        check(model, results[key, 0], prompt)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_positions_equal_those_of_transformers(
+    models: Callable[[str], VideoModel], name: str
+) -> None:
+    """The pieces may come in any order."""
+    model = models(name)
+    prompt = prompts(model)["two"]
+    positions, delta = grid_positions(model.module, prompt.token_ids, prompt.media[::-1])
+    names = ("mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
+    expected, expected_delta = model.module.model.get_rope_index(
+        input_ids=torch.tensor([prompt.token_ids]),
+        **{key: value for key, value in prompt.inputs.items() if key in names},
+    )
+    np.testing.assert_array_equal(positions, expected[:, 0].numpy())
+    assert delta == int(expected_delta)

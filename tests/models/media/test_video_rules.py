@@ -1,0 +1,107 @@
+"""Which frames are taken and how large: stored facts, made with transformers 5.24 and torchvision.
+
+`sample_frames` and `smart_resize` of `Qwen2VLVideoProcessor` with `fps=2` and its own size, and of
+`Qwen3VLVideoProcessor` with the published settings.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+
+from stonechat_models.media.records import UnusableMediaError
+from stonechat_models.media.video.frames import FrameRules, SoftTokenRules
+from stonechat_models.media.video.grids import QWEN2_SIZE, QWEN3_SIZE, GridRules
+from stonechat_models.media.video.records import VideoFacts
+
+
+def rules(patch_size: int, size: dict[str, int], *, spans_video: bool) -> GridRules:
+    shape = SimpleNamespace(patch_size=patch_size, temporal_patch_size=2, merge_size=2)
+    return GridRules(shape, size, spans_video)
+
+
+QWEN2 = rules(14, QWEN2_SIZE, spans_video=False)
+QWEN3 = rules(16, QWEN3_SIZE, spans_video=True)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "rate", "qwen2", "qwen3"),
+    [
+        (30, 24.0, [0, 7, 15, 22], [0, 10, 19, 29]),
+        (7, 24.0, [0, 1, 3, 5], [0, 2, 4, 6]),
+        (120, 30.0, [0, 15, 30, 45, 60, 75, 90, 105], [0, 17, 34, 51, 68, 85, 102, 119]),
+        (3, 2.0, [0, 1], [0, 1, 2]),
+        (23, 60.0, [0, 5, 11, 17], [0, 7, 15, 22]),
+    ],
+)
+def test_frames_are_those_of_transformers(
+    num_frames: int, rate: float, qwen2: list[int], qwen3: list[int]
+) -> None:
+    facts = VideoFacts(num_frames, rate, (96, 64))
+    assert QWEN2.indices(facts, 768) == qwen2
+    assert QWEN3.indices(facts, 768) == qwen3
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "rate", "qwen2", "qwen3"),
+    [
+        (1762, 15.015, (234, 7, 1754), (234, 8, 1761)),
+        (422, 24.0, (34, 12, 409), (35, 12, 421)),
+        (55637, 1.0, (768, 72, 55564), (768, 73, 55636)),
+    ],
+)
+def test_many_frames_are_those_of_transformers(
+    num_frames: int, rate: float, qwen2: tuple[int, ...], qwen3: tuple[int, ...]
+) -> None:
+    """How many, the second and the last."""
+    facts = VideoFacts(num_frames, rate, (96, 64))
+    for rules, expected in ((QWEN2, qwen2), (QWEN3, qwen3)):
+        indices = rules.indices(facts, 768)
+        assert (len(indices), indices[1], indices[-1]) == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "num_frames", "qwen2", "qwen3"),
+    [
+        ((1992, 1660), 40, (840, 700), (864, 704)),
+        ((572, 1156), 19, (532, 1092), (576, 1152)),
+        ((3683, 3485), 89, (784, 728), (544, 512)),
+        ((1194, 2896), 17, (476, 1204), (768, 1888)),
+        ((375, 331), 42, (364, 336), (384, 320)),
+        ((3758, 2326), 30, (980, 588), (1152, 704)),
+    ],
+)
+def test_sizes_are_those_of_transformers(
+    size: tuple[int, int], num_frames: int, qwen2: tuple[int, int], qwen3: tuple[int, int]
+) -> None:
+    assert QWEN2.frame_size(size, num_frames) == qwen2
+    assert QWEN3.frame_size(size, num_frames) == qwen3
+
+
+@pytest.mark.parametrize("rules", [QWEN2, QWEN3])
+def test_bounds(rules: GridRules) -> None:
+    facts = VideoFacts(10_000, 25.0, (96, 64))
+    assert len(rules.indices(facts, 32)) == 32
+    assert rules.indices(facts, 1) == [0]
+    assert rules.indices(VideoFacts(1, 25.0, (96, 64)), 32) == [0]
+    assert rules.num_tokens((56, 56), 1) == rules.num_tokens((56, 56), 2) > 0
+    assert min(rules.frame_size((2, 2), 1)) >= rules.factor
+    with pytest.raises(UnusableMediaError, match="too oblong"):
+        rules.frame_size((3, 900), 4)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "max_frames", "gemma4", "internvl"),
+    [
+        (30, 3, [0, 10, 20], [5, 15, 25]),
+        (41, 4, [0, 10, 20, 30], [5, 15, 25, 35]),
+        (2, 8, [0, 1], [0, 1]),
+        (1, 8, [0], [0]),
+    ],
+)
+def test_frames_of_equal_parts(
+    num_frames: int, max_frames: int, gemma4: list[int], internvl: list[int]
+) -> None:
+    """As `sample_frames` of transformers' `Gemma4VideoProcessor` and `InternVLVideoProcessor`."""
+    facts = VideoFacts(num_frames, 24.0, (96, 64))
+    assert SoftTokenRules(None, 70, 32).indices(facts, max_frames) == gemma4
+    assert FrameRules(None, 256, 32).indices(facts, max_frames) == internvl
