@@ -4,6 +4,8 @@
 does, and has no `##` otherwise.
 """
 
+import base64
+
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from stonechat_models.checkpoint.gguf.reader import GgufFile
@@ -71,10 +73,8 @@ def unigram(gguf: GgufFile) -> Tokenizer:
     vocabulary = list(zip(tokens, map(float, numbers), strict=False))
     tokenizer = Tokenizer(models.Unigram(vocabulary, 0 if unknown is None else unknown, False))
     steps: list[normalizers.Normalizer] = []
-    character_map = gguf.metadata.get("tokenizer.ggml.precompiled_charsmap")
-    if isinstance(character_map, list) and character_map:
-        numbered = bytes(byte & 255 for byte in character_map if isinstance(byte, int))
-        steps.append(normalizers.Precompiled(numbered))
+    if character_map := _character_map(gguf):
+        steps.append(normalizers.Precompiled(character_map))
     steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
     steps.append(normalizers.Replace(Regex(" {2,}"), " "))
     tokenizer.normalizer = normalizers.Sequence(steps)
@@ -82,3 +82,13 @@ def unigram(gguf: GgufFile) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, scheme)
     tokenizer.decoder = decoders.Metaspace(SPACE, scheme)
     return tokenizer
+
+
+def _character_map(gguf: GgufFile) -> bytes:
+    """Return what characters become. Some of Ollama's files have the letters of its base64."""
+    items = gguf.metadata.get("tokenizer.ggml.precompiled_charsmap")
+    if not isinstance(items, list):
+        return b""
+    if items and isinstance(items[0], str):
+        return base64.b64decode("".join(map(str, items)), validate=True)
+    return bytes(item & 255 for item in items if isinstance(item, int))

@@ -21,6 +21,7 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.runtime.build import build_engine, model_use
 from tests.models.compiled_cache import use_model_cache
 from tests.models.converted_encoders import ENCODERS, tiny_encoder, write_encoder
+from tests.models.file_mutations import pack_gguf, unpack_gguf
 from tests.models.tiny_gguf import write_tiny_gguf
 
 TEXTS = ("the cat sat on the mat", "unable dog", "x", "the query runs on a passage . " * 3)
@@ -114,7 +115,9 @@ def test_quantised_files(name: str, kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(embed(model, rows), embeddings(module, rows), atol=1e-4, rtol=0)
 
 
-def test_dense_layers_of_gemma_follow_the_pooling(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_ollamas", [False, True])
+def test_dense_layers_of_gemma_follow_the_pooling(is_ollamas: bool, tmp_path: Path) -> None:
+    """Ollama's file of EmbeddingGemma has another architecture, and names of its own."""
     module, rng = tiny_encoder("gemma-embedding"), np.random.default_rng(0)
     layers = [rng.normal(size=size).astype(np.float32) for size in ((48, 32), (24, 48))]
 
@@ -123,6 +126,13 @@ def test_dense_layers_of_gemma_follow_the_pooling(tmp_path: Path) -> None:
             writer.add_tensor(f"dense_{i}.weight", layer)
 
     path = write_encoder(module, "gemma-embedding", tmp_path / "x.gguf", add_more=add)
+    if is_ollamas:
+        metadata, tensors = unpack_gguf(read_gguf(path))
+        names = {"dense_2": "dense.0", "dense_3": "dense.1", "output_norm": "norm"}
+        renamed = [(names.get(n[:-7], n[:-7]) + n[-7:], *rest) for n, *rest in tensors]
+        own = {key.replace("gemma-embedding.", "gemma3."): v for key, v in metadata.items()}
+        own |= {"general.architecture": "gemma3", "gemma3.attention.causal": False}
+        path.write_bytes(pack_gguf(own, renamed))
     model, tokenizer = build(path)
     rows = encode(tokenizer)
     with torch.inference_mode():

@@ -160,6 +160,19 @@ _GEMMA3 = Architecture(
     names=_NAMES,
     norm_offset=1.0,
 )
+_EMBEDDING = replace(
+    _GEMMA3,
+    class_name="Gemma3TextModel",
+    fixed={**_GEMMA3.fixed, "use_bidirectional_attention": True},
+    effects=frozenset({"attention.causal"}),
+    is_encoder=True,
+    dense=("dense_2.weight", "dense_3.weight"),
+)
+_OLLAMA_EMBEDDING = replace(
+    _EMBEDDING,
+    top_names={"norm": "model.norm"},
+    dense=("dense.0.weight", "dense.1.weight"),
+)
 GEMMA: dict[str, Architecture] = {
     "gemma": Architecture(
         "gemma",
@@ -176,15 +189,12 @@ GEMMA: dict[str, Architecture] = {
         names=_NAMES,
         norm_offset=1.0,
     ),
-    "gemma3": _GEMMA3,
-    "gemma-embedding": replace(
+    # Ollama's files of EmbeddingGemma are named `gemma3` too.
+    "gemma3": replace(
         _GEMMA3,
-        class_name="Gemma3TextModel",
-        fixed={**_GEMMA3.fixed, "use_bidirectional_attention": True},
-        effects=frozenset({"attention.causal"}),
-        is_encoder=True,
-        dense=("dense_2.weight", "dense_3.weight"),
+        variants=((lambda gguf: "dense.0.weight" in gguf.tensors, _OLLAMA_EMBEDDING),),
     ),
+    "gemma-embedding": _EMBEDDING,
     "gemma3n": Architecture(
         "gemma3n_text",
         "Gemma3nForCausalLM",
