@@ -54,7 +54,7 @@ PRINTS = {
 }
 
 
-DAILY = ("anthropic-python", "curl", "curl-stream", "openai-node", "openai-python")
+DAILY = ("curl", "curl-stream", "openai-node", "openai-python")
 OTHERS = sorted(RECIPES.keys() - AGENTS.keys() - {"cohere", *DAILY})
 
 

@@ -1,7 +1,6 @@
 """Same request, same answer, as a client sees it.
 
-Text and logprobs over HTTP have the same bits alone, with a prediction after a cache hit, and among
-others on a server that computes prompts in chunks and preempts.
+Text and logprobs over HTTP have the same bits alone and with a prediction after a cache hit.
 """
 
 import asyncio
@@ -9,9 +8,6 @@ import asyncio
 import openai
 import pytest
 
-from tests.conformance.conftest import live_server
-
-NUM_OTHERS = 12
 FIELDS = [
     {"temperature": 0},
     {"temperature": 1.1, "seed": 7, "n": 2},
@@ -75,29 +71,3 @@ def test_with_a_prediction_after_a_cache_hit(server, expected):
     after = server.engine.stats()
     assert after.num_cache_hit_tokens > before.num_cache_hit_tokens
     assert after.num_accepted_draft_tokens - before.num_accepted_draft_tokens > 20
-
-
-async def among_others(client, model):
-    others = [
-        ask(
-            client,
-            model,
-            {"seed": i, "max_completion_tokens": 12},
-            f"Tell me about the number {i}.",
-        )
-        for i in range(NUM_OTHERS)
-    ]
-    tested_answers = [ask(client, model, fields) for fields in FIELDS]
-    answers = await asyncio.gather(*others[:6], *tested_answers, *others[6:])
-    return answers[6 : 6 + len(FIELDS)]
-
-
-def test_among_others_on_a_server_that_chunks_and_preempts(server, expected, say):
-    tokens = 11 * 16
-    small = tokens * server.engine.model.kv_bytes_per_token
-    with live_server(
-        say, kv_cache_size=small, max_model_len=160, max_batch_tokens=9, prefix_caching=False
-    ) as other:
-        actual = run(other, lambda client: among_others(client, other.model))
-        assert other.engine.stats().num_preemptions > 0
-    assert actual == expected
