@@ -42,7 +42,7 @@ TOOLS: list[dict[str, Any]] = [
                     "is_new": {"type": "boolean"},
                     "lines": {"type": "array", "items": {"type": "integer"}},
                     "options": {"type": "object", "additionalProperties": True},
-                    "day": {"type": "string", "pattern": "^[0-9-]+$"},
+                    "day": {"type": "string", "maxLength": 10},
                 },
             },
         },
