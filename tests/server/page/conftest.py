@@ -57,19 +57,19 @@ def endless(piece: str = "word ", is_over: Callable[[], bool] = lambda: False) -
     return play
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def open_server() -> Iterator[LiveServer]:
     with live_server(Settings()) as server:
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def locked_server() -> Iterator[LiveServer]:
     with live_server(Settings(api_key=KEY)) as server:
         yield server
 
 
-@pytest.fixture(scope="module")  # its event loop may not outlive the tests of the page
+@pytest.fixture(scope="package")  # its event loop may not outlive the tests of the page
 def browser() -> "Iterator[Browser]":
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -86,15 +86,36 @@ def browser() -> "Iterator[Browser]":
         browser.close()
 
 
+@pytest.fixture(scope="package")
+def tab(browser: "Browser") -> "Page":
+    """A tab that many tests use, one after the other. Its process knows the page's code."""
+    from .driver import new_tab
+
+    return new_tab(browser, viewport={"width": 1200, "height": 800})
+
+
 @pytest.fixture
-def page(browser: "Browser", open_server: LiveServer) -> "Iterator[Page]":
-    """A new tab with the page. The models are known."""
-    from .driver import models_known, open_tab
+def page(tab: "Page", open_server: LiveServer) -> "Iterator[Page]":
+    """The page as a new visitor finds it. The models are known."""
+    from .driver import forget, load, models_known, no_problems
 
     engine = open_server.engine
     engine.script = script("Hello", " **wörld**", " 👋")
     engine.requests.clear()
-    with open_tab(browser, open_server, viewport={"width": 1200, "height": 800}) as tab:
-        models_known(tab)
-        yield tab
+    try:
+        with no_problems(tab, open_server):
+            load(tab, open_server)
+            models_known(tab)
+            yield tab
+    finally:
+        forget(tab, open_server)
     wait_until(lambda: engine.num_running == 0)  # the next test has the engine for itself
+
+
+@pytest.fixture
+def own_page(browser: "Browser", open_server: LiveServer) -> "Iterator[Page]":
+    """A page in a tab of its own, for scripts that stay in it."""
+    from .driver import open_tab
+
+    with open_tab(browser, open_server) as tab:
+        yield tab

@@ -40,29 +40,67 @@ def open_tab(
     """A new tab with a page of the server, once it has an element `ready`.
 
     The script `before` runs before those of the page. `options` are those of a browser context.
-
-    Fails if the page logs an error (a browser also logs what a Content-Security-Policy stops), or
-    requests another host. A wait lasts at most as long as it takes to open the page 25 times: where
-    that is slow, all is.
     """
+    tab = new_tab(browser, before, **options)
+    with no_problems(tab, server):
+        load(tab, server, path, ready)
+        yield tab
+        tab.context.close()
+
+
+def new_tab(browser: Browser, before: str = "", **options: object) -> Page:
+    """An empty tab of a new visitor. See `open_tab`."""
     context = browser.new_context(**options)  # type: ignore[arg-type]
     context.add_init_script(KEEP_TOASTS + before)
-    tab = context.new_page()
+    return context.new_page()
+
+
+@contextmanager
+def no_problems(tab: Page, server: LiveServer | Live) -> Iterator[None]:
+    """Fails if the page logs an error, or requests another host.
+
+    A browser also logs what a Content-Security-Policy stops.
+    """
     problems: list[str] = []
     own = (server.url, f"blob:{server.url}", "data:")
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    tab.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    tab.on("request", lambda r: None if r.url.startswith(own) else problems.append(r.url))
+    listeners: list[tuple[Any, Any]] = [
+        ("pageerror", lambda error: problems.append(str(error))),
+        ("console", lambda m: problems.append(m.text) if m.type == "error" else None),
+        ("request", lambda r: None if r.url.startswith(own) else problems.append(r.url)),
+    ]
+    for event, listener in listeners:
+        tab.on(event, listener)
+    yield
+    for event, listener in listeners:
+        tab.remove_listener(event, listener)
+    assert [one for one in problems if not one.startswith("Failed to load resource")] == []
+
+
+def load(
+    tab: Page, server: LiveServer | Live, path: str = "", ready: str = "#send:enabled"
+) -> None:
+    """Open a page of the server.
+
+    A wait lasts at most a minute, or as long as this takes 25 times: where that is slow, all is.
+    """
     tab.set_default_timeout(120_000)
     began = time.monotonic()
     tab.goto(server.url.rstrip("/") + "/" + path)
     tab.wait_for_selector(ready)
-    longest = 1000 * max(10.0, 25 * (time.monotonic() - began))
+    longest = 1000 * max(60.0, 25 * (time.monotonic() - began))
     tab.set_default_timeout(longest)
     expect.set_options(timeout=longest)
-    yield tab
-    context.close()
-    assert [one for one in problems if not one.startswith("Failed to load resource")] == []
+
+
+def forget(tab: Page, server: LiveServer) -> None:
+    """Leave the page, and delete what it has kept."""
+    tab.unroute_all()
+    tab.evaluate("sessionStorage.clear()")
+    tab.goto("about:blank")
+    devtools = tab.context.new_cdp_session(tab)
+    kept = {"origin": server.url.rstrip("/"), "storageTypes": "all"}
+    devtools.send("Storage.clearDataForOrigin", kept)
+    devtools.detach()
 
 
 def models_known(page: Page) -> None:

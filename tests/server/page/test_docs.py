@@ -70,15 +70,15 @@ def test_a_key_can_be_given(browser: Browser, locked_server: LiveServer) -> None
         assert json.loads(body)["data"][0]["id"] == "tiny-test"
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in DOCS.iterdir()))
-def test_every_file_is_served_with_a_security_policy(client: TestClient, name: str) -> None:
-    answer = client.get(f"/docs/{name}")
-    assert answer.content == (DOCS / name).read_bytes()
-    assert answer.headers["etag"]
-    policy = answer.headers["content-security-policy"]
-    assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
-    assert "connect-src 'self'" in policy
-    assert "unsafe" not in policy
+def test_every_file_is_served_with_a_security_policy(client: TestClient) -> None:
+    for path in DOCS.iterdir():
+        answer = client.get(f"/docs/{path.name}")
+        assert answer.content == path.read_bytes(), path
+        assert answer.headers["etag"]
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+        assert "connect-src 'self'" in policy
+        assert "unsafe" not in policy
 
 
 def test_the_docs_need_no_key_and_no_other_file_is_served(client: TestClient) -> None:

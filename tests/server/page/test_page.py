@@ -376,33 +376,33 @@ window.fetch = async (...all) => {
 """
 
 
-def test_a_question_waits_until_the_models_are_known(page: Page) -> None:
+def test_a_question_waits_until_the_models_are_known(own_page: Page) -> None:
     """A quick person asks before the server has said which models it has."""
-    bodies = stream_of(page, [piece("stop", content="Here.")])
-    page.add_init_script(HOLD_MODELS)
-    page.reload()
-    page.wait_for_selector("#send:enabled")
-    ask(page, "early")
-    expect(page.locator("#attach")).not_to_have_attribute("title", re.compile("images"))
+    bodies = stream_of(own_page, [piece("stop", content="Here.")])
+    own_page.add_init_script(HOLD_MODELS)
+    own_page.reload()
+    own_page.wait_for_selector("#send:enabled")
+    ask(own_page, "early")
+    expect(own_page.locator("#attach")).not_to_have_attribute("title", re.compile("images"))
     assert bodies == []
-    page.evaluate("release()")
-    answered(page)
+    own_page.evaluate("release()")
+    answered(own_page)
     assert [body["model"] for body in bodies] == ["tiny-test"]
 
 
-def test_what_waits_for_the_models_is_not_asked_in_another_conversation(page: Page) -> None:
-    bodies = stream_of(page, [piece("stop", content="Here.")])
-    ask(page, "first")
-    answered(page)
-    page.add_init_script(HOLD_MODELS)
-    reopen(page, "first")
-    press(page, "Again")
-    page.click("#new-chat")
-    expect(page.locator("#empty")).to_be_visible()
-    page.evaluate("release()")
-    models_known(page)
-    ask(page, "second")
-    answered(page)
+def test_what_waits_for_the_models_is_not_asked_in_another_conversation(own_page: Page) -> None:
+    bodies = stream_of(own_page, [piece("stop", content="Here.")])
+    ask(own_page, "first")
+    answered(own_page)
+    own_page.add_init_script(HOLD_MODELS)
+    reopen(own_page, "first")
+    press(own_page, "Again")
+    own_page.click("#new-chat")
+    expect(own_page.locator("#empty")).to_be_visible()
+    own_page.evaluate("release()")
+    models_known(own_page)
+    ask(own_page, "second")
+    answered(own_page)
     assert [body["messages"][-1]["content"] for body in bodies] == ["first", "second"]
 
 
@@ -416,23 +416,23 @@ window.giveUp = () => limits.forEach((one) => one.abort(new DOMException('', 'Ti
 """
 
 
-def test_a_list_of_models_that_does_not_come_is_said_and_given_up(page: Page) -> None:
+def test_a_list_of_models_that_does_not_come_is_said_and_given_up(own_page: Page) -> None:
     """A question waits for it with a sign, for a limited time, and the next one asks again."""
-    bodies = stream_of(page, [piece("stop", content="Here.")])
-    page.add_init_script(HOLD_LIMITS)
-    page.route("**/v1/models", lambda _: None)
-    page.reload()
-    expect(page.locator("#waiting")).to_be_hidden()
-    ask(page, "early")
-    expect(page.locator("#waiting")).to_be_visible()
+    bodies = stream_of(own_page, [piece("stop", content="Here.")])
+    own_page.add_init_script(HOLD_LIMITS)
+    own_page.route("**/v1/models", lambda _: None)
+    own_page.reload()
+    expect(own_page.locator("#waiting")).to_be_hidden()
+    ask(own_page, "early")
+    expect(own_page.locator("#waiting")).to_be_visible()
     assert bodies == []
-    page.evaluate("giveUp()")
-    answered(page)
-    expect(page.locator("#waiting")).to_be_hidden()
-    expect(page.locator("#model")).to_have_text("no answer")
-    page.unroute("**/v1/models")
-    ask(page, "again")
-    answered(page, 2)
+    own_page.evaluate("giveUp()")
+    answered(own_page)
+    expect(own_page.locator("#waiting")).to_be_hidden()
+    expect(own_page.locator("#model")).to_have_text("no answer")
+    own_page.unroute("**/v1/models")
+    ask(own_page, "again")
+    answered(own_page, 2)
     assert [body.get("model") for body in bodies] == [None, "tiny-test"]
 
 
