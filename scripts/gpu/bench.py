@@ -39,7 +39,7 @@ from children import SECONDS, Child, Children
 from table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "server"), str(ROOT / "models")]
+sys.path[:0] = [str(ROOT / "server"), str(ROOT / "models"), str(ROOT)]
 
 DEFAULT_SHAPES = ("qwen3-0.6b", "llama-3.2-1b", "llama-3.1-8b", "qwen3-30b-a3b-12-layers")
 KERNELS = ("few", "some", "coded", "fetching", "plain")

@@ -9,6 +9,7 @@ compiled ahead by worker processes. `--dry-run` runs one tiny case on the CPU.
 
 import argparse
 import json
+import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from compile_ahead import only_compile
+
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # for `tests`
 
 CACHE_BYTES = 160 << 20
 """Codes of so many bytes are read in turn."""
@@ -93,8 +96,8 @@ def use(m: int, tile: tuple[int, ...] | None, device: torch.device) -> Any:
 
 
 def layers_of(product: tuple[str, int, int], device: torch.device, num_bytes: int) -> list[Any]:
-    from stonechat_models.backends.quantization.codes.random_codes import random_coded_linear
     from stonechat_models.backends.quantization.scratch import Scratch
+    from tests.models.random_codes import random_coded_linear
 
     scratch = Scratch(device, torch.bfloat16)
     type_name, n, k = product
@@ -109,11 +112,11 @@ def layers_of(product: tuple[str, int, int], device: torch.device, num_bytes: in
 def compile_case(case: tuple[Any, ...]) -> None:
     """In a worker: tensors have no memory."""
     from stonechat_models.backends.quantization.codes import code_products
-    from stonechat_models.backends.quantization.codes.random_codes import random_codes
     from stonechat_models.backends.quantization.scratch import Scratch
     from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
         with_wide_scales,
     )
+    from tests.models.random_codes import random_codes
 
     m, tile, (type_name, n, k) = case
     way = use(m, tile, torch.device("meta"))

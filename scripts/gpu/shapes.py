@@ -163,7 +163,7 @@ def build_module(shape: Shape, device: torch.device, dtype: torch.dtype) -> Any:
 def put_codes(shape: Shape, module: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Replace the weights by random codes if the shape has codes."""
     if shape.codes:
-        from stonechat_models.backends.quantization.codes import random_codes
+        from tests.models import random_codes
 
         put = {"q4_k_m": random_codes.put_random_codes, "fp8": random_codes.put_random_float8}
         put[shape.codes](module, device, dtype)

@@ -10,11 +10,6 @@ import torch
 from stonechat_models.backends.quantization.codes.code_products import dequantise_into
 from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear, merged_coded
 from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES, gguf_codes
-from stonechat_models.backends.quantization.codes.random_codes import (
-    random_blocks,
-    random_coded_linear,
-    random_codes,
-)
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
@@ -37,6 +32,11 @@ from tests.models.coded_gguf import write_coded_gguf
 from tests.models.dequantised import dequantised
 from tests.models.engines import deviations, generate_all, greedy
 from tests.models.packed_writers import CASES, is_linear_or_expert, save_packed, stack_experts
+from tests.models.random_codes import (
+    random_blocks,
+    random_coded_linear,
+    random_codes,
+)
 
 N, K = 4096, 14336
 TYPES = ["Q4_K", "Q6_K", "Q8_0", *sorted(GGUF_TYPES - {"Q4_K", "Q6_K", "Q8_0"})]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.transformers.cuda.graphs import GraphedModel
 from stonechat_models.backends.transformers.cuda.memory import CudaCapturer
 from stonechat_models.backends.transformers.fused.modules import MergedMLP
@@ -23,6 +22,7 @@ from stonechat_models.backends.transformers.fused.moe.router import FusedRouter,
 from tests.gpu.test_cuda_engine import assert_near, build, prompts, tiny_pair
 from tests.models.dequantised import dequantised
 from tests.models.engines import generate_all, greedy
+from tests.models.random_codes import random_codes
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 SMALL = {"num_experts": 8, "top_k": 2, "hidden": 64, "inner": 48}

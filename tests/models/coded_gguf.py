@@ -5,7 +5,7 @@ from pathlib import Path
 import gguf
 import torch
 
-from stonechat_models.backends.quantization.codes.random_codes import random_blocks
+from tests.models.random_codes import random_blocks
 from tests.models.tiny_gguf import add_tokenizer
 
 HIDDEN, LAYERS, HEADS, KV_HEADS, HEAD_DIM, FFN, VOCAB = 256, 2, 4, 2, 64, 512, 320

@@ -25,10 +25,10 @@ from stonechat_models.backends.quantization.codes.group_codes import (
     exact_dtype,
     group_codes,
 )
-from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.stored.code_compile import compile_products
 from tests.models.backends.transformers.attention.compile_kernels import stack_bytes
+from tests.models.random_codes import random_codes
 
 META = torch.device("meta")
 COMPILED: list[Any] = []

@@ -13,9 +13,9 @@ from stonechat_models.backends.quantization.codes.coded_linear import (
     merged_coded,
 )
 from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES, gguf_codes
-from stonechat_models.backends.quantization.codes.random_codes import random_blocks, random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from tests.models.dequantised import dequantised
+from tests.models.random_codes import random_blocks, random_codes
 from tests.nightly import nightly
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

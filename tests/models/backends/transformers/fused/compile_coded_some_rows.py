@@ -16,7 +16,6 @@ from compile_ahead import only_compile
 from triton.runtime.jit import JITFunction
 
 from stonechat_models.backends.quantization.codes.codes import Codes
-from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.transformers.fused.coded_choice import CODED_TILES
 from stonechat_models.backends.transformers.fused.row_products.coded_some_rows import (
     CodedRows,
@@ -34,6 +33,7 @@ from tests.models.backends.quantization.compile_code_kernels import (
     on_meta,
 )
 from tests.models.backends.transformers.attention.compile_kernels import stack_bytes
+from tests.models.random_codes import random_codes
 
 K = 4096
 NUM_MULTIPROCESSORS = 132

@@ -8,10 +8,10 @@ pytest.importorskip("triton")
 
 from stonechat_models.backends.quantization.codes import code_products
 from stonechat_models.backends.quantization.codes.coded_linear import CodedLinear
-from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.loading import load
 from stonechat_models.backends.transformers.stored.code_compile import compile_products
+from tests.models.random_codes import random_codes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -8,7 +8,6 @@ pytest.importorskip("triton")
 
 from stonechat_models.backends.quantization.codes import code_products
 from stonechat_models.backends.quantization.codes.coded_linear import CodedEmbedding, CodedLinear
-from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.loading import quantize
 from stonechat_models.backends.transformers.loading.pretrained import load_module
@@ -22,6 +21,7 @@ from tests.models.coded_gguf import write_coded_gguf
 from tests.models.converted_gguf import write_converted
 from tests.models.dequantised import dequantised
 from tests.models.media.compiled_models import make_model
+from tests.models.random_codes import random_codes
 from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
 from tests.models.tiny_mmproj import write_mmproj, write_text
 from tests.nightly import nightly

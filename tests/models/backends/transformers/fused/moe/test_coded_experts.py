@@ -7,7 +7,6 @@ from torch import nn
 pytest.importorskip("triton")
 
 from stonechat_models.backends.quantization.codes.gguf_codes import GGUF_TYPES
-from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.transformers.fused.moe import expert_kernels as kernels
 from stonechat_models.backends.transformers.fused.moe.coded_experts import (
     CODED_TILES,
@@ -24,6 +23,7 @@ from stonechat_models.backends.transformers.fused.moe.experts import (
     tiles_of,
 )
 from tests.models.dequantised import dequantised
+from tests.models.random_codes import random_codes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}

@@ -16,7 +16,6 @@ from stonechat_models.backends.quantization.codes.group_codes import (
     group_codes,
     with_one_offset,
 )
-from stonechat_models.backends.quantization.codes.random_codes import random_codes
 from stonechat_models.backends.quantization.scratch import Scratch
 from stonechat_models.backends.transformers.fused import coded_choice
 from stonechat_models.backends.transformers.fused.coded_choice import (
@@ -40,6 +39,7 @@ from tests.models.backends.quantization.codes.test_codes import (
     random_rows,
 )
 from tests.models.dequantised import dequantised
+from tests.models.random_codes import random_codes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float16: 1.5e-3, torch.bfloat16: 8e-3}
