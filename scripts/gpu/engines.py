@@ -18,7 +18,7 @@ from stonechat_models.checkpoint.support import context_length
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.engine import Engine
 from stonechat_models.errors import UnsupportedModelError
-from stonechat_models.runtime.build import assemble_engine
+from stonechat_models.runtime.assemble import assemble_engine
 
 TRANSFORMERS = "stonechat_models.backends.transformers."
 PHASES = {

@@ -19,7 +19,7 @@ from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError
-from stonechat_models.runtime.build import assemble_engine
+from stonechat_models.runtime.assemble import assemble_engine
 from tests.models.engines import deviations, generate_all, greedy, model_info
 from tests.models.tiny_models import VOCAB_SIZE, tiny_model
 

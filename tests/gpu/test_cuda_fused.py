@@ -38,7 +38,7 @@ from stonechat_models.hardware.dependent_launch import (
     launch_settings,
     launches_early,
 )
-from stonechat_models.runtime.build import assemble_engine
+from stonechat_models.runtime.assemble import assemble_engine
 from tests.gpu.test_cuda_engine import assert_near, prompts, tiny_pair
 from tests.models.backends.transformers.fused.row_products import test_some_rows
 from tests.models.backends.transformers.fused.row_products.test_few_rows import check, layer

@@ -21,7 +21,7 @@ from stonechat_models.backends.transformers.model import TransformersModel
 from stonechat_models.backends.transformers.packing_check import check_packing
 from stonechat_models.backends.transformers.verify import TOLERANCE
 from stonechat_models.config import EngineConfig
-from stonechat_models.runtime.build import assemble_engine
+from stonechat_models.runtime.assemble import assemble_engine
 from stonechat_models.types import MediaInput, MediaTensor
 from tests.gpu.built import build as build_folder
 from tests.models.engines import add, greedy, model_info, run

@@ -34,7 +34,8 @@ from stonechat_models.errors import ModelLoadError
 from stonechat_models.hardware.device import choose_dtype, free_memory
 from stonechat_models.media.hf_processor import audio_packages_refusal, pillow_refusal
 from stonechat_models.model_info import ModelUse
-from stonechat_models.runtime.build import model_use, native_refusal, why_no_graphs
+from stonechat_models.runtime.assemble import why_no_graphs
+from stonechat_models.runtime.build import model_use, native_refusal
 from stonechat_models.runtime.cache_sizes import size_kv_cache, size_states
 from stonechat_models.runtime.ranks.refusals import (
     refuse_model,
