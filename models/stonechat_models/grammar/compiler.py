@@ -48,7 +48,8 @@ class GrammarConstraint:
         for i, matcher in enumerate(self._matchers):
             mask = np.zeros_like(row) if i else row
             matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
-            row &= mask
+            if i:
+                row &= mask
             if matcher.is_error() or (i and not row.any()):
                 raise GrammarError(reason(matcher.get_error()))
         return True
