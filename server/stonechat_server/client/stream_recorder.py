@@ -18,6 +18,11 @@ class MeasuredUsage(msgspec.Struct):
     completion_tokens: int = 0
     prompt_tokens_details: MeasuredPromptDetails | None = None
 
+    @property
+    def details(self) -> MeasuredPromptDetails:
+        """What the server says of the prompt; it may be nothing."""
+        return self.prompt_tokens_details or MeasuredPromptDetails()
+
 
 class _Delta(msgspec.Struct):
     content: str | None = None

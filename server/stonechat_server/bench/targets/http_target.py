@@ -13,7 +13,12 @@ from stonechat_server.bench.targets.target import BenchError, Facts, Measured, g
 from stonechat_server.bench.targets.workload import Prompt
 from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpAnswer, HttpClient, TransportError
-from stonechat_server.client.stream_recorder import ChunkDecoder, StreamRecorder, new_chunk_decoder
+from stonechat_server.client.stream_recorder import (
+    ChunkDecoder,
+    MeasuredUsage,
+    StreamRecorder,
+    new_chunk_decoder,
+)
 
 
 class _ModelCard(msgspec.Struct):
@@ -234,21 +239,21 @@ class HttpTarget:
 def _record(
     recorder: StreamRecorder, origin: float, due: float, sent: float, end: float
 ) -> RequestRecord:
-    usage, times = recorder.usage, recorder.token_times
-    details = usage.prompt_tokens_details if usage is not None else None
+    times = recorder.token_times
+    usage = recorder.usage or MeasuredUsage(completion_tokens=len(times))
     return RequestRecord(
         start=due - origin,
         sent=sent - origin,
         first_token=times[0] - origin if times else None,
         end=end - origin,
-        prompt_tokens=usage.prompt_tokens if usage is not None else 0,
-        completion_tokens=usage.completion_tokens if usage is not None else len(times),
-        cached_tokens=details.cached_tokens if details is not None else None,
-        image_tokens=details.image_tokens if details is not None else None,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.details.cached_tokens,
+        image_tokens=usage.details.image_tokens,
         num_characters=sum(map(len, recorder.text)),
         num_chunks=len(times),
         finish_reason=recorder.finish_reasons.get(0),
         done=recorder.done,
-        usage_stated=usage is not None,
+        usage_stated=recorder.usage is not None,
         error=recorder.error,
     )

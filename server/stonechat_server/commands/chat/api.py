@@ -10,7 +10,7 @@ import msgspec
 
 from stonechat_server.client.error_text import error_text
 from stonechat_server.client.http import HttpClient, TransportError
-from stonechat_server.client.stream_recorder import StreamRecorder, new_chunk_decoder
+from stonechat_server.client.stream_recorder import MeasuredUsage, StreamRecorder, new_chunk_decoder
 from stonechat_server.options import UserError
 
 if TYPE_CHECKING:
@@ -32,11 +32,7 @@ class ChatAnswer:
     started_at: float
     text: str = ""
     reasoning: str = ""
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    image_tokens: int | None = None
-    audio_tokens: int | None = None
-    completion_tokens: int | None = None
+    usage: MeasuredUsage | None = None
     first_at: float | None = None
     last_at: float | None = None
     finish_reason: str | None = None
@@ -47,7 +43,7 @@ class ChatAnswer:
     @property
     def tokens_per_second(self) -> float | None:
         """Throughput after the first token; None with fewer than two tokens."""
-        count = self.completion_tokens or self.chunks
+        count = (self.usage.completion_tokens if self.usage else 0) or self.chunks
         if self.first_at is None or self.last_at is None or count < 2:
             return None
         return (count - 1) / max(self.last_at - self.first_at, 1e-9)
@@ -145,20 +141,10 @@ class ChatApi:
 def _fold(answer: ChatAnswer, recorder: StreamRecorder) -> None:
     answer.text = "".join(recorder.text)
     answer.reasoning = "".join(recorder.reasoning)
-    answer.chunks = len(recorder.token_times)
+    answer.usage, answer.chunks = recorder.usage, len(recorder.token_times)
     answer.finish_reason = recorder.finish_reasons.get(0)
     if recorder.token_times:
         answer.first_at, answer.last_at = recorder.token_times[0], recorder.token_times[-1]
-    usage = recorder.usage
-    if usage is not None:
-        answer.prompt_tokens, answer.completion_tokens = (
-            usage.prompt_tokens,
-            usage.completion_tokens,
-        )
-        if usage.prompt_tokens_details is not None:
-            answer.cached_tokens = usage.prompt_tokens_details.cached_tokens
-            answer.image_tokens = usage.prompt_tokens_details.image_tokens
-            answer.audio_tokens = usage.prompt_tokens_details.audio_tokens
 
 
 def _refusal(card: Mapping[str, Any], modality: "Modality") -> str:

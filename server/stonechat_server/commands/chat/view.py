@@ -71,16 +71,15 @@ def _renderable(answer: ChatAnswer) -> RenderableType:
 def figures(answer: ChatAnswer) -> str:
     """Token counts, times and speed in one line."""
     parts = []
-    if answer.prompt_tokens is not None:
+    if (usage := answer.usage) is not None:
         counts = (
-            (answer.image_tokens, "of images"),
-            (answer.audio_tokens, "of audio"),
-            (answer.cached_tokens, "cached"),
+            (usage.details.image_tokens, "of images"),
+            (usage.details.audio_tokens, "of audio"),
+            (usage.details.cached_tokens, "cached"),
         )
         details = ", ".join(f"{number} {name}" for number, name in counts if number)
-        parts.append(f"{answer.prompt_tokens} prompt tokens{f' ({details})' if details else ''}")
-    if answer.completion_tokens is not None:
-        parts.append(f"{answer.completion_tokens} generated")
+        parts.append(f"{usage.prompt_tokens} prompt tokens{f' ({details})' if details else ''}")
+        parts.append(f"{usage.completion_tokens} generated")
     if answer.first_at is not None:
         parts.append(f"first token after {(answer.first_at - answer.started_at) * 1000:.0f} ms")
     if answer.tokens_per_second is not None:

@@ -114,5 +114,6 @@ def test_a_whole_answer() -> None:
     lines = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
     answer = last_answer((200, lines.encode()))
     assert (answer.text, answer.finish_reason, answer.ignored) == ("Hi", "stop", "top_q")
-    assert (answer.prompt_tokens, answer.completion_tokens) == (9, 1)
-    assert (answer.cached_tokens, answer.image_tokens) == (4, 3)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (9, 1)
+    assert (answer.usage.details.cached_tokens, answer.usage.details.image_tokens) == (4, 3)

@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from stonechat_server.client.stream_recorder import MeasuredPromptDetails, MeasuredUsage
 from stonechat_server.commands.chat.api import ChatAnswer
 from stonechat_server.commands.chat.view import AnswerView, figures
 
@@ -22,9 +23,9 @@ def test_all_figures_are_in_one_line() -> None:
     assert figures(answer) == ""
     answer.finish_reason = "stop"
     assert figures(answer) == ""
-    answer.prompt_tokens, answer.completion_tokens = 12, 5
+    answer.usage = MeasuredUsage(12, 5)
     assert figures(answer) == "12 prompt tokens · 5 generated"
-    answer.cached_tokens, answer.image_tokens = 8, 4
+    answer.usage = MeasuredUsage(12, 5, MeasuredPromptDetails(cached_tokens=8, image_tokens=4))
     answer.first_at, answer.last_at, answer.chunks = 10.25, 12.25, 5
     answer.finish_reason, answer.ignored = "length", "top_q"
     assert figures(answer) == (
@@ -48,7 +49,7 @@ def test_a_pipe_gets_exactly_the_text(markdown: bool) -> None:
 def test_a_terminal_gets_markdown_reasoning_and_figures() -> None:
     console, file = screen(is_terminal=True)
     answer = ChatAnswer(started_at=0.0, reasoning=" Think first. ", text="**Hello** you")
-    answer.completion_tokens = 3
+    answer.usage = MeasuredUsage(2, 3)
     with AnswerView(console, True) as view:
         view.update(answer)
         view.finish(answer)
@@ -56,14 +57,14 @@ def test_a_terminal_gets_markdown_reasoning_and_figures() -> None:
     end = lines[-3:]
     assert end[0].endswith("Think first.")
     assert "Hello you" in end[1]
-    assert end[2] == "3 generated"
+    assert end[2] == "2 prompt tokens · 3 generated"
 
 
 def test_plain_text_on_a_terminal_has_figures_too() -> None:
     console, file = screen(is_terminal=True)
     answer = ChatAnswer(started_at=0.0, text="**Hello**")
-    answer.completion_tokens = 3
+    answer.usage = MeasuredUsage(2, 3)
     with AnswerView(console, False) as view:
         view.update(answer)
         view.finish(answer)
-    assert file.getvalue() == "**Hello**\n3 generated\n"
+    assert file.getvalue() == "**Hello**\n2 prompt tokens · 3 generated\n"
