@@ -7,7 +7,7 @@ import json
 from contextlib import redirect_stdout
 from io import StringIO
 
-from tests.models.backends.quantization import compile_code_kernels
+from tests.models.backends.quantization import compile_code_kernels, compile_fp8
 from tests.models.backends.transformers.attention import compile_kernels
 from tests.models.backends.transformers.fused import (
     compile_coded_some_rows,
@@ -22,6 +22,7 @@ KINDS = {
     "experts": compile_experts.compile_some,
     "states": compile_states.compile_some,
     "sampler": lambda: compile_sampler.compile_for(CAPABILITY, ["choose_kernel"]),
+    "float8": lambda: compile_fp8.compile_for(CAPABILITY, 4096, 8),
     # From here on no launch runs a kernel.
     "codes": lambda: compile_code_kernels.main(CAPABILITY, False),
     "rows of codes": lambda: compile_coded_some_rows.main(CAPABILITY, False),

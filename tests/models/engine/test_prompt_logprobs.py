@@ -57,7 +57,7 @@ FAMILIES = [
 ]
 
 
-@pytest.mark.parametrize("family", one_in(2, FAMILIES))
+@pytest.mark.parametrize("family", one_in(3, FAMILIES))
 def test_every_kind_of_model_in_parts_and_in_company(family):
     """Prompts are split by the budget, by rows of logits and by other sequences."""
     module = tiny_model(family)

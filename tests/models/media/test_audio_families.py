@@ -19,10 +19,10 @@ WAYS: dict[str, dict[str, Any]] = {
     "in chunks": {"max_batch_tokens": 37, "media_cache_bytes": 4096},
     "preempted": {"max_batch_tokens": 37, "prefix_caching": False},
 }
+USUAL = ("qwen2_5_omni_thinker", "qwen2_audio", "glmasr", "qwen3_asr", "voxtral")
+DAILY = {*((name, "whole") for name in USUAL), ("gemma4", "in chunks"), ("gemma4", "preempted")}
 CASES = [
-    pytest.param(
-        name, way, marks=[] if (way == "whole") != (name == "gemma4") else [pytest.mark.nightly]
-    )
+    pytest.param(name, way, marks=[] if (name, way) in DAILY else [pytest.mark.nightly])
     for name in FAMILIES
     for way in WAYS
 ]

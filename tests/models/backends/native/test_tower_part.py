@@ -22,7 +22,6 @@ from tests.models.media.compiled_models import (
     NUM_OUTPUT,
     TEXT_PARTS,
     check,
-    check_text_alone,
     make_model,
 )
 from tests.models.media.prompts import noise
@@ -32,7 +31,7 @@ from tests.nightly import nightly
 
 SIZES = ((90, 130), (64, 64), (200, 70), (33, 50), (120, 120), (64, 90), (150, 60), (80, 80))
 IMAGES = [noise(size, seed) for seed, size in enumerate(SIZES)]
-USUAL = ("qwen3_vl", "qwen3_5", "gemma3", "smolvlm")
+USUAL = ("qwen3_vl", "qwen3_5", "gemma3")
 OTHERS = sorted(TEXT_PARTS.keys() - set(USUAL) - ONLY_GGUF)
 
 
@@ -118,13 +117,6 @@ def test_a_tower_is_loaded_alone_and_with_the_first_image(
     expected = whole.visual.state_dict()
     for name, weight in inner.visual.state_dict().items():
         assert torch.equal(weight, expected[name])
-
-
-def test_text_alone_does_not_import_transformers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_model(tmp_path / "model", "smolvlm", monkeypatch)
-    check_text_alone(tmp_path / "model")
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:

@@ -21,23 +21,6 @@ from tests.models.dequantised import dequantised
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDING = 0.0 if DEVICE == "cpu" else 5e-7
 """Of a division in Triton: it is off by up to two units in the last place on a GPU."""
-COMPILE = """
-import json, torch, triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from stonechat_models.backends.quantization.fp8_triton import fp8_rows_kernel as kernel
-for capability in (89, 90):
-    for size, warps in ((4096, 8), (28672, 16)):
-        constants = {"SIZE": size, "BLOCK": triton.next_power_of_2(size)}
-        types = dict(x="*bf16", quantised="*fp8e4nv", scales="*fp32", stride_x="i32")
-        types |= dict(limit="fp32", least="fp32")
-        signature = {n: types.get(n, "constexpr") for n in kernel.arg_names}
-        target = GPUTarget("cuda", capability, 32)
-        compiled = triton.compile(
-            ASTSource(kernel, signature, constants, {(3,): [["tt.divisibility", 16]]}),
-            target=target, options={"num_warps": warps})
-        print(json.dumps([len(compiled.asm["cubin"]), "e4m3x2" in compiled.asm["ptx"]]))
-"""
 
 
 def random_rows(num_rows: int, size: int, seed: int = 0) -> torch.Tensor:
@@ -130,8 +113,14 @@ def test_fast_sums_depend_on_the_cuda_version(monkeypatch: pytest.MonkeyPatch) -
         assert fast_sums() == fast
 
 
+@pytest.mark.nightly  # `test_some_kernels_compile` has one
 def test_the_kernel_compiles(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    compiled = compiled_kernels(tmp_path, "-c", COMPILE)
+    words = ("-m", "tests.models.backends.quantization.compile_fp8")
+    compiled = compiled_kernels(tmp_path, *words)
     assert len(compiled) == 4
+    check(compiled)
+
+
+def check(compiled: list[tuple[int, bool]]) -> None:
     assert all(num_bytes > 0 and converts for num_bytes, converts in compiled)

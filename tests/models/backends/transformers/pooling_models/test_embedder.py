@@ -35,6 +35,7 @@ from tests.models.tiny_embedders import (
     tiny_encoder,
     write_json,
 )
+from tests.nightly import nightly
 
 CPU = torch.device("cpu")
 TEXTS = (
@@ -84,6 +85,10 @@ def hidden_states(family: str, ids: list[int]) -> torch.Tensor:
 def assert_equal(actual: torch.Tensor, expected: torch.Tensor) -> None:
     assert torch.cosine_similarity(actual, expected).min() > 0.9999
     torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+
+
+KINDS = ("bert", "fnet", "t5", "qwen3")
+"""An encoder with and without attention, one half of a pair, and a decoder."""
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
@@ -347,7 +352,7 @@ def test_a_vocabulary_of_words_is_converted(
 
 @pytest.mark.skipif(find_spec("sentence_transformers") is None, reason="it is not installed")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*KINDS, *nightly(*(f for f in FAMILIES if f not in KINDS))])
 def test_every_family_equals_sentence_transformers(family: str, tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
 

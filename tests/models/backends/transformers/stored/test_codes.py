@@ -16,13 +16,14 @@ from stonechat_models.backends.transformers.stored.choice import can_keep_codes
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from tests.models import tiny_gguf
 from tests.models.checkpoint.gguf.converted_models import converted_model
 from tests.models.coded_gguf import write_coded_gguf
 from tests.models.converted_gguf import write_converted
 from tests.models.dequantised import dequantised
 from tests.models.media.compiled_models import make_model
 from tests.models.random_codes import random_codes
-from tests.models.tiny_gguf import LAYERS, VOCAB, write_tiny_gguf
+from tests.models.tiny_gguf import VOCAB, write_tiny_gguf
 from tests.models.tiny_mmproj import write_mmproj, write_text
 from tests.nightly import nightly
 
@@ -36,6 +37,7 @@ def loaded(tmp_path, monkeypatch):
     Each product is checked with two numbers of rows. `test_the_check_runs_each_kernel` has all.
     """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tiny_gguf, "LAYERS", 1)
     rows = code_products.KERNEL_ROWS
     monkeypatch.setattr(code_products, "KERNEL_ROWS", (rows[0], rows[-1]))
     lines: list[str] = []
@@ -80,7 +82,7 @@ def test_architectures(architecture, per_layer, tops, loaded, tmp_path):
     plain = loaded(path, keeps_codes=False)
     coded = loaded(path, keeps_codes=True)
     assert type(coded) is type(plain)
-    assert len(coded_names(coded)) == per_layer * LAYERS + tops
+    assert len(coded_names(coded)) == per_layer + tops
     assert not coded_names(plain)
     assert_same_logits(coded, plain, VOCAB)
     assert quantize.num_weights(coded) == quantize.num_weights(plain)
