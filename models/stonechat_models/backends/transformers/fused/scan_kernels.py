@@ -108,18 +108,30 @@ def delta_solve_kernel(
     scale = unit_scale(key)
     lower = dot(key, tl.trans(key), PRECISION) * scale[None, :] * (scale * strength)[:, None]
     lower *= tl.exp(tl.where(is_before, sums[:, None] - sums[None, :], float("-inf")))
-    inverse = unit_inverse(lower, PRECISION)
+    lower = tl.where(is_before, lower, 0.0)
+    written = strength * scale * tl.exp(sums)
+    # Products have the rows of all sequences. What is not finite must stay in those of its own.
+    broken = strength - strength + written - written + tl.sum(lower - lower, 1)
+    inverse = unit_inverse(finite(lower), PRECISION)
 
-    result = dot(inverse * (strength * scale * tl.exp(sums))[None, :], key, PRECISION)
+    result = dot(inverse * finite(written)[None, :], finite(key), PRECISION)
+    result += broken[:, None] + tl.sum(key - key, 1)[:, None]
     places = rows[:, None] * (HEADS * DK) + head * DK + columns[None, :]
     tl.store(keys + tile * (HEADS * DK) + places, result, mask=inside)
     columns = tl.arange(0, BLOCK_V)
     inside = is_token[:, None] & (columns < DV)[None, :]
     places = rows[:, None] * width + 2 * KEY_HEADS * DK + head * DV + columns[None, :]
     value = tl.load(qkv + places, mask=inside, other=0.0).to(tl.float32)
-    result = dot(inverse * strength[None, :], value, PRECISION)
+    result = dot(inverse * finite(strength)[None, :], finite(value), PRECISION)
+    result += broken[:, None] + tl.sum(value - value, 1)[:, None]
     places = rows[:, None] * (HEADS * DV) + head * DV + columns[None, :]
     tl.store(values + tile * (HEADS * DV) + places, result, mask=inside)
+
+
+@triton.jit
+def finite(x):
+    """`x`, with 0 for numbers that are not finite."""
+    return tl.where(x - x == 0.0, x, 0.0)
 
 
 @triton.jit
@@ -199,7 +211,8 @@ def scan_tile(
     sums, total = tl.cumsum(decay, 0), tl.sum(decay, 0)
     is_seen = rows[:, None] >= rows[None, :]
     weights = tl.exp(tl.where(is_seen, sums[:, None] - sums[None, :], float("-inf")))
-    weights *= tl.load(scores, mask=is_seen & is_own[:, None], other=0.0)
+    is_seen = is_seen & is_own[:, None] & is_own[None, :]
+    weights *= tl.load(scores, mask=is_seen, other=0.0)
     seen = dot(weights, value, PRECISION)
     read = tl.load(query, mask=inside, other=0.0).to(tl.float32)
     scale = tl.exp(sums)

@@ -156,3 +156,35 @@ def test_the_state_space_of_mamba(dtype):
         near(state, pool[slot], dtype, TOLERANCE)
         near(normed.flatten(1) * layer.norm.weight.double(), actual[tokens], dtype, TOLERANCE)
     assert torch.equal(pool[[1, 4, 5, 7]], before[[1, 4, 5, 7]])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", ["delta", "mamba"])
+def test_numbers_that_are_not_finite_stay_in_their_sequence(kind, number):
+    """Its neighbours in a tile, before and after it, get the same bits."""
+    layer = delta_layer(torch.float32) if kind == "delta" else mamba_layer(torch.float32)
+    if kind == "delta":
+        channels, heads, _, key, value, ends = layer.sizes
+        width, shape, mixer = ends[2] + heads, (heads, key, value), mixers.SlotDeltaNet(layer)
+    else:
+        channels, width = layer.conv_dim, layer.intermediate_size + layer.conv_dim + layer.num_heads
+        shape = (layer.num_heads, layer.head_dim, layer.ssm_state_size)
+        mixer = mixers.SlotMamba(layer)
+    x = draw(STARTS[-1], width)
+    conv, pool = draw(NUM_SLOTS + 1, channels, 4), draw(NUM_SLOTS + 1, *shape)
+    results = []
+    for tokens in ([], [STARTS[2] - 1, STARTS[4] - 1]):
+        changed = x.clone()
+        changed[tokens] = number
+        states = SlotStates(conv.clone(), pool.clone(), sequences())
+        results.append((mixer.mix(changed, states), states.recurrent))
+    (expected, expected_states), (actual, actual_states) = results
+    for i, slot in enumerate(SLOTS[:-1]):
+        tokens = slice(STARTS[i], STARTS[i + 1])
+        if i in (1, 3):
+            assert not actual[tokens.stop - 1].isfinite().any()
+            assert not actual_states[slot].isfinite().all()
+        else:
+            assert torch.equal(actual[tokens], expected[tokens])
+            assert torch.equal(actual_states[slot], expected_states[slot])
