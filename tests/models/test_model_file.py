@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from stonechat_models.backends.transformers.loading.pretrained import load_module
+from stonechat_models.checkpoint import cache
 from stonechat_models.checkpoint.gguf.reader import read_gguf
+from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.diagnostics.memory_plan import survey_model
 from stonechat_models.errors import EngineError, ModelLoadError
@@ -265,6 +269,42 @@ def test_bad_configs_are_refused_by_pytorch_too(
     config = {**(read_json(folder / "config.json") or {}), **changes}
     (folder / "config.json").write_text(json.dumps(config))
     assert re.search(expected, pytorch_refusal(folder))
+
+
+def test_tables_that_no_file_explains_are_refused_by_pytorch(
+    models: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-J keeps a table of angles for all positions, which no tensor of its files has."""
+    config = {"model_type": "gptj", "n_positions": 2**31 - 1, "rotary_dim": 8, "n_embd": 32}
+    shutil.copytree(models / "llama", place / "bad")
+    sizes = {"n_layer": 1, "n_head": 2, "vocab_size": 300, "architectures": ["GPTJForCausalLM"]}
+    (place / "bad" / "config.json").write_text(json.dumps({**config, **sizes}))
+    assert "describes tables of 17179869176 numbers" in pytorch_refusal(place / "bad")
+
+
+def test_a_gguf_file_that_was_changed_is_converted_again(
+    models: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only weights that no sample has are others, of a file of equal size."""
+    monkeypatch.setattr(cache, "SAMPLE_BYTES", 1)
+    monkeypatch.setattr(cache, "NUM_SAMPLES", 1)
+    path = place / "model.gguf"
+    shutil.copy(models / "llama.gguf", path)
+    before, (row, name) = pytorch_weights(path), (0, "model.norm.weight")
+    tensor = read_gguf(path).tensors["output_norm.weight"]
+    content = bytearray(path.read_bytes())
+    place_in_file = content.find(tensor.data.tobytes())
+    content[place_in_file : place_in_file + 4] = struct.pack("<f", 7.0)
+    path.write_bytes(content)
+    after = pytorch_weights(path)
+    assert (after[name][row], before[name][row] == 7.0) == (7.0, False)
+
+
+def pytorch_weights(path: Path) -> dict[str, Any]:
+    config = EngineConfig(model=str(path), device="cpu", backend="transformers", threads=1)
+    files = resolve_model(config, lambda line: None)
+    module = load_module(files, config, torch.device("cpu"), torch.float32)
+    return dict(module.named_parameters())
 
 
 def test_surplus_tensors_of_a_gguf_file_are_refused_by_pytorch_too(

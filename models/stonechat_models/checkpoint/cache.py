@@ -87,6 +87,33 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def content_hash(paths: Sequence[Path]) -> str:
+    """Return a hash of whole files. What was computed is kept until a file changes.
+
+    A file has changed if its place on the disk, its size or its time has.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        numbers = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        note = cache_root() / "hashes" / "-".join(map(str, numbers))
+        digest.update(_kept_hash(path, note).encode())
+    return digest.hexdigest()
+
+
+def _kept_hash(path: Path, note: Path) -> str:
+    """Return the hash of a file, which may be noted already."""
+    if note.is_file():
+        return note.read_text()
+    value = file_sha256(path)
+    with suppress(OSError):  # it is computed again
+        note.parent.mkdir(parents=True, exist_ok=True)
+        new = note.with_name(f"{note.name}.{os.getpid()}")
+        new.write_text(value)
+        os.replace(new, note)
+    return value
+
+
 def sampled_hash(paths: Sequence[Path], header_bytes: Sequence[int] = ()) -> str:
     """Return a hash of large files that reads little of each: its size, its header and samples.
 

@@ -15,6 +15,9 @@ T = TypeVar("T")
 MAX_SIZE = (1 << 31) - 1
 """The largest size or count of a model: what the compiled code can hold."""
 MAX_LAYERS, MAX_EXPERTS = 1000, 1 << 14
+MAX_STEP = 1 << 14
+"""The longest piece in which a state-space model computes a text. Shorter ones are padded to it."""
+STEP_KEYS = ("chunk_size", "mamba_chunk_size")
 MAX_SHOWN = 60
 QUANTIZATION_FILES = {
     "hf_quant_config.json": "modelopt",
@@ -149,6 +152,10 @@ def parse_config(raw: Mapping[str, Any], source: str) -> HFConfig:
     layer_types = tuple(keys.read("layer_types", list[str], []))
     if layer_types and len(layer_types) < num_layers:
         raise keys.error("layer_types", f"has {len(layer_types)} items for {num_layers} layers")
+    for name in STEP_KEYS:
+        step = keys.values.get(name)
+        if isinstance(step, int | float) and step > MAX_STEP:
+            raise keys.error(name, f"is {step}, which is too large")
     # With latent attention, `head_dim` is the size of the rotary part, which may be none.
     has_latent_heads = keys.read("kv_lora_rank", int, 0) > 0
     rope = keys.section("rope_parameters")

@@ -1,4 +1,4 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`; `POST /v1/models/load` and `/v1/models/unload`.
+"""`GET /v1/models`, `/v1/models/{id}` and `/props`; `POST /v1/models/load` and `/v1/models/unload`.
 
 All of them also without `/v1`. Clients that send the header `anthropic-version` get the list, and
 errors, in Anthropic's shape.
@@ -17,6 +17,7 @@ from stonechat_server.api.openapi.model_types import LoadRequest, UnloadRequest
 from stonechat_server.api.router import Router, json_answer
 from stonechat_server.catalog.entry import Entry
 from stonechat_server.errors import APIError
+from stonechat_server.infill_api.props import props_of
 from stonechat_server.media.taken import modalities_of
 from stonechat_server.messages_api.errors import is_for_anthropic
 from stonechat_server.messages_api.models import ModelInfo as MessagesModel
@@ -66,6 +67,19 @@ async def retrieve_model(http_request: Request, model: str) -> Response:
     model = check_model(model, state.models, state.authenticator.identify(http_request))
     describe = _info if is_for_anthropic(http_request.scope) else _card
     return json_answer(describe(model, state.models[model]))
+
+
+@router.get(
+    "/props",
+    operation_id="retrieveProps",
+    responses={200: {"content": json_body("Props")}, **errors(401, 404)},
+)
+async def retrieve_props(http_request: Request, model: str = "") -> Response:
+    """Describe a model as llama.cpp's server does, by default the first that the key may use."""
+    state = services_of(http_request)
+    identity = state.authenticator.identify(http_request)
+    name = check_model(model or None, state.models, identity)
+    return json_answer(props_of(name, state.models[name]))
 
 
 @router.post(

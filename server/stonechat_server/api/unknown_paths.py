@@ -49,7 +49,6 @@ NOTES = {
     "/openai/deployments": CHAT_INSTEAD,
     "/v1beta": CHAT_INSTEAD,
     "/apply-template": "The prompt of a chat is made by POST /v1/chat/completions/render.",
-    "/props": "The model is described by GET /v1/models.",
     "/slots": "What runs now is counted by GET /metrics.",
     "/server_info": "The model is described by GET /v1/models.",
     "/get_model_info": "The model is described by GET /v1/models.",

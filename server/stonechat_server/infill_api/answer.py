@@ -34,7 +34,7 @@ class InfillAnswer(msgspec.Struct, kw_only=True):
     """Tokens of the prompt."""
     tokens_cached: int | UnsetType = UNSET
     truncated: bool | UnsetType = UNSET
-    """Whether files of `input_extra` are left out, because they did not fit."""
+    """Whether files, or text far from the gap, are left out, because they did not fit."""
     stop_type: Literal["eos", "limit", "word"] | UnsetType = UNSET
     stopping_word: str | UnsetType = UNSET
     timings: InfillTimings | UnsetType = UNSET

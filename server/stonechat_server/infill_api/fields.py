@@ -5,10 +5,13 @@ from stonechat_server.schema.fields import FIELDS, FieldNote, honoured, no_effec
 INFILL_FIELDS: dict[str, FieldNote] = {
     "model": FIELDS["model"],
     "input_prefix": honoured(
-        "required; the text before the gap, without the beginning of the gap's line"
+        "required; the text before the gap, without the beginning of the gap's line; what does not "
+        "fit into the context is left out, from its beginning"
     ),
     "prompt": honoured("the beginning of the gap's line; it stands behind `input_prefix`"),
-    "input_suffix": honoured("required; the text behind the gap"),
+    "input_suffix": honoured(
+        "required; the text behind the gap; what does not fit is left out, from its end"
+    ),
     "input_extra": honoured(
         "up to 1024 pieces of other files, `{filename, text}`; they stand first, each as a file of "
         "a repository if the model has tokens for that; the first ones are left out if they do not "

@@ -15,8 +15,15 @@ REPOSITORY, FILE = "myproject", "filename"
 """The names that llama.cpp's server writes for the repository and the file with the gap."""
 
 
+SUFFIX_SHARE = 0.25
+"""Of what fits into the context, how much is kept for the text behind the gap."""
+
+
 class InfillEncoder(PromptEncoder):
-    """Encodes a text with a gap behind as many of the last files as fit into the context."""
+    """Encodes a text with a gap behind as many of the last files as fit into the context.
+
+    Of a text that does not fit, what is far from the gap is left out.
+    """
 
     def __init__(
         self, request: CompletionRequest, engine: EngineLike, files: Sequence[ContextFile]
@@ -28,15 +35,40 @@ class InfillEncoder(PromptEncoder):
         added = self._tokenizer.added_tokens
         self._marks = next((pair for pair in REPOSITORIES if {*pair} <= {*added}), None)
         limit, length = request.token_limit, engine.model.max_model_len
-        self._room = length - (length // 8 if limit is None else max(1, limit))
+        is_open = limit is None or limit >= length
+        self._room = length - (length // 8 if is_open else max(1, limit))
         self.is_cut = False
-        """Whether files are left out, because they did not fit."""
+        """Whether something is left out, because it did not fit."""
 
     def encode(self, prompt: str | list[int], path: str) -> Prompt:
         whole = super().encode(prompt, path)
+        if len(whole.token_ids) > self._room and isinstance(prompt, str):
+            whole = self._near_gap(whole, prompt)
         ids, start = whole.token_ids, whole.num_hidden
         context = self._context(self._room - len(ids)) if self._files else []
         return replace(whole, token_ids=[*ids[:start], *context, *ids[start:]])
+
+    def _near_gap(self, whole: Prompt, before: str) -> Prompt:
+        """The prompt without the beginning of the text before the gap, and the end of that after.
+
+        It stays whole if nothing of the texts would fit.
+        """
+        fill_in, tokenizer = self._fill_in, self._tokenizer
+        texts = [
+            tokenizer.encode_parts([(text, is_text)], frozenset(fill_in.tokens))
+            for text, is_text in fill_in.parts(before, self._suffix)
+        ]
+        first, last = (3, 1) if fill_in.suffix_first else (1, 3)
+        room = self._room - whole.num_hidden
+        room -= sum(len(ids) for i, ids in enumerate(texts) if i not in (first, last))
+        if room <= 0:
+            return whole
+        num_after = max(int(room * SUFFIX_SHARE), room - len(texts[first]))
+        texts[last] = texts[last][:num_after]
+        texts[first] = texts[first][-(room - len(texts[last])) :]
+        self.is_cut = True
+        beginning = whole.token_ids[: whole.num_hidden]
+        return replace(whole, token_ids=[*beginning, *(i for ids in texts for i in ids)])
 
     def _context(self, room: int) -> list[int]:
         head, tail = self._around()
@@ -47,7 +79,7 @@ class InfillEncoder(PromptEncoder):
             if room < 0:
                 break
             kept.append(ids)
-        self.is_cut = len(kept) < len(self._files)
+        self.is_cut |= len(kept) < len(self._files)
         return [*head, *(i for ids in reversed(kept) for i in ids), *tail] if kept else []
 
     def _around(self) -> tuple[list[int], list[int]]:

@@ -44,7 +44,8 @@ FIELDS: dict[str, FieldNote] = {
     ),
     "tool_choice": honoured("`auto`, `any`, `tool`, `none`; `disable_parallel_tool_use`"),
     "thinking": honoured(
-        "`enabled`, `disabled`, `adaptive` (as the template does by itself); `budget_tokens`, if "
+        "`enabled`, `disabled`, `adaptive` or `between_tools` (as the template does by itself); "
+        "`budget_tokens`, if "
         "the model has reasoning; `display: omitted` moves the text into the signature"
     ),
     "output_config": honoured(

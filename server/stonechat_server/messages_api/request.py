@@ -53,7 +53,7 @@ class ToolChoice(WireModel):
 class Thinking(WireModel):
     """The switch of reasoning. `omitted` hides its text: the block then has a signature only."""
 
-    type: Literal["enabled", "disabled", "adaptive"]
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: Budget | None = None
     display: Literal["summarized", "omitted", "updates"] | None = None
 

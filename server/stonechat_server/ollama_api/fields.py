@@ -78,6 +78,7 @@ FIELDS: dict[str, FieldNote] = {
         "chat templates are Jinja here, set at start; use `raw` or `/api/chat`", ""
     ),
     "context": rejected("send the messages to `/api/chat`", []),
+    **dict.fromkeys(("width", "height", "steps"), rejected("no images are made here", 0)),
     "keep_alive": no_effect(
         "the server's `--keep-alive` decides; but 0 without a prompt, input or messages unloads "
         "the model"

@@ -141,6 +141,9 @@ class OllamaGenerate(TextRequest):
     raw: bool | None = None
     template: str | None = None
     context: ListOf[int] | None = None
+    width: Whole | None = None
+    height: Whole | None = None
+    steps: Whole | None = None
 
     @property
     def is_empty(self) -> bool:

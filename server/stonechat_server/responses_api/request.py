@@ -72,6 +72,9 @@ class ResponsesRequest(ConversationFields):
     context_management: ListOf[dict[str, Any]] | None = None
     moderation: dict[str, Any] | None = None
     client_metadata: dict[str, Any] | None = None
+    access_programs: Any = None
+    background_options: Any = None
+    image: Any = None
 
     @property
     def includes(self) -> frozenset[str]:

@@ -26,7 +26,7 @@ class Reasoning(WireModel):
 class Thinking(WireModel):
     """The switch of reasoning that Anthropic, DeepSeek and GLM have."""
 
-    type: Literal["enabled", "disabled", "adaptive"]
+    type: Literal["enabled", "disabled", "adaptive", "between_tools"]
     budget_tokens: TokenBudget | None = None
 
 

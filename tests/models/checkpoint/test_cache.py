@@ -1,5 +1,6 @@
 """The cache: a folder is filled once, wholly or not at all, by one process at a time."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -7,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from stonechat_models.checkpoint.cache import HEADER_BYTES, cache_root, fill_once, sampled_hash
+from stonechat_models.checkpoint import cache
+from stonechat_models.checkpoint.cache import (
+    HEADER_BYTES,
+    cache_root,
+    content_hash,
+    file_sha256,
+    fill_once,
+    sampled_hash,
+)
 from stonechat_models.errors import ModelLoadError
 
 
@@ -106,3 +115,22 @@ def test_a_sampled_hash_sees_size_header_and_end(tmp_path: Path) -> None:
     hashes.add(sampled_hash([path]))
     assert len(hashes) == 5
     assert sampled_hash([path]) == sampled_hash([path.rename(tmp_path / "g")])
+
+
+def test_a_content_hash_is_kept_until_a_file_changes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    paths, hashed = [tmp_path / "a", tmp_path / "b"], []
+    monkeypatch.setattr(
+        cache, "file_sha256", lambda path: hashed.append(path.name) or file_sha256(path)
+    )
+    for path in paths:
+        path.write_bytes(bytes(10))
+    first = content_hash(paths)
+    assert content_hash(paths) == first
+    assert hashed == ["a", "b"]
+    paths[1].write_bytes(bytes(9) + b"x")
+    os.utime(paths[1], ns=(1, 1))
+    assert content_hash(paths) != first
+    assert hashed == ["a", "b", "b"]

@@ -55,6 +55,8 @@ def test_the_language_model_of_several_parts_counts() -> None:
         ("text_config", []),
         ("dtype", 16),
         ("num_experts_per_tok", "two"),
+        ("chunk_size", 10**12),
+        ("mamba_chunk_size", 1e6),
     ],
 )
 def test_a_value_that_cannot_be_right_is_refused(key: str, value: Any, tmp_path: Path) -> None:

@@ -93,6 +93,34 @@ def test_files_that_do_not_fit_are_left_out(client: TestClient, coder: FakeEngin
     assert len(coder.requests[-1].prompt_token_ids) <= (whole + 8) * 7 / 8
 
 
+@pytest.mark.parametrize(
+    ("num_before", "num_after", "kept"),
+    [(300, 300, (75, 25)), (300, 10, (90, 10)), (20, 300, (20, 80)), (90, 11, (89, 11))],
+)
+def test_text_far_from_the_gap_is_left_out(
+    client: TestClient, coder: FakeEngine, num_before: int, num_after: int, kept: tuple[int, int]
+) -> None:
+    """As in llama.cpp: the text behind the gap has a quarter, and more if the other is short."""
+    marks = "<|fim_prefix|><|fim_suffix|><|fim_middle|>"
+    coder.model = model_info(max_model_len=len(coder.tokenizer.encode(marks)) + 100 + 8)
+    before, after = "a" * (num_before - 3), "b" * (num_after - 2)
+    texts = {"input_prefix": before, "prompt": "z", "input_suffix": after}
+    answer = fill(client, {**texts, "input_extra": [], "n_predict": 8}).json()
+    assert answer["truncated"] is True
+    before, after = f"[{before}z]"[-kept[0] :], f"[{after}]"[: kept[1]]  # with the brackets
+    assert coder.prompt == f"<|fim_prefix|>{before}<|fim_suffix|>{after}<|fim_middle|>"
+
+
+def test_props_describe_the_model(client: TestClient, coder: FakeEngine) -> None:
+    props = client.get("/props").json()
+    assert props["default_generation_settings"] == {"n_ctx": coder.model.max_model_len}
+    assert props["total_slots"] == coder.model.max_num_seqs
+    assert (props["model_alias"], props["model_path"]) == ("tiny-test", "tiny-test")
+    assert props["modalities"] == {"vision": False, "audio": False}
+    assert client.get("/props", params={"model": props["model_alias"]}).json() == props
+    assert client.get("/props", params={"model": "other"}).status_code == 404
+
+
 def fill_prompt(client: TestClient, coder: FakeEngine, files: list[Any]) -> list[int]:
     assert fill(client, {"input_extra": files}).json()["truncated"] is False
     return list(coder.requests[-1].prompt_token_ids)
@@ -122,7 +150,6 @@ def test_a_model_without_the_tokens_refuses(client: TestClient, engine: FakeEngi
     ("field", "value"),
     [
         ("input_prefix", None),
-        ("input_prefix", "x" * 5000),
         ("input_extra", [{}]),
         ("input_extra", [5]),
         ("n_predict", -2),

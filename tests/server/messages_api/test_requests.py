@@ -327,6 +327,7 @@ EQUAL_FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
     ),
     ({"thinking": {"type": "adaptive"}}, {}),
+    ({"thinking": {"type": "between_tools"}}, {}),
     ({"thinking": {"type": "disabled"}}, {"reasoning_effort": "none"}),
     (
         {"thinking": {"type": "disabled"}, "output_config": {"effort": "high"}},

@@ -16,6 +16,7 @@ from stonechat_server.embeddings_api.answer import EmbeddingList
 from stonechat_server.embeddings_api.request import EmbeddingRequest
 from stonechat_server.files_api.answer import DeletedFile, FileList, FileObject
 from stonechat_server.infill_api.answer import InfillAnswer
+from stonechat_server.infill_api.props import Props
 from stonechat_server.infill_api.request import InfillRequest
 from stonechat_server.messages_api.answer import MessageAnswer, MessageEvent, TokenCount
 from stonechat_server.messages_api.errors import MessagesError
@@ -77,7 +78,7 @@ REQUESTS: tuple[type[BaseModel], ...] = (
     *(OllamaChat, OllamaGenerate, OllamaEmbed, OllamaEmbeddings, OllamaModelName),
 )
 ANSWERS: tuple[type, ...] = (
-    *(ChatCompletion, ChatCompletionChunk, Completion, InfillAnswer, Response),
+    *(ChatCompletion, ChatCompletionChunk, Completion, InfillAnswer, Props, Response),
     *(ResponseItemList, DeletedResponse, InputTokens),
     *(MessageAnswer, TokenCount, MessagesError, EmbeddingList),
     *(RerankAnswer, ScoreList),

@@ -20,7 +20,7 @@ from stonechat_models.backends.transformers.stored.choice import read_kept_codes
 from stonechat_models.backends.transformers.stored.codes import CodedParts
 from stonechat_models.backends.transformers.stored.packed_weights import packed_source
 from stonechat_models.backends.transformers.stored.size import refuse_oversized
-from stonechat_models.checkpoint.cache import Progress, fill_once
+from stonechat_models.checkpoint.cache import Progress, content_hash, fill_once
 from stonechat_models.checkpoint.gguf.reader import read_gguf
 from stonechat_models.checkpoint.gguf.weights import write_weights
 from stonechat_models.checkpoint.resolve import ModelFiles, tower_parameters
@@ -144,7 +144,10 @@ def _check_report(
 def _dequantised_folder(
     files: ModelFiles, path: Path, dtype: torch.dtype, progress: Progress
 ) -> Path:
-    """The cache folder with a GGUF file's config and its weights as safetensors of `dtype`."""
+    """The cache folder with a GGUF file's config and its weights as safetensors of `dtype`.
+
+    Its name has a hash of all weights: the name of `files.folder` covers samples of them alone.
+    """
 
     def build(target: Path) -> None:
         progress(f"converting the weights of {path.name} to {name} (once)")
@@ -155,4 +158,6 @@ def _dequantised_folder(
         write_weights(gguf, files.config, target, dtype, progress, tower)
 
     name = str(dtype).removeprefix("torch.")
-    return fill_once(files.folder.with_name(f"{files.folder.name}-{name}"), progress, build)
+    content = content_hash(files.weights)[:24]
+    folder = files.folder.with_name(f"{files.folder.name}-{content}-{name}")
+    return fill_once(folder, progress, build)
