@@ -280,11 +280,20 @@ class Settings(ModelSettings):
         return init_settings, env_settings
 
     def all_api_keys(self) -> list[str]:
-        """The keys of `api_key` and `api_key_file`. Raises `OSError` if the file cannot be read."""
-        keys = [key.get_secret_value() for key in self.api_key]
+        """The keys of `api_key` and `api_key_file`.
+
+        Raises `OSError` if the file cannot be read, and `UserError` for a key that is empty and a
+        file that has none: without a key, the server would be open, or closed to all.
+        """
+        keys = [key.get_secret_value().strip() for key in self.api_key]
+        if "" in keys:
+            raise UserError("--api-key is empty; leave it out for a server that is open to all")
         if self.api_key_file is not None:
-            lines = self.api_key_file.read_text(encoding="utf-8").splitlines()
-            keys += [line.strip() for line in lines if line.strip() and line.strip()[0] != "#"]
+            lines = map(str.strip, self.api_key_file.read_text(encoding="utf-8").splitlines())
+            of_file = [line for line in lines if line and line[0] != "#"]
+            if not of_file:
+                raise UserError(f"{self.api_key_file} has no API key")
+            keys += of_file
         return keys
 
 

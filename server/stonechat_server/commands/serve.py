@@ -205,6 +205,8 @@ def _problem(settings: Settings) -> str | None:
         return _file_problem(error)
     except UnicodeDecodeError:
         return f"{settings.api_key_file} is not a text file in UTF-8"
+    except UserError as error:
+        return str(error)
     return None
 
 

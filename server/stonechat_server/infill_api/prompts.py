@@ -30,13 +30,14 @@ class InfillEncoder(PromptEncoder):
     ) -> None:
         """Raises `APIError` 400 if the tokenizer has no tokens for a gap."""
         super().__init__(request, engine, as_text=True)
-        self._fill_in = known_fill_in(self._tokenizer, "input_suffix")
+        self._gap = self._fill_in = known_fill_in(self._tokenizer, "input_suffix")
         self._files = files
         added = self._tokenizer.added_tokens
         self._marks = next((pair for pair in REPOSITORIES if {*pair} <= {*added}), None)
         limit, length = request.token_limit, engine.model.max_model_len
-        is_open = limit is None or limit >= length
-        self._room = length - (length // 8 if is_open else max(1, limit))
+        if limit is None or limit >= length:
+            limit = length // 8
+        self._room = length - max(1, limit)
         self.is_cut = False
         """Whether something is left out, because it did not fit."""
 
@@ -53,12 +54,12 @@ class InfillEncoder(PromptEncoder):
 
         It stays whole if nothing of the texts would fit.
         """
-        fill_in, tokenizer = self._fill_in, self._tokenizer
+        gap, tokenizer = self._gap, self._tokenizer
         texts = [
-            tokenizer.encode_parts([(text, is_text)], frozenset(fill_in.tokens))
-            for text, is_text in fill_in.parts(before, self._suffix)
+            tokenizer.encode_parts([(text, is_text)], frozenset(gap.tokens))
+            for text, is_text in gap.parts(before, self._suffix)
         ]
-        first, last = (3, 1) if fill_in.suffix_first else (1, 3)
+        first, last = (3, 1) if gap.suffix_first else (1, 3)
         room = self._room - whole.num_hidden
         room -= sum(len(ids) for i, ids in enumerate(texts) if i not in (first, last))
         if room <= 0:

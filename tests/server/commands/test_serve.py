@@ -162,6 +162,8 @@ def test_keys_of_the_default_file_are_asked_for(
         ("--tls-cert {file} --tls-key {file}", "are not a certificate and its private key in PEM"),
         ("--api-key-file /no/such", "cannot read /no/such: No such file or directory"),
         ("--api-key-file {binary}", "is not a text file in UTF-8"),
+        ("--api-key-file /dev/null", "/dev/null has no API key"),
+        ("--api-key=", "--api-key is empty; leave it out for a server that is open to all"),
         ("--keys-file /no/such", "`stonechat keys --keys-file /no/such add NAME` creates one"),
         ("--keys-file {file}", "/file is not valid TOML"),
     ],
