@@ -546,3 +546,16 @@ def test_a_page_whose_database_a_newer_page_has_taken_still_answers(page: Page) 
     answer_is(page, "Hello wörld 👋")
     expect(page.locator(".toast").first).to_contain_text("could not save")
     expect(page.locator("#send")).to_be_visible()
+
+
+def test_a_question_whose_conversation_another_tab_deleted_is_shown(page: Page) -> None:
+    paths = page.evaluate(
+        """async () => {
+          const { Tree } = await import('./page/tree.js');
+          const turn = (id, role, parent, created) => ({ id, role, parent, created });
+          const turns = [turn('b', 'user', 'gone', 1), turn('c', 'assistant', 'b', 2)];
+          const tree = new Tree({ active: { gone: 'b' } }, [...turns, turn('d', 'tool', 'x', 3)]);
+          return tree.path().map(({ id }) => id);
+        }"""
+    )
+    assert paths == ["b", "c"]

@@ -16,6 +16,7 @@ def page(browser: Browser, open_server: LiveServer) -> Iterator[Page]:
         yield tab
 
 
+OUTSIDE = 'target="_blank" rel="noopener noreferrer"'
 TASKS = (
     '<ul><li class="task"><input type="checkbox" disabled="" aria-label="Task"> a</li>'
     '<li class="task"><input type="checkbox" disabled="" aria-label="Task"> b</li></ul>'
@@ -47,6 +48,15 @@ TASKS = (
             '<tbody><tr><td>1</td><td class="right"></td></tr></tbody></table></div>',
         ),
         ("a|b\n|-x", "<p>a|b<br>|-x</p>"),
+        (
+            "(see https://a.b/c_d(e)?x=1&y.) `http://c`",
+            f'<p>(see <a href="https://a.b/c_d(e)?x=1&amp;y" {OUTSIDE}>'
+            "https://a.b/c_d(e)?x=1&amp;y</a>.) <code>http://c</code></p>",
+        ),
+        (
+            "[http://a](http://b) http:// ftp://c",
+            f'<p><a href="http://b" {OUTSIDE}>http://a</a> http:// ftp://c</p>',
+        ),
     ],
 )
 def test_markdown(page: Page, source: str, expected: str) -> None:
@@ -78,10 +88,27 @@ HOSTILE = {
     "many nodes": ["", "a\n", 150_000, ""],
     "notes in a line": ["", "^[", 200_000, ""],
     "notes in notes": ["x", "^[a", 200_000, "]" * 200_000],
+    "addresses": ["", "http://", 150_000, ""],
+    "schemes": ["", "http:", 150_000, ""],
+    "brackets of an address": ["http://a", "(]", 100_000, ""],
+    "open environments": ["", "\\begin{align}a\n\n", 15_000, ""],
     "open formulas": ["", "\\[a\n", 30_000, ""],
     "formulas before text": ["", "\\[a\n", 900, "\\] b\n" * 100],
 }
 """A start, a piece, how often the piece comes, and an end."""
+
+
+def test_environments_of_mathematics(page: Page) -> None:
+    html = page.evaluate(
+        """async (source) => {
+          const { drawMarkdown } = await import('./page/markdown.js');
+          const box = document.createElement('div');
+          drawMarkdown(box, source);
+          return [box.querySelectorAll('.math mtr').length, box.lastElementChild.outerHTML];
+        }""",
+        "So:\n\\begin{align*}\na &= b \\\\\nc &= d\n\\end{align*}\nend",
+    )
+    assert html == [2, "<p>end</p>"]
 
 
 def render(page: Page, start: str, piece: str, count: int, end: str) -> int:

@@ -1,6 +1,7 @@
 """The page in a real browser, with a real server and a scripted engine."""
 
 import re
+from typing import Any
 
 import pytest
 
@@ -499,3 +500,31 @@ def test_without_session_storage_the_key_lasts_as_long_as_the_page(
         models_known(tab)
         ask(tab)
         answered(tab)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({"body": "<p>Log in</p>", "content_type": "text/html"}, "Something else answers in place"),
+        ({"body": "data: {bad\n\n", "content_type": "text/event-stream"}, "is not JSON"),
+        (
+            {"status": 403, "json": {"error": {"code": "host_not_allowed", "message": "x"}}},
+            "does not serve this page under this address",
+        ),
+    ],
+)
+def test_an_answer_that_is_none_is_explained(
+    page: Page, answer: dict[str, Any], expected: str
+) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(**answer))
+    ask(page)
+    answered(page)
+    expect(page.locator(".turn.assistant .problem")).to_contain_text(expected)
+    expect(page.locator("#prompt")).to_have_value("Hi")
+
+
+def test_an_answer_without_text_says_so(page: Page) -> None:
+    stream_of(page, [piece("stop")])
+    ask(page)
+    answered(page)
+    expect(page.locator(".choice .foot")).to_contain_text("ended by itself · no text")

@@ -137,7 +137,10 @@ export class AnswerView {
     }
     const { finishReason } = view.record;
     const end = finishReason ?? (turn.state === "stopped" ? "stopped" : "");
-    view.drawFoot(buttons, ENDS[end] ?? end);
+    const { content, refusal, toolCalls } = view.record;
+    const isEmpty = !content && !refusal && !toolCalls.length && turn.state !== "failed";
+    const status = [ENDS[end] ?? end, isEmpty && "no text"].filter(Boolean).join(" · ");
+    view.drawFoot(buttons, status);
   }
 }
 

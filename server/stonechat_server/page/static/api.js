@@ -25,7 +25,7 @@ export function setKey(key) {
 
 export const apiUrl = () => new URL("v1", ROOT).href;
 
-// `status` is 0 for an answer that breaks off. `code` and `retryAfter` come from the server.
+// `status` is 0 for an answer that breaks off, and 200 for one that is no stream. `code` and `retryAfter` come from the server.
 export class ApiError extends Error {
   constructor(status, message, more = {}) {
     super(message);
@@ -71,13 +71,23 @@ export async function* streamChat(body, signal) {
     signal,
   });
   if (!response.ok) throw await failure(response);
+  const type = response.headers.get("content-type") ?? "no type";
+  if (!type.startsWith("text/event-stream")) throw new ApiError(200, type);
   for await (const data of events(response.body)) {
     if (data === "[DONE]") return;
-    const chunk = JSON.parse(data);
+    const chunk = parseChunk(data);
     if (chunk.error) throw new ApiError(0, chunk.error.message ?? "the server stopped");
     yield chunk;
   }
   throw new ApiError(0, "the answer was cut off");
+}
+
+function parseChunk(data) {
+  try {
+    return JSON.parse(data);
+  } catch {
+    throw new ApiError(0, "a part of the answer is not JSON");
+  }
 }
 
 export async function* events(stream) {

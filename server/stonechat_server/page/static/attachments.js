@@ -124,7 +124,7 @@ async function readText(file) {
   if (file.size > MAX_TEXT_BYTES) throw new Error(`${file.name} is larger than 1 MB.`);
   try {
     const text = new TextDecoder("utf-8", { fatal: true }).decode(await file.arrayBuffer());
-    if (!text.includes("\0")) return text;
+    if (!text.includes("\0") && !text.startsWith("%PDF-")) return text;
   } catch {
     /* not text */
   }

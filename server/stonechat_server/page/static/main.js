@@ -23,6 +23,7 @@ const EXAMPLES = [
   "What is the integral of x · sin(x)? Show the steps.",
 ];
 
+const MEASURED_LENGTH = 5_000; // the browser needs long to lay out more, with each key
 const prompt = byId("prompt");
 const send = byId("send");
 const fields = new FieldsForm(byId("fields"), byId("fields-more"));
@@ -112,9 +113,13 @@ const sidebar = new Sidebar(store, kept, {
 // -- the message box --
 
 function write(text) {
-  prompt.value = text;
-  prompt.style.height = "auto";
-  prompt.style.height = `${Math.min(prompt.scrollHeight + 2, window.innerHeight * 0.4)}px`;
+  if (prompt.value !== text) prompt.value = text;
+  let height = window.innerHeight * 0.4;
+  if (text.length < MEASURED_LENGTH) {
+    prompt.style.height = "auto";
+    height = Math.min(prompt.scrollHeight + 2, height);
+  }
+  prompt.style.height = `${height}px`;
 }
 
 async function submit() {

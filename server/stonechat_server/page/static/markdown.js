@@ -4,6 +4,7 @@
 
 import { colour } from "./colours.js";
 import { copyText, el } from "./dom.js";
+import { linkRule } from "./links.js";
 import { mathRules } from "./math.js";
 import "./vendor/katex.js";
 import MarkdownIt from "./vendor/markdown-it.js";
@@ -27,6 +28,7 @@ md.validateLink = (url) => LINK.test(url.trim());
 md.use(globalThis.markdownitFootnote);
 md.disable("footnote_inline"); // it reads the rest of a paragraph at each "^["
 md.use(mathRules);
+md.use(linkRule);
 md.renderer.rules.image = (tokens, at) => {
   const { attrGet, content } = tokens[at];
   const url = attrGet.call(tokens[at], "src");

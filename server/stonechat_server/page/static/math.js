@@ -1,5 +1,5 @@
-// Rules for markdown-it that recognise mathematics: $…$, $$…$$, \(…\) and \[…\]. A dollar before
-// a space, or after one, is money. A rule reads a bounded number of characters, so that the time
+// Rules for markdown-it that recognise mathematics: $…$, $$…$$, \(…\), \[…\] and lines between
+// \begin{align} and its end. A dollar before a space, or after one, is money. A rule reads a bounded number of characters, so that the time
 // stays linear in the length of the text.
 
 const MAX_SPAN = 4_000;
@@ -9,6 +9,8 @@ const INLINE = [
   ["$$", "$$", true],
   ["$", "$", false],
 ];
+
+const ENVIRONMENT = /^\\begin\{((?:align|alignat|equation|gather)\*?)\}/;
 
 export function mathRules(md) {
   md.inline.ruler.before("escape", "math", inlineRule);
@@ -62,9 +64,12 @@ function blockRule(state, startLine, endLine, silent) {
   const start = state.bMarks[startLine] + state.tShift[startLine];
   if (state.sCount[startLine] - state.blkIndent >= 4) return false;
   const open = state.src.slice(start, start + 2);
-  const close = { $$: "$$", "\\[": "\\]" }[open];
+  const environment = ENVIRONMENT.exec(state.src.slice(start, start + 20))?.[1];
+  const close = environment
+    ? `\\end{${environment}}`
+    : { $$: "$$", "\\[": "\\]" }[open];
   if (!close) return false;
-  const from = start + open.length;
+  const from = environment ? start : start + open.length;
   const length = state.src.slice(from, from + MAX_SPAN).indexOf(close);
   if (length < 0) return false;
   const end = from + length;
@@ -74,9 +79,10 @@ function blockRule(state, startLine, endLine, silent) {
   if (last >= endLine || state.src.slice(end + close.length, state.eMarks[last]).trim()) return false;
   if (silent) return true;
   const lines = [];
+  const until = environment ? end + close.length : end;
   for (let line = startLine; line <= last; line += 1) {
     const begin = line === startLine ? from : state.bMarks[line] + state.tShift[line];
-    lines.push(state.src.slice(begin, Math.min(end, state.eMarks[line])).trimEnd());
+    lines.push(state.src.slice(begin, Math.min(until, state.eMarks[line])).trimEnd());
   }
   const made = token(state, lines.join("\n"), true);
   made.map = [startLine, last + 1];

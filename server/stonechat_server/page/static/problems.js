@@ -11,6 +11,8 @@ const WORDS = {
   504: "The request waited too long",
 };
 
+const REFUSED_PAGES = ["host_not_allowed", "origin_not_allowed"];
+
 // Returns { text, detail, needsKey }: a sentence for people, and who said what about it.
 export function explain(error, hasKey) {
   if (error.name === "FieldError")
@@ -36,6 +38,14 @@ export function explain(error, hasKey) {
       detail,
     };
   }
+  if (error.status === 200) {
+    return {
+      text: "Something else answers in place of the server, perhaps a proxy that wants a login.",
+      detail: `It sends ${error.message}, not a stream.`,
+    };
+  }
+  if (error.status === 403 && REFUSED_PAGES.includes(error.code))
+    return { text: "The server does not serve this page under this address.", detail };
   if (error.status === 0) return { text: `The answer broke off: ${error.message}.`, detail: "" };
   const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
   return {

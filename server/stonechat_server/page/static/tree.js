@@ -18,6 +18,8 @@ export class Tree {
     this.childrenOf = new Map();
     for (const turn of turns.toSorted((a, b) => a.created - b.created || (a.id < b.id ? -1 : 1))) {
       if (turn.state === "running") turn.state = "stopped"; // the page was closed meanwhile
+      // Another tab deleted what was before this question.
+      if (turn.role === "user" && !this.turns.has(turn.parent)) turn.parent = "";
       this.insert(turn);
     }
   }
