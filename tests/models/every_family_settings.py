@@ -5,6 +5,7 @@ from typing import Any
 from tests.models.tiny_models import VOCAB_SIZE
 
 _NAMES: dict[int, str] = {
+    VOCAB_SIZE - 6: "unpadded_vocab_size",
     VOCAB_SIZE: "vocab_size decoder_vocab_size vocab_size_per_layer_input",
     256: "max_position_embeddings n_positions n_ctx max_seq_len context_length model_max_length "
     "keep_window_size",

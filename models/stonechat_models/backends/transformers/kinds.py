@@ -137,8 +137,9 @@ def _known_dtypes(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def vocab_size(module: nn.Module) -> int:
-    """The width of the logits."""
-    return int(module.config.get_text_config().vocab_size)  # type: ignore[operator, union-attr]
+    """The width of the logits. Some tables of embeddings have more rows, which no token has."""
+    config = module.config.get_text_config()  # type: ignore[operator, union-attr]
+    return int(getattr(config, "unpadded_vocab_size", None) or config.vocab_size)
 
 
 def stateful_model(
