@@ -1,4 +1,4 @@
-"""The rotary positions of prompts with images in time, height and width (M-RoPE)."""
+"""The rotary positions of prompts with images or videos in time, height and width (M-RoPE)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def grid_positions(
     kinds = torch.zeros(1, len(token_ids), dtype=torch.int32)
     grids: dict[str, list[npt.NDArray[Any]]] = {"image": [], "video": []}
     seconds: list[float] = []
-    end = -1
+    end = -1  # of the latest piece of a video
     visible = (medium for medium in media if medium.modality in grids)
     for medium in sorted(visible, key=lambda medium: medium.places[0]):
         for start, length in medium.places:
@@ -31,12 +31,14 @@ def grid_positions(
         if tensor is None:
             raise StepError("an image has no image_grid_thw, which the model's positions need")
         grid = as_array(tensor).reshape(-1, 3)
-        if medium.modality == "video" and medium.places[0][0] == end:
+        if medium.modality == "image":
+            grids["image"].append(grid)
+            continue
+        if medium.places[0][0] == end:
             grids["video"][-1] = grids["video"][-1] + [1, 0, 0]
         else:
-            grids[medium.modality].append(grid)
-            if medium.modality == "video":
-                seconds.append(as_array(medium.tensors["second_per_grid_ts"]).item())
+            grids["video"].append(grid)
+            seconds.append(as_array(medium.tensors["second_per_grid_ts"]).item())
         end = sum(medium.places[-1])
     arguments = {
         f"{modality}_grid_thw": torch.from_numpy(np.concatenate(parts).astype(np.int64))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from stonechat_models.media.hf_processor import as_tensors
 from stonechat_models.media.positions import grid_positions
 from stonechat_models.model_info import VideoInfo
+from stonechat_models.types import MediaInput
 from tests.models.engines import add, greedy, make_engine, run
 from tests.models.media.prompts import Prompt
 from tests.models.media.test_families import check
@@ -19,6 +21,7 @@ from tests.models.media.videos import pictures, video_file
 
 USUAL = ["qwen2_5_vl", "qwen3_vl", "gemma4"]
 GRIDS = ["qwen2_5_vl", "qwen3_vl"]
+VIDEO_INPUTS = ("video_grid_thw", "second_per_grid_ts")
 NUM_OUTPUT = 5
 WAYS: dict[str, dict[str, Any]] = {
     "whole": {"max_batch_tokens": 8192},
@@ -77,10 +80,35 @@ def test_positions_equal_those_of_transformers(
     model = models(name)
     prompt = prompts(model)["two"]
     positions, delta = grid_positions(model.module, prompt.token_ids, prompt.media[::-1])
-    names = ("mm_token_type_ids", "video_grid_thw", "second_per_grid_ts")
     expected, expected_delta = model.module.model.get_rope_index(
         input_ids=torch.tensor([prompt.token_ids]),
-        **{key: value for key, value in prompt.inputs.items() if key in names},
+        mm_token_type_ids=prompt.inputs["mm_token_type_ids"],
+        **{key: v for key, v in prompt.inputs.items() if key in VIDEO_INPUTS},
+    )
+    np.testing.assert_array_equal(positions, expected[:, 0].numpy())
+    assert delta == int(expected_delta)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_an_image_may_touch_a_video(models: Callable[[str], VideoModel], name: str) -> None:
+    """Other templates than the published ones may have no text between them."""
+    model, num_image = models(name), 4
+    prompt = prompts(model)["again"]
+    first = prompt.media[0].places[0][0]
+    token_ids = [model.module.config.image_token_id] * num_image + prompt.token_ids[first:]
+    grid = {"image_grid_thw": np.array([[1, 4, 4]])}
+    media = [MediaInput(bytes(16), ((0, num_image),), as_tensors(grid))]
+    for piece in prompt.media:
+        places = tuple((start - first + num_image, length) for start, length in piece.places)
+        media.append(MediaInput(piece.content_hash, places, piece.tensors, "video"))
+    positions, delta = grid_positions(model.module, token_ids, media)
+    kinds = [2 * (token_id == model.video_id) for token_id in token_ids]
+    kinds[:num_image] = [1] * num_image
+    expected, expected_delta = model.module.model.get_rope_index(
+        input_ids=torch.tensor([token_ids]),
+        mm_token_type_ids=torch.tensor([kinds]),
+        image_grid_thw=torch.tensor([[1, 4, 4]]),
+        **{key: v for key, v in prompt.inputs.items() if key in VIDEO_INPUTS},
     )
     np.testing.assert_array_equal(positions, expected[:, 0].numpy())
     assert delta == int(expected_delta)
