@@ -9,7 +9,7 @@ PREFIX = "data:"
 PIECE = 2**20
 """Characters that are decoded at a time; a multiple of 4."""
 MAX_HEAD_LENGTH = 200
-EXAMPLE = "data:image/png;base64,... or data:audio/wav;base64,..."
+EXAMPLE = "data:image/png;base64,..., data:audio/wav;base64,... or data:video/mp4;base64,..."
 _BARE = re.compile(r"[A-Za-z0-9+/]{64}")
 """How base64 begins that stands in the place of a URL. No URL begins so: it has a colon earlier."""
 

@@ -277,11 +277,11 @@ def _part_text(part: items.Part, path: str) -> str:
         case items.InputImage() | items.InputAudio() | items.InputFile():
             raise unsupported(
                 path,
-                f"'{path}': images and audio may be in messages of the user and in outputs of "
-                "calls, not in other messages.",
+                f"'{path}': images, audio and videos may be in messages of the user and in outputs "
+                "of calls, not in other messages.",
             )
-    types = "Images are of the type input_image, audio is of the type input_audio."
     raise unsupported(
         path,
-        f"'{path}': only text, images and audio are read here, no video or other files. {types}",
+        f"'{path}': only text, images, audio and videos are read here, no other files. Images are "
+        "of the type input_image, audio of input_audio, videos of input_file.",
     )

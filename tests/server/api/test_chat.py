@@ -105,6 +105,7 @@ def test_obfuscation_hides_the_length_of_the_text(client: TestClient) -> None:
     for chunk in chunks:
         text = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
         assert (len(text) + len(chunk["obfuscation"])) % 16 == 0
+        assert "usage" not in chunk
 
 
 def test_the_index_identifies_the_choices_of_a_stream(client: TestClient) -> None:

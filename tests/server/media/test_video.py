@@ -208,6 +208,22 @@ def test_metrics_count_videos(client: TestClient) -> None:
     assert f"stonechat:images_total{label} 1.0" in lines
 
 
+def test_responses_have_videos_as_files(client: TestClient, engine: FakeEngine) -> None:
+    def file(data: bytes) -> dict[str, Any]:
+        return {"type": "input_file", "file_data": data_url(data, "video/mp4")}
+
+    body = {"input": [{"role": "user", "content": [file(mp4())]}]}
+    first = client.post("/v1/responses", json=body).json()
+    body = {"previous_response_id": first["id"], "input": "And then?"}
+    assert client.post("/v1/responses", json=body).status_code == 200
+    assert [{one.modality for one in request.media} for request in engine.requests] == 2 * [
+        {"video"}
+    ]
+    body = {"input": [{"role": "user", "content": 5 * [file(mp4())]}]}
+    response = client.post("/v1/responses", json=body)
+    assert (response.status_code, error_of(response)["code"]) == (400, "too_many_videos")
+
+
 @pytest.mark.parametrize(
     ("path", "body"),
     [

@@ -41,7 +41,8 @@ def decode_video(data: bytes, options: VideoOptions, choose: Choose) -> Video:
         with _opened(data) as container:
             return _decoded(container, options, choose)
     except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
-        raise UnusableMediaError("broken", f"is broken: {error}"[:300]) from None
+        reason = getattr(error, "strerror", None) or error  # without FFmpeg's number
+        raise UnusableMediaError("broken", f"is broken: {reason}"[:300]) from None
 
 
 def _opened(data: bytes) -> Any:
