@@ -15,7 +15,6 @@ from stonechat_models.checkpoint.gguf.rope import rope_of
 from stonechat_models.checkpoint.hf_config import HFConfig
 
 EFFECTS = {
-    "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,),
     "attention.output_scale": (0.0, 1.0),

@@ -184,7 +184,8 @@ def _check_embedding(gguf: GgufFile, config: Config) -> None:
 
 
 def _check_effects(gguf: GgufFile, architecture: Architecture) -> None:
-    for key, neutral in EFFECTS.items():
+    causal = {"attention.causal": (not architecture.is_encoder,)}
+    for key, neutral in (EFFECTS | causal).items():
         value = gguf.value(key)
         values = value if isinstance(value, list) else [] if value is None else [value]
         if key not in architecture.effects and any(item not in neutral for item in values):

@@ -17,7 +17,7 @@ from stonechat_models.checkpoint.headers import read_headers
 from stonechat_models.checkpoint.resolve import resolve_model
 from stonechat_models.config import EngineConfig
 from stonechat_models.engine.embedding_engine import EmbeddingEngine
-from stonechat_models.errors import ModelLoadError, UnsupportedModelError
+from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.runtime.build import build_engine, model_use
 from tests.models.compiled_cache import use_model_cache
 from tests.models.converted_encoders import ENCODERS, tiny_encoder, write_encoder
@@ -193,16 +193,12 @@ def test_heads_that_are_not_served(
 
 
 def test_damaged_files_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    module = tiny_encoder("modern-bert")
-    damages: dict[str, Any] = {
-        "pooling_type": lambda writer: writer.add_uint32("modern-bert.pooling_type", 9),
-        "hidden_activation": lambda writer: writer.add_string(
-            "modern-bert.hidden_activation", "relu"
-        ),
-    }
-    for word, damage in damages.items():
-        path = write_encoder(module, "modern-bert", tmp_path / f"{word}.gguf", None, None, damage)
-        with pytest.raises(ModelLoadError, match=word):
+    path = write_encoder(tiny_encoder("modern-bert"), "modern-bert", tmp_path / "x.gguf")
+    metadata, tensors = unpack_gguf(read_gguf(path))
+    damages = {"pooling_type": 9, "hidden_activation": "relu", "attention.causal": True}
+    for key, value in damages.items():
+        path.write_bytes(pack_gguf(metadata | {f"modern-bert.{key}": value}, tensors))
+        with pytest.raises(UnsupportedModelError, match=key):
             build(path)
 
 

@@ -21,7 +21,6 @@ HEAD = "cls.output.weight"
 TYPES = "token_types.weight"
 GLOBAL_THETA, LOCAL_THETA, MODERN_PERIOD = 160_000.0, 10_000.0, 3
 MODERN_ACTIVATIONS = ("gelu", "silu")
-_CAUSAL = frozenset({"attention.causal"})
 
 
 def _labels(gguf: GgufFile) -> dict[str, str]:
@@ -80,7 +79,6 @@ _BERT = Architecture(
     "BertModel",
     keys={"type_vocab_size": _num_types},
     fixed={"hidden_act": "gelu"},
-    effects=_CAUSAL,
     is_encoder=True,
     eps="layer_norm_eps",
     layer_norm=True,
@@ -109,7 +107,6 @@ _NOMIC = Architecture(
     "nomic_bert",
     "NomicBertModel",
     keys={"type_vocab_size": _num_types},
-    effects=_CAUSAL,
     is_encoder=True,
     eps="layer_norm_eps",
     layer_norm=True,
@@ -125,7 +122,6 @@ _MODERN = Architecture(
     "modernbert",
     "ModernBertModel",
     adapt=_modern_bert,
-    effects=_CAUSAL,
     is_encoder=True,
     eps="norm_eps",
     layer_norm=True,
@@ -183,7 +179,6 @@ ENCODERS: dict[str, Architecture] = {
         "eurobert",
         "EuroBertModel",
         fixed={"attention_bias": False, "mlp_bias": False},
-        effects=_CAUSAL,
         is_encoder=True,
     ),
 }

@@ -164,7 +164,7 @@ _EMBEDDING = replace(
     _GEMMA3,
     class_name="Gemma3TextModel",
     fixed={**_GEMMA3.fixed, "use_bidirectional_attention": True},
-    effects=frozenset({"attention.causal"}),
+    effects=frozenset(),
     is_encoder=True,
     dense=("dense_2.weight", "dense_3.weight"),
 )
