@@ -259,12 +259,14 @@ class BareCallReader:
     def _after_object(self, char: str) -> None:
         if char.isspace():
             return
-        if self._is_list and char in ",]":
+        if self._is_list:
             if char == "]":
                 self._calls, self._is_list, self._state = self._listed, False, self._after_list
-            else:
+            elif char == ",":
                 self._state = self._before_object
-        elif not self._is_list and char == "{":
+            else:
+                self._fail()
+        elif char == "{":
             self._begin_object()
         else:
             self._after_list(char)
