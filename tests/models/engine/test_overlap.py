@@ -274,7 +274,8 @@ LIMITS = [
 @pytest.mark.parametrize("seed", [0, *nightly(1, 4)])
 def test_overlap_changes_no_answer_under_any_load(any_case, limits, seed):
     any_module, answers = any_case
-    requests, expected = list(workload(random.Random(seed), 14)), answers(seed, 14)
+    number = 14 if limits is LIMITS[1] else 18  # some need more for a preemption
+    requests, expected = list(workload(random.Random(seed), number)), answers(seed, number)
     engine = make_engine(any_module, overlap=True, **limits)
     engine.scheduler.prompt_rows.max_rows = 5
     assert_same(run_workload(engine, requests), expected)
