@@ -10,7 +10,7 @@ from stonechat_server.media.errors import too_many
 from stonechat_server.media.references import MediaReference
 from stonechat_server.settings import Settings
 
-TEXT_ONLY = "This model takes text only: no images, audio or files."
+TEXT_ONLY = "This model takes text only: no images, audio, videos or files."
 
 
 def modalities_of(info: ModelInfo) -> list[Modality]:

@@ -341,7 +341,7 @@ def test_a_model_of_text_alone_says_so(new_client: ClientFactory, engine: FakeEn
     client = new_client()
     error = error_of(post(client, messages=[user("a", image(png()))]))
     assert (error["param"], error["code"]) == ("messages[0].content[1]", "unsupported_parameter")
-    assert error["message"] == "This model takes text only: no images, audio or files."
+    assert error["message"] == "This model takes text only: no images, audio, videos or files."
     object.__setattr__(engine.model, "image_refusal", "Pillow is missing")
     error = error_of(post(client, messages=[user("a", image(png()))]))
     assert error["message"] == "This model takes no images here: Pillow is missing"
