@@ -28,9 +28,11 @@ def busiest_cores(pid: int) -> Iterator[dict[str, float]]:
 
     def watch() -> None:
         with contextlib.suppress(OSError):  # a process has ended
-            while not is_over.wait(INTERVAL):
+            is_last = False
+            while not is_last:
                 for name, number in pids.items():
                     samples[name].append(_cpu_seconds(number))
+                is_last = is_over.wait(INTERVAL)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -43,9 +45,13 @@ def busiest_cores(pid: int) -> Iterator[dict[str, float]]:
 
 
 def busiest(times: list[float]) -> float:
-    """The largest increase in a window, per second. `times` are sampled at each interval."""
-    pairs = zip(times, times[WINDOW:], strict=False)
-    return max((last - first for first, last in pairs), default=0.0) / (WINDOW * INTERVAL)
+    """The largest increase in a window, or in all of a shorter time, per second.
+
+    `times` are sampled at each interval.
+    """
+    window = max(1, min(WINDOW, len(times) - 1))
+    pairs = zip(times, times[window:], strict=False)
+    return max((last - first for first, last in pairs), default=0.0) / (window * INTERVAL)
 
 
 def _engine_of(pid: int) -> int | None:

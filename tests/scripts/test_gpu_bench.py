@@ -268,7 +268,8 @@ def test_the_busiest_second_of_a_process(bench):
     from cores import busiest
 
     assert busiest([0.0, 0.0, 0.1, 0.1, 0.2, 0.9, 1.0, 1.1, 1.2]) == pytest.approx(1.0)
-    assert busiest([0.0, 5.0]) == 0.0
+    assert busiest([0.0, 0.5]) == pytest.approx(2.0)
+    assert busiest([5.0]) == 0.0
 
 
 def test_an_interrupted_run_keeps_its_results(bench, children, tmp_path, monkeypatch):
