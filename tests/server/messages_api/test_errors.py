@@ -59,7 +59,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": {"type": "any"}}, "tool_choice"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice.name"),
-    ({"thinking": {"type": "between_tools"}}, "thinking.type"),
+    ({"thinking": {"type": "sometimes"}}, "thinking.type"),
     ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema"),
     (
         {"output_config": {"format": FORMAT | {"schema": {"type": "x"}}}},
