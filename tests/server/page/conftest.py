@@ -57,19 +57,19 @@ def endless(piece: str = "word ", is_over: Callable[[], bool] = lambda: False) -
     return play
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def open_server() -> Iterator[LiveServer]:
     with live_server(Settings()) as server:
         yield server
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def locked_server() -> Iterator[LiveServer]:
     with live_server(Settings(api_key=KEY)) as server:
         yield server
 
 
-@pytest.fixture(scope="package")  # its event loop may not outlive the tests of the page
+@pytest.fixture(scope="module")  # its event loop may not outlive the tests of the page
 def browser() -> "Iterator[Browser]":
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the playwright package")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -86,7 +86,7 @@ def browser() -> "Iterator[Browser]":
         browser.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def tab(browser: "Browser") -> "Page":
     """A tab that many tests use, one after the other. Its process knows the page's code."""
     from .driver import new_tab
