@@ -23,7 +23,9 @@ def import_transformers() -> None:
         for name in ("modeling_utils", "masking_utils"):
             import_module(f"transformers.{name}")
     for name in UNUSED:
-        getattr(import_utils, f"is_{name}_available").cache_clear()
+        is_available: Any = getattr(import_utils, f"is_{name}_available", None)
+        if hasattr(is_available, "cache_clear"):
+            is_available.cache_clear()
 
 
 @contextmanager
@@ -45,7 +47,10 @@ def _known_models(import_utils: Any) -> Iterator[None]:
 
     It has read them for the names in `transformers`, and would read them for `transformers.models`.
     """
-    define = import_utils.define_import_structure
+    define = getattr(import_utils, "define_import_structure", None)
+    if define is None:  # another version reads them in another way
+        yield
+        return
     folder = Path(import_utils.__file__).parents[1] / "models"
     names = define(folder, prefix="models")  # those that it keeps
 
