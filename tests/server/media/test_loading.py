@@ -295,7 +295,7 @@ def test_a_refused_image_leaves_nothing_in_memory(
             sent = body(messages=[user(image(file))], stream=stream)
             assert client.post(URL, json=sent).status_code == 400
             processor.futures.clear()
-            assert [o for o in gc.get_objects() if isinstance(o, MediaReference)] == []
+            assert [o for o in gc.get_objects() if type(o) is MediaReference] == []
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -311,7 +311,7 @@ def test_a_request_that_gets_no_place_leaves_no_image_in_memory(
         sent = body(messages=[user(image(png()))], stream=stream)
         assert client.post(URL, json=sent).status_code == 429
         assert app.state.server.media.prepared.num_bytes == 0
-        left = [o for o in gc.get_objects() if isinstance(o, PreparedRequest)]
+        left = [o for o in gc.get_objects() if type(o) is PreparedRequest]
         assert [prompt for prompt in left if prompt.media] == []
 
 

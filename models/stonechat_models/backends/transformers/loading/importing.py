@@ -16,29 +16,35 @@ def import_transformers() -> None:
     """Import what all models need of transformers, unless that is done."""
     if "transformers.modeling_utils" in sys.modules:
         return
-    with _without(UNUSED):
-        import_utils = import_module("transformers.utils.import_utils")
+    import_utils = import_module("transformers.utils.import_utils")
+    with _without(UNUSED, import_utils):
         with _known_models(import_utils):
             import_module("transformers.models")
         for name in ("modeling_utils", "masking_utils"):
             import_module(f"transformers.{name}")
-    for name in UNUSED:
-        is_available: Any = getattr(import_utils, f"is_{name}_available", None)
-        if hasattr(is_available, "cache_clear"):
-            is_available.cache_clear()
 
 
 @contextmanager
-def _without(names: tuple[str, ...]) -> Iterator[None]:
-    """Inside, packages that have not been imported seem not to be installed."""
+def _without(names: tuple[str, ...], import_utils: Any) -> Iterator[None]:
+    """Inside, packages seem not to be installed, unless transformers has found them before.
+
+    It keeps what it has found, and would then import a package that is hidden.
+    """
     modules: dict[str, Any] = sys.modules
-    hidden = [name for name in names if name not in modules]
+    checks = {name: getattr(import_utils, f"is_{name}_available", None) for name in names}
+    hidden = [name for name in names if name not in modules and _is_unasked(checks[name])]
     modules |= dict.fromkeys(hidden)
     try:
         yield
     finally:
         for name in hidden:
             del modules[name]
+            checks[name].cache_clear()
+
+
+def _is_unasked(check: Any) -> bool:
+    """Whether a cached function has not been called."""
+    return hasattr(check, "cache_info") and not check.cache_info().currsize
 
 
 @contextmanager

@@ -158,7 +158,7 @@ def test_longer_steps_run_without_a_graph(module):
 
 
 def wrong_in_mixed_steps(logits):
-    if len(logits) == 16:
+    if len(logits) not in (1, 2, 4, 8):
         logits[1] = logits[1].flip(0)
     return logits
 

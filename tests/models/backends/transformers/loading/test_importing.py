@@ -31,7 +31,22 @@ assert transformers.models.llama.modeling_llama.LlamaForCausalLM is transformers
 assert transformers.models.whisper.WhisperFeatureExtractor is transformers.WhisperFeatureExtractor
 """
 
+ASKED_BEFORE = """
+from transformers.utils import import_utils
+
+from stonechat_models.backends.transformers.loading.importing import UNUSED, import_transformers
+
+found = {name: getattr(import_utils, f"is_{name}_available")() for name in UNUSED}
+import_transformers()
+assert found == {name: getattr(import_utils, f"is_{name}_available")() for name in UNUSED}
+"""
+
 
 def test_packages_for_training_are_left_out_and_all_names_are_there() -> None:
     process = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+
+
+def test_what_transformers_has_found_before_stays_visible() -> None:
+    process = subprocess.run([sys.executable, "-c", ASKED_BEFORE], capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
