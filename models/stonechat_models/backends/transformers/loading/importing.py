@@ -11,40 +11,42 @@ UNUSED = ("scipy", "torchao")
 """Packages that transformers imports if they are installed: for losses of training, and for
 checkpoints that it does not load here."""
 
+UTILS = "transformers.utils.import_utils"
+
 
 def import_transformers() -> None:
     """Import what all models need of transformers, unless that is done."""
     if "transformers.modeling_utils" in sys.modules:
         return
-    import_utils = import_module("transformers.utils.import_utils")
-    with _without(UNUSED, import_utils):
-        with _known_models(import_utils):
+    with _without(UNUSED):
+        with _known_models(import_module(UTILS)):
             import_module("transformers.models")
         for name in ("modeling_utils", "masking_utils"):
             import_module(f"transformers.{name}")
 
 
 @contextmanager
-def _without(names: tuple[str, ...], import_utils: Any) -> Iterator[None]:
-    """Inside, packages seem not to be installed, unless transformers has found them before.
+def _without(names: tuple[str, ...]) -> Iterator[None]:
+    """Inside, packages seem not to be installed, unless transformers has looked for them before.
 
     It keeps what it has found, and would then import a package that is hidden.
     """
     modules: dict[str, Any] = sys.modules
-    checks = {name: getattr(import_utils, f"is_{name}_available", None) for name in names}
-    hidden = [name for name in names if name not in modules and _is_unasked(checks[name])]
+    hidden = [name for name in names if name not in modules and not _answers(name)]
     modules |= dict.fromkeys(hidden)
     try:
         yield
     finally:
         for name in hidden:
             del modules[name]
-            checks[name].cache_clear()
+            if _answers(name):
+                getattr(modules[UTILS], f"is_{name}_available").cache_clear()
 
 
-def _is_unasked(check: Any) -> bool:
-    """Whether a cached function has not been called."""
-    return hasattr(check, "cache_info") and not check.cache_info().currsize
+def _answers(name: str) -> int:
+    """How many answers transformers keeps to the question whether a package is there."""
+    check: Any = getattr(sys.modules.get(UTILS), f"is_{name}_available", None)
+    return check.cache_info().currsize if hasattr(check, "cache_info") else 0
 
 
 @contextmanager
