@@ -10,6 +10,7 @@ import torch
 from openai.types import Completion
 from transformers import AutoModelForCausalLM
 
+from stonechat_models.checkpoint.cache import content_hash
 from stonechat_models.checkpoint.resolve import ModelFiles
 
 from .conftest import LiveServer, live_server
@@ -112,7 +113,8 @@ def test_log_probabilities_are_those_of_transformers(
 ) -> None:
     with live_server(say, backend="transformers", dtype="float32") as live:
         folder = default_model_files.folder
-        folder = folder.with_name(f"{folder.name}-float32")
+        content = content_hash(default_model_files.weights)[:24]
+        folder = folder.with_name(f"{folder.name}-{content}-float32")
         reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         with openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0) as client:
             extra = {"return_token_ids": True, "prompt_logprobs": 3}

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from stonechat_models.checkpoint.cache import content_hash
 from stonechat_models.checkpoint.resolve import ModelFiles
 
 from .clients import CLIENTS
@@ -43,7 +44,8 @@ def float_server(say: Callable[[str], None]) -> Iterator[LiveServer]:
 def float_folder(float_server: LiveServer, default_model_files: ModelFiles) -> Path:
     """The weights that the server runs, as transformers reads them."""
     folder = default_model_files.folder
-    return folder.with_name(f"{folder.name}-float32")
+    content = content_hash(default_model_files.weights)[:24]
+    return folder.with_name(f"{folder.name}-{content}-float32")
 
 
 @pytest.fixture(scope="module")
