@@ -199,6 +199,11 @@ def user(*parts: dict[str, Any] | str) -> dict[str, Any]:
     return {"role": "user", "content": [text(p) if isinstance(p, str) else p for p in parts]}
 
 
+def turn(content: str, role: str = "user") -> str:
+    """A message as `TEMPLATE` writes it."""
+    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
+
+
 TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role }}

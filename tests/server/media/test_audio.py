@@ -31,6 +31,7 @@ from tests.server.fake_media import (
     image,
     png,
     text,
+    turn,
     user,
     wav,
 )
@@ -49,10 +50,6 @@ def engine(processor: FakeMediaProcessor) -> FakeEngine:
         tokenizer=ByteTokenizer(chat_template=TEMPLATE),
         media_processor=processor,
     )
-
-
-def turn(content: str, role: str = "user") -> str:
-    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
 
 
 def test_audio_and_images_stand_in_their_order(client: TestClient, engine: FakeEngine) -> None:

@@ -28,16 +28,13 @@ from tests.server.fake_media import (
     image,
     png,
     text,
+    turn,
     user,
     wav,
 )
 
 TOOL_CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
 CALLED = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [TOOL_CALL]}]
-
-
-def turn(content: str, role: str = "user") -> str:
-    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
 
 
 def test_images_stand_in_the_prompt_in_their_order(client: TestClient, engine: FakeEngine) -> None:

@@ -31,6 +31,7 @@ from tests.server.fake_media import (
     mp4,
     png,
     text,
+    turn,
     user,
     video,
     wav,
@@ -48,10 +49,6 @@ def engine(processor: FakeMediaProcessor) -> FakeEngine:
         tokenizer=ByteTokenizer(chat_template=TEMPLATE),
         media_processor=processor,
     )
-
-
-def turn(content: str, role: str = "user") -> str:
-    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
 
 
 def test_videos_and_images_stand_in_their_order(client: TestClient, engine: FakeEngine) -> None:

@@ -25,6 +25,7 @@ from tests.server.fake_media import (
     TEMPLATE,
     FakeMediaProcessor,
     png,
+    turn,
     wav,
 )
 from tests.server.live import live_server
@@ -33,10 +34,6 @@ URL = "/v1/audio/transcriptions"
 TRANSLATE = "/v1/audio/translations"
 ASK = "Transcribe the speech in this audio. Answer with the transcript alone."
 ANSWER = "<|im_start|>assistant\n"
-
-
-def turn(content: str, role: str = "user") -> str:
-    return f"<|im_start|>{role}\n{content}<|im_end|>\n"
 
 
 def hearing(

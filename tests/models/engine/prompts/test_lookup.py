@@ -21,7 +21,6 @@ from tests.models.engine.test_overlap import (
     LIMITS,
     ONE_LAYER,
     Recorder,
-    answers_of,
     assert_same,
     run_workload,
     workload,
@@ -29,16 +28,6 @@ from tests.models.engine.test_overlap import (
 from tests.models.engines import add, generate_all, make_engine, run
 from tests.models.tiny_models import tiny_model
 from tests.nightly import nightly
-
-
-@pytest.fixture(scope="module")
-def module():
-    return tiny_model("llama", **ONE_LAYER)
-
-
-@pytest.fixture(scope="module")
-def answers(module):
-    return answers_of(module)
 
 
 def follow(follower, tokens):

@@ -12,25 +12,12 @@ from stonechat_models.engine.speculation.speculation import Speculation
 from stonechat_models.types import SamplingParams
 from tests.models.engine.test_overlap import (
     LIMITS,
-    ONE_LAYER,
-    answers_of,
     assert_same,
     run_workload,
     workload,
 )
 from tests.models.engines import add, make_engine, model_info, run
-from tests.models.tiny_models import tiny_model
 from tests.nightly import nightly
-
-
-@pytest.fixture(scope="module")
-def module():
-    return tiny_model("llama", **ONE_LAYER)
-
-
-@pytest.fixture(scope="module")
-def answers(module):
-    return answers_of(module)
 
 
 class Clock:

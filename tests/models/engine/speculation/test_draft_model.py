@@ -13,7 +13,6 @@ from tests.models.engine.speculation.test_draft_control import Clock, cheap, dea
 from tests.models.engine.test_overlap import (
     LIMITS,
     ONE_LAYER,
-    answers_of,
     assert_same,
     run_workload,
     workload,
@@ -23,16 +22,6 @@ from tests.models.tiny_models import tiny_model
 from tests.nightly import nightly
 
 PLAIN = {"temperature": 0.0}
-
-
-@pytest.fixture(scope="module")
-def module():
-    return tiny_model("llama", **ONE_LAYER)
-
-
-@pytest.fixture(scope="module")
-def answers(module):
-    return answers_of(module)
 
 
 @pytest.fixture(scope="module")
