@@ -193,6 +193,31 @@ MORE_FAMILIES: dict[str, VisionFamily] = {
             },
         },
     ),
+    "llama4": VisionFamily(
+        begins=True,
+        image="<|image|>",
+        token="<|patch|>",
+        tokens=(
+            *("<|image|>", "<|image_start|>", "<|image_end|>"),
+            *("<|tile_x_separator|>", "<|tile_y_separator|>"),
+        ),
+        image_processor={
+            "image_processor_type": "Llama4ImageProcessorFast",
+            "size": {"height": 56, "width": 56},  # published: 336
+            "max_patches": 6,  # published: 16
+            **HALF,
+        },
+        processor={"patch_size": 14, "fake_image_token": "<|image|>"},
+        vision={
+            "image_size": 56,
+            "patch_size": 14,
+            "intermediate_size": 128,
+            "projector_input_dim": 24,
+            "projector_output_dim": 24,
+            "vision_output_dim": 24,
+        },
+        text={"attention_chunk_size": 64, "floor_scale": 32, "no_rope_layers": [1, 0, 1]},
+    ),
     "minicpmv4_6": VisionFamily(
         image="<|image_pad|>",
         token="<|image_pad|>",

@@ -35,9 +35,16 @@ def encode_media(
         names |= set(inspect.signature(each.get_image_features).parameters)
     output = owner.get_image_features(**tensors_of(medium, names, device, dtype))
     layers: Sequence[Any] = getattr(output, "deepstack_features", None) or ()
+    if projects_later(module):
+        output.pooler_output = module.multi_modal_projector(output.last_hidden_state)
     return MediaFeatures(
         _rows(output.pooler_output).to(dtype), tuple(_rows(layer).to(dtype) for layer in layers)
     )
+
+
+def projects_later(module: Any) -> bool:
+    """Whether the model's forward pass, not its tower, makes states as wide as embeddings."""
+    return bool(module.config.model_type == "llama4")
 
 
 def tensors_of(

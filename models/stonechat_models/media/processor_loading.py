@@ -18,6 +18,11 @@ from stonechat_models.types import Modality
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 VIDEO_CONFIG = "video_preprocessor_config.json"
+OWN_IMAGE_PROCESSORS = {
+    "Lfm2VlImageProcessor": "stonechat_models.media.lfm2_vl",
+    "Llama4ImageProcessor": "stonechat_models.media.llama4",
+}
+"""Classes that transformers has for torchvision alone, and the modules with ours for Pillow."""
 NEEDS_TORCHVISION = "its image processor needs torchvision, which is not installed"
 
 
@@ -44,10 +49,10 @@ def load_processor(folder: Path, modality: Modality, token_id: int) -> Any:
 def _image_parts(folder: Path) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 
-    if _image_processor_type(folder).startswith("Lfm2VlImageProcessor"):
-        from stonechat_models.media.lfm2_vl import Lfm2VlImageProcessor
-
-        return {"image_processor": Lfm2VlImageProcessor.from_pretrained(folder, **LOCAL)}
+    named = _image_processor_type(folder).removesuffix("Fast")
+    if named in OWN_IMAGE_PROCESSORS:
+        own = getattr(import_module(OWN_IMAGE_PROCESSORS[named]), named)
+        return {"image_processor": own.from_pretrained(folder, **LOCAL)}
     try:
         part = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
     except (ImportError, ValueError) as error:

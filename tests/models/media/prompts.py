@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from stonechat_models.backends.transformers.loading.pretrained import complete_outputs
 from stonechat_models.media.hf_processor import HFProcessor
 from stonechat_models.types import MediaInput, MediaTensor
 from tests.models.vision_models import ALL_FAMILIES, save_vision_model, vision_tokenizer
@@ -42,6 +43,7 @@ class VisionModel:
         self.module: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
         ).eval()
+        complete_outputs(self.module)
         self.module.requires_grad_(False)
 
     def prompt(self, text: str, *images: Image.Image) -> Prompt:

@@ -64,7 +64,7 @@ OTHER_USES = {
     "pi0": "generate the movements of a robot",
 }
 """Types that transformers counts among the language models, and what they do instead."""
-SEEING = ("qwen3_5", "qwen3_5_moe", "qwen4_exp")
+SEEING = ("llama4", "qwen3_5", "qwen3_5_moe", "qwen4_exp")
 """Types with a class for text alone too. Their class for images and text computes text alike."""
 
 

@@ -57,7 +57,7 @@ def load_module(
     folder = files.folder
     refuse_unasked_adapter(folder)
     has_own_code = config.trust_remote_code and "auto_map" in files.config.raw
-    sees = not _adapts_text_class(files)
+    sees = config.tensor_parallel == 1 and not _adapts_text_class(files)
     codes = CodedParts()
     if keeps_codes:
         codes = read_kept_codes(
@@ -92,8 +92,21 @@ def load_module(
     if files.adapter is not None:
         merge_adapter(module, files.adapter, files.name)
     refuse_other_layers(module, files.adapters, files.name)
+    complete_outputs(module)
     eval_module: nn.Module = module.eval().requires_grad_(False)
     return eval_module
+
+
+def complete_outputs(module: Any) -> None:
+    """Let Llama 4 with its tower run: of transformers 5.24, it reads a field of its text part's
+    output that is not there."""
+
+    def complete(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not hasattr(output, "image_outputs"):
+            output.image_outputs = None
+
+    if type(module).__name__ == "Llama4ForConditionalGeneration":
+        module.language_model.register_forward_hook(complete)
 
 
 def _adapts_text_class(files: ModelFiles) -> bool:

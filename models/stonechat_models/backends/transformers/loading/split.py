@@ -85,7 +85,7 @@ def refuse_whole_weights(module: nn.Module, num_ranks: int) -> None:
 
 def empty_split_module(config: HFConfig) -> nn.Module:
     """Return the model on the meta device. Raises `UnsupportedModelError` if it cannot be built."""
-    module = empty_module(config, auto_class(config))
+    module = empty_module(config, auto_class(config, sees=False))
     if module is None:
         raise UnsupportedModelError("only transformers' own models can be split between devices")
     return module

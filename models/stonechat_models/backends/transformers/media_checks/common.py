@@ -25,6 +25,8 @@ from stonechat_models.model_info import AudioInfo, ImageInfo
 
 TEXT_LENGTH = 7
 """Tokens of another sequence in the same step."""
+TOKENS = ("_token_id", "_token_index")
+"""How configs name the ids of tokens that have a meaning of their own."""
 RUNS_PLAINLY = "it runs one sequence at a time"
 
 
@@ -79,7 +81,7 @@ def random_text(module: Any, num_tokens: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     size = len(module.get_input_embeddings().weight)
     token_ids = torch.randint(size, (num_tokens,), generator=generator)
-    values = [value for name, value in vars(module.config).items() if name.endswith("_token_id")]
+    values = [value for name, value in vars(module.config).items() if name.endswith(TOKENS)]
     marks = [value for value in values if isinstance(value, int)]
     token_ids[torch.isin(token_ids, torch.tensor(marks))] = 7
     return token_ids

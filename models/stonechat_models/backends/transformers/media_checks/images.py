@@ -27,6 +27,7 @@ from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.media.attention_masks import bidirectional_layers, image_masks
+from stonechat_models.media.encode import projects_later
 from stonechat_models.media.hf_processor import (
     HFProcessor,
     as_tensors,
@@ -144,6 +145,11 @@ def _run(module: Any) -> MediaCase:
         len(table.weight), (1 + _num_layers(module), num_embeddings), generator=generator
     )
     embeddings, *layers = table(ids.to(device)).unbind(0)
+    states = None
+    if projects_later(module):
+        width = module.config.vision_config.vision_output_dim
+        states = torch.randn(num_embeddings, width, generator=generator).to(embeddings)
+        embeddings = module.multi_modal_projector(states)
     arguments: dict[str, Any] = {
         "input_ids": token_ids.unsqueeze(0).to(device),
         "use_cache": False,
@@ -159,7 +165,7 @@ def _run(module: Any) -> MediaCase:
         masks = image_masks(type(module), module.config, types.bool(), embeddings.dtype)
         arguments["attention_mask"] = _moved(masks, device)
     module.set_attn_implementation("eager")
-    logits = _own_logits(module, arguments, embeddings, layers)
+    logits = _own_logits(module, arguments, embeddings, layers, states)
     info = ImageInfo(
         token_id=token_id, bidirectional=bool(both_ways), has_grid_positions=rope is not None
     )
@@ -173,10 +179,16 @@ def _own_logits(
     arguments: dict[str, Any],
     embeddings: torch.Tensor,
     layers: Sequence[torch.Tensor],
+    states: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return logits float32[P, V] of the model's own code."""
+    """Return logits float32[P, V] of the model's own code.
+
+    `states`: what becomes the embeddings, if the model's own code makes these of them.
+    """
     lengths = [length for _, length in PLACES]
-    outputs = BaseModelOutputWithPooling(pooler_output=torch.split(embeddings, lengths))
+    outputs = BaseModelOutputWithPooling(
+        last_hidden_state=states, pooler_output=torch.split(embeddings, lengths)
+    )
     outputs.deepstack_features = [torch.split(layer, lengths) for layer in layers]
     try:
         output = module(**arguments, mm_encoder_outputs={"image": outputs})
