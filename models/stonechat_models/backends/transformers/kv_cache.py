@@ -1,7 +1,9 @@
 """The paged KV cache of a PyTorch model: one row per layer and token slot."""
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from stonechat_models.backends.quantization.device_support import FP8, FP8_MAX
@@ -58,8 +60,8 @@ class KVCache:
                     (self.keys, shape.key_size),
                     (self.values, shape.value_size),
                 ):
-                    tensors[layer] = torch.zeros(
-                        (num_slots, shape.num_kv_heads, size), dtype=dtype, device=devices[layer]
+                    tensors[layer] = _zeros(
+                        (num_slots, shape.num_kv_heads, size), dtype, devices[layer]
                     )
         except (RuntimeError, MemoryError) as error:
             needed = sum(s.num_elements for s in shapes.values()) * num_slots * dtype.itemsize
@@ -84,6 +86,17 @@ class KVCache:
                 blocks = _as_bits(tensor).view(-1, self.block_size, *tensor.shape[1:])
                 sources, copies = to_device(list(zip(*pairs, strict=True)), tensor.device)
                 blocks.index_copy_(0, copies, blocks[sources])
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return zeros. In the main memory, a page takes space only after something is written there.
+
+    PyTorch writes its zeros at once: a cache of 4 GiB would take seconds, and all of its memory.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    bits = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(bits).view(dtype).view(shape)
 
 
 def _read(cache: torch.Tensor, slots: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
