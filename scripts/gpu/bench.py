@@ -18,9 +18,9 @@ float64. What is off is named and marked in the tables, and is timed all the sam
 says what is right.
 
 Each part runs in a process of its own with a time limit, so its failure does not stop the others.
-`bench_gpu.json` is written after each part, and the present part's `part-*.json` after each figure.
-At the end the script writes Markdown tables to `bench_gpu.md` and, less those of kernels, to
-standard output. They also name each part that was skipped or failed. `--dry-run` runs everything on
+`bench_gpu.json` and `bench_gpu.md`, its Markdown tables, are written after each part, and the
+present part's `part-*.json` after each figure. The tables also name each part that was skipped or
+failed. At the end they go to standard output, less those of kernels. `--dry-run` runs everything on
 a CPU with a tiny model.
 """
 
@@ -78,13 +78,17 @@ def main(words: list[str] | None = None) -> int:
                 results["sections"][child.name] = section
                 child.run(min(seconds_left, arguments.most), section)
                 results["seconds"] = time.time() - started
-                text = json.dumps(results, indent=2)
-                (folder / "bench_gpu.json").write_text(text, encoding="utf-8")
-    (folder / "bench_gpu.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
-    (folder / "bench_gpu.md").write_text(markdown(results), encoding="utf-8")
+                save(results, folder)
+    save(results, folder)
     if results["sections"]:
         print(f"\n{markdown(results, kernels=False)}")
     return int(any("error" in section for section in results["sections"].values()))
+
+
+def save(results: dict[str, Any], folder: Path) -> None:
+    text = json.dumps(results, indent=2)
+    (folder / "bench_gpu.json").write_text(text, encoding="utf-8")
+    (folder / "bench_gpu.md").write_text(markdown(results), encoding="utf-8")
 
 
 def parts(arguments: argparse.Namespace) -> list[str]:

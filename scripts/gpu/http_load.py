@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -77,18 +77,23 @@ def measure_over_http(
     num_requests: int,
     num_tokens: int,
     timeout: float,
-) -> dict[str, Any]:
+    note: Callable[..., None],
+) -> None:
     """Start `stonechat serve` on `folder`, wait for a first token, then measure.
 
-    Raises `RuntimeError` with the end of the server's output if there is no token within `timeout`
-    seconds.
+    `note` gets figures by name, as they come. Raises `RuntimeError` if there is no token within
+    `timeout` seconds, with the end of the server's output, or if a request fails.
     """
     started = time.perf_counter()
     with _server(folder, flags) as (process, port, log):
         url = f"http://127.0.0.1:{port}/v1"
-        _wait_for_first_token(url, process, log, time.monotonic() + timeout)
-        first = time.perf_counter() - started
+        try:
+            _wait_for_first_token(url, process, log, time.monotonic() + timeout)
+            first = time.perf_counter() - started
+        finally:
+            note(server_log=_lines(log))
         print(f"  over HTTP: first token {first:.1f} s after the command", flush=True)
+        note(seconds_from_command_to_first_token=first)
         settings = BenchSettings(
             base_url=url,
             concurrency=(streams,),
@@ -100,23 +105,28 @@ def measure_over_http(
         )
         with busiest_cores(process.pid) as cores:
             result = asyncio.run(run_bench(settings))
-        lines = log.read_text(errors="replace").splitlines()
-        lines = [line for line in lines if ACCESS not in line]
-    (level,) = result.levels
-    print(f"  over HTTP: {level.tokens_per_second:.0f} tokens/s", flush=True)
-    return {
-        "seconds_from_command_to_first_token": first,
-        "tokens_per_second": level.tokens_per_second,
-        "num_errors": level.num_errors,
-        "first_token_p50_seconds": level.ttft.p50,
-        "first_token_p99_seconds": level.ttft.p99,
-        "between_tokens_p50_seconds": level.inter_token.p50,
-        "between_tokens_p99_seconds": level.inter_token.p99,
-        "busiest_cores": cores,
-        "load_generator_cores": level.generator_cpu,
-        "server_log": lines[:LOG_LINES],
-        "failed_checks": [f"{c.name}: {c.detail}" for c in result.checks if not c.passed],
-    }
+        (level,) = result.levels
+        print(f"  over HTTP: {level.tokens_per_second:.0f} tokens/s", flush=True)
+        note(
+            tokens_per_second=level.tokens_per_second,
+            num_errors=level.num_errors,
+            first_token_p50_seconds=level.ttft.p50,
+            first_token_p99_seconds=level.ttft.p99,
+            between_tokens_p50_seconds=level.inter_token.p50,
+            between_tokens_p99_seconds=level.inter_token.p99,
+            busiest_cores=cores,
+            load_generator_cores=level.generator_cpu,
+            server_log=_lines(log),
+            failed_checks=[f"{c.name}: {c.detail}" for c in result.checks if not c.passed],
+        )
+        if level.num_errors:
+            raise RuntimeError(f"{level.num_errors} of {num_requests} requests failed")
+
+
+def _lines(log: Path) -> list[str]:
+    """The first lines of the server's output, without those about requests."""
+    lines = log.read_text(errors="replace").splitlines()
+    return [line for line in lines if ACCESS not in line][:LOG_LINES]
 
 
 @contextlib.contextmanager

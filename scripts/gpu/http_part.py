@@ -33,25 +33,35 @@ def measure_server(section: Section, shape: Shape) -> None:
         )
         _in_process(section, folder)
         section.free()
-        section.keep(**_over_http(section, folder, "--engine-process"))
+        servers = {"--engine-process": section.results}
         if arguments.one_process:
-            other = partial(_over_http, section, folder, "--no-engine-process")
-            section.keep(in_one_process=section.attempt(other))
+            section.keep(in_one_process={})
+            servers["--no-engine-process"] = section.results["in_one_process"]
+        for where, results in servers.items():
+            results |= section.attempt(partial(_over_http, section, folder, where, results)) or {}
+            section.keep()
 
 
-def _over_http(section: Section, folder: Path, where: str) -> dict[str, Any]:
-    """`where`: the flag that says in which process the engine runs."""
+def _over_http(section: Section, folder: Path, where: str, results: dict[str, Any]) -> None:
+    """Add to `results`, a part of the section's, as the figures come.
+
+    `where`: the flag that says in which process the engine runs.
+    """
     arguments = section.arguments
-    http = measure_over_http(
+
+    def note(**figures: Any) -> None:
+        results.update(figures)
+        section.keep()
+
+    measure_over_http(
         folder,
         [where, *_serve_flags(arguments)],
         streams=arguments.streams,
         num_requests=REQUESTS_A_STREAM * arguments.streams,
         num_tokens=arguments.http_tokens,
         timeout=max(10.0, section.seconds_left),
+        note=note,
     )
-    base = section.results["in_process_tokens_per_second"]
-    return {**http, "share_of_in_process": http["tokens_per_second"] / base}
 
 
 def _in_process(section: Section, folder: Path) -> None:

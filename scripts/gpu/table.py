@@ -133,16 +133,17 @@ def _http(results: Results) -> list[str]:
     for shape, section in _models(results, "http"):
         entries.append((shape, section))
         other = section.get("in_one_process", {})
-        if "share_of_in_process" in other:
+        if "tokens_per_second" in other:
             entries.append((f"{shape}, server and engine in one process", section | other))
     rows = [
         f"| {shape} | {entry['streams']} | {entry['in_process_tokens_per_second']:.0f} | "
-        f"{entry['tokens_per_second']:.0f} | {_share(entry['share_of_in_process'])} | "
+        f"{entry['tokens_per_second']:.0f} | "
+        f"{_share(entry['tokens_per_second'] / entry['in_process_tokens_per_second'])} | "
         f"{', '.join(f'{k} {v:.2f}' for k, v in entry['busiest_cores'].items())} | "
-        f"{entry['load_generator_cores']:.2f} | {entry['first_token_p50_seconds']:.3f} | "
+        f"{entry['load_generator_cores']:.2f} | {entry['first_token_p50_seconds'] or 0:.3f} | "
         f"{entry['seconds_from_command_to_first_token']:.1f} |"
         for shape, entry in entries
-        if "share_of_in_process" in entry
+        if "tokens_per_second" in entry
     ]
     return _table(
         "The same load on `stonechat serve` over HTTP and on an engine in process. The time from "

@@ -1,8 +1,10 @@
 """A dry run of the GPU benchmark on a CPU, and its results, failures and tables."""
 
+import contextlib
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -105,7 +107,8 @@ def check_http(http):
     assert http["seconds_by_phase"]["read"] > 0
     busy = "the load generator was not the bottleneck"  # a busy machine may make it one
     assert [check for check in http["failed_checks"] if not check.startswith(busy)] == []
-    assert http["share_of_in_process"] > 0
+    assert http["in_process_tokens_per_second"] > 0
+    assert http["tokens_per_second"] > 0
     assert http["seconds_from_command_to_first_token"] > 0
     assert http["first_token_p50_seconds"] > 0
     assert http["busiest_cores"]["server"] > 0
@@ -231,13 +234,27 @@ def test_the_tables_of_a_gpu(bench):
         "matmul_flops": 6e14,
         "attention": "triton",
     }
-    sections = {"device": device, "model m": model, "compare m": {"generate": {"1": 50.0}}}
+    http = {
+        "streams": 4,
+        "in_process_tokens_per_second": 200.0,
+        "tokens_per_second": 150.0,
+        "busiest_cores": {"server": 0.5},
+        "load_generator_cores": 0.25,
+        "first_token_p50_seconds": None,  # no request got one
+        "seconds_from_command_to_first_token": 20.0,
+        "in_one_process": {"seconds_from_command_to_first_token": 30.0, "error": "it hangs"},
+    }
+    compared = {"generate": {"1": 50.0}}
+    sections = {"device": device, "model m": model, "http m": http, "compare m": compared}
     text = markdown({"command": "bench", "seconds": 1.0, "sections": sections})
     assert "A GPU; driver 1.2, PyTorch 2.13. `bench`, 1 s." in text
     assert "| m (!) | greedy | 1 | 100 | 10.000 | 80% | 9.000 | 2.000 | 1 |" in text
     assert "| m | 5000 | 50% | triton | yes | fp8 | 0.1, 0.3 of 0.25 |" in text
     assert "| model m | 3.0 | read 1.0, graphs 1.5 |" in text
     assert "| m | generate, 1 | 50 | 2.0 |" in text
+    assert "| m | 4 | 200 | 150 | 75% | server 0.50 | 0.25 | 0.000 | 20.0 |" in text
+    assert "m, server and engine in one process" not in text
+    assert "- http m, in_one_process: it hangs\n" in text
     assert "| 60.2 | 70.5 | 32.0 | a_kernel | 8x1x1 |" in text
     assert "- model m, decode, greedy, 8: OutOfMemoryError: no room\n" in text
 
@@ -282,6 +299,27 @@ def test_an_interrupted_run_keeps_its_results(bench, children, tmp_path, monkeyp
     bench.main(["--out", str(tmp_path), "--dry-run"])
     results = json.loads((tmp_path / "bench_gpu.json").read_text())
     assert results["sections"] == {"device": {"found": 1}}
+
+
+def test_the_tables_are_there_after_each_part(bench, children, tmp_path, monkeypatch):
+    """The machine may be taken away during the next."""
+    table = tmp_path / "bench_gpu.md"
+
+    class Part:
+        def __init__(self, name, notes, words):
+            self.name = name
+
+        def run(self, seconds_left, results):
+            results["error"] = f"{self.name} failed"
+            seen.append(table.read_text() if table.is_file() else "")
+
+        def end(self):
+            pass
+
+    seen = []
+    monkeypatch.setattr(children, "Child", Part)
+    bench.main(["--out", str(tmp_path), "--dry-run"])
+    assert ["device failed" in text for text in seen] == [False, True, True, True]
 
 
 def test_a_step_that_fails_is_not_timed(bench):
@@ -353,6 +391,27 @@ def test_a_server_whose_model_fails_is_not_asked_again(bench, tmp_path):
             _wait_for_first_token(url, process, tmp_path / "log", time.monotonic() + 60)
         server.shutdown()
     assert statuses == []
+
+
+def test_a_server_that_dies_under_load_leaves_its_figures(bench, tmp_path, monkeypatch):
+    import http_load
+
+    log = tmp_path / "log"
+    log.write_text("0.1 s  loading\n0.2 s  stonechat.access refused\n")
+    server = SimpleNamespace(pid=os.getpid()), 1, log
+    monkeypatch.setattr(http_load, "_server", lambda *_: contextlib.nullcontext(server))
+    monkeypatch.setattr(http_load, "_wait_for_first_token", lambda *_: None)
+
+    async def dies(settings):
+        raise OSError("it is gone")
+
+    monkeypatch.setattr(http_load, "run_bench", dies)
+    noted = {}
+    load = {"streams": 1, "num_requests": 1, "num_tokens": 1, "timeout": 1.0}
+    with pytest.raises(OSError, match="gone"):
+        http_load.measure_over_http(tmp_path, [], **load, note=lambda **new: noted.update(new))
+    assert noted.pop("seconds_from_command_to_first_token") > 0
+    assert noted == {"server_log": ["0.1 s  loading"]}
 
 
 def test_a_message_of_the_engine_is_shown_once(bench):
