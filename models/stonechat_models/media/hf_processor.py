@@ -29,7 +29,6 @@ END_SECONDS = 0.1
 """How much of the end of a clip is changed to see whether its processor reads it."""
 LARGE_SIZE = (2048, 2048)
 """Pixels of the image by which the memory of the vision tower is measured."""
-NEEDS_LONE_IMAGES = "its processor prepares an image otherwise if a prompt has several"
 TEXT_OUTPUTS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids", "labels")
 
 
@@ -131,16 +130,19 @@ class HFProcessor:
         """Samples a second of the clips that `prepare` takes."""
         return int(self._processor._audio_processor.sampling_rate)
 
-    def prepare(self, medium: Any) -> tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]:
+    def prepare(
+        self, medium: Any, *, among_others: bool = False
+    ) -> tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]:
         """Return the text of a medium, how many placeholder tokens it has, and the tensors.
 
         `medium`: an image of Pillow, or the samples of a clip at `sampling_rate`, float32[n].
+        `among_others` is as in `ImageOptions`.
 
         Raises what the processor raises, `UnsupportedModelError` if it gives no text, and
         `UnusableMediaError` for a clip that is too long, too short or too loud for it, and for an
         image that is too small.
         """
-        prepared = self._prepare(medium)
+        prepared = self._prepare(medium, 2 if among_others else 1)
         if self._modality == "audio":
             self._check_audio(medium, prepared)
         return prepared
@@ -168,32 +170,37 @@ class HFProcessor:
             for number, (start, end) in enumerate(zip(starts, ends, strict=True))
         ]
 
-    def _prepare(self, medium: Any) -> tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]:
+    def _prepare(
+        self, medium: Any, number: int = 1
+    ) -> tuple[str, int, dict[str, "np.ndarray[Any, Any]"]]:
+        """Return what `prepare` returns, of the first of so many equal media in a prompt."""
         import numpy as np
 
         if self._modality == "image":
-            arguments: dict[str, Any] = {"images": [medium], "return_tensors": "np"}
+            images = [medium] if number == 1 else [[medium] * number]
+            arguments: dict[str, Any] = {"images": images, "return_tensors": "np"}
             if self.number_marks:
                 arguments["use_image_id"] = False
         else:
             rate = {"sampling_rate": self.sampling_rate}
             arguments = {"audio": [medium], "return_tensors": "pt", "audio_kwargs": rate}
         outputs = self._processor(
-            text=[self._template_text()], return_text_replacement_offsets=True, **arguments
+            text=[self._template_text() * number], return_text_replacement_offsets=True, **arguments
         )
         offsets = outputs.pop("text_replacement_offsets", None)
-        if not offsets or len(offsets[0]) != 1:
+        if not offsets or len(offsets[0]) != number:
             raise UnsupportedModelError("its processor puts no tokens into the prompt")
-        if "batch_num_images" in outputs:  # LLaVA-OneVision: tiles only where it is alone
-            raise UnsupportedModelError(NEEDS_LONE_IMAGES)
         text = offsets[0][0]["replacement"]
         num_tokens = np.asarray(outputs["input_ids"][0]).tolist().count(self._token_id)
+        num_tokens //= number
         if not num_tokens and self.placeholder not in text:
             little = "short" if self._modality == "audio" else "small"
             raise UnusableMediaError("unfit", f"is too {little} for this model")
         if not num_tokens:
             raise UnsupportedModelError("the placeholders of its processor are not its model's")
         tensors = {name: _array(v) for name, v in outputs.items() if name not in TEXT_OUTPUTS}
+        if number > 1:
+            tensors = {name: tensor[:1] for name, tensor in tensors.items()}
         return text, num_tokens, tensors
 
     def _template_text(self) -> str:

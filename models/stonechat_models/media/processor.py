@@ -19,7 +19,7 @@ from stonechat_models.errors import (
     TooManyMediaError,
 )
 from stonechat_models.hardware.cpus import usable_cpus
-from stonechat_models.media.processor_loading import CONFIGS, VIDEO_CONFIG
+from stonechat_models.media.processor_loading import CONFIGS, VIDEO_CONFIG, counts_images
 from stonechat_models.media.recently_used import RecentlyUsed
 from stonechat_models.media.records import (
     Answer,
@@ -58,6 +58,7 @@ class MediaProcessor:
         self._folder = str(folder)
         self._token_ids = token_ids
         self._seed = _settings_hash(folder)
+        self._counts_images = counts_images(folder)
         workers = num_workers or max(1, min(4, usable_cpus() // 4))
         self._threads = ThreadPoolExecutor(workers, "stonechat-media")
         self._idle: dict[Modality, list[ChildProcess]] = defaultdict(list)
@@ -76,6 +77,8 @@ class MediaProcessor:
         the processor fails. Equal files in work are prepared once. Raises `TooManyMediaError` at
         once if `MAX_FILES` wait, and `EngineDeadError` after `close`. It cannot be cancelled.
         """
+        if isinstance(options, ImageOptions) and not self._counts_images:
+            options = msgspec.structs.replace(options, among_others=False)
         hashes = [self._content_hash(data, options) for data in files]
         with self._lock:
             if self._is_closed:
@@ -104,10 +107,8 @@ class MediaProcessor:
 
     def _content_hash(self, data: bytes, options: MediaOptions) -> bytes:
         match options:
-            case ImageOptions(detail="low"):
-                kind = b"low"
             case ImageOptions():
-                kind = b""
+                kind = b"low" * (options.detail == "low") + b" among" * options.among_others
             case AudioOptions():
                 kind = b"audio"
             case VideoOptions():

@@ -46,6 +46,12 @@ def load_processor(folder: Path, modality: Modality, token_id: int) -> Any:
     return processor_class.from_args_and_dict(arguments, settings)
 
 
+def counts_images(folder: Path) -> bool:
+    """Whether a model's processor prepares an image otherwise if a prompt has several."""
+    config = read_json(folder / "config.json") or {}
+    return config.get("model_type") == "llava_onevision"
+
+
 def _image_parts(folder: Path) -> dict[str, Any]:
     from transformers import AutoImageProcessor
 

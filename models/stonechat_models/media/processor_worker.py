@@ -88,7 +88,8 @@ class _WithoutTorch:
 def _answer(processor: Processor, task: Task) -> Answer:
     try:
         medium, facts = _decoded(task, processor)
-        text, num_tokens, arrays = processor.prepare(medium)
+        context = {"among_others": True} if getattr(task.options, "among_others", False) else {}
+        text, num_tokens, arrays = processor.prepare(medium, **context)
         parts = processor.cut(num_tokens, arrays)
         pieces = tuple(MediaPiece(number, as_tensors(part)) for number, part in parts)
     except UnusableMediaError as error:

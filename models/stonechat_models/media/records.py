@@ -34,6 +34,8 @@ class ImageOptions(msgspec.Struct, frozen=True, tag="image"):
     """`low` scales the image down to at most 512 x 512 pixels. The others leave it to the model."""
     max_pixels: int = DEFAULT_MAX_PIXELS
     """A file with more pixels is refused before it is decoded."""
+    among_others: bool = False
+    """Whether its prompt has other images, too. LLaVA-OneVision then cuts it into no tiles."""
 
 
 class AudioOptions(msgspec.Struct, frozen=True, tag="audio"):

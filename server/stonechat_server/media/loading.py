@@ -149,10 +149,11 @@ class MediaLoader:
         """
         turns = asyncio.Semaphore(PREPARED_AT_ONCE)
         prepared = Share(self.prepared, self._memory, too_much_memory)
+        among_others = sum([reference.modality == "image" for reference in references]) > 1
 
         async def prepare(reference: MediaReference, content: bytes) -> None:
             async with turns:
-                media = await self._prepare(reference, content, engine, files)
+                media = await self._prepare(reference, content, engine, files, among_others)
                 prepared.take(media.num_bytes)
                 reference.part.set_media(media)
 
@@ -167,10 +168,11 @@ class MediaLoader:
         content: bytes,
         engine: EngineLike,
         files: Share,
+        among_others: bool,
     ) -> "PreparedMedia":
         """Prepare a file. It counts until the processor is done, also if nobody waits for it."""
         assert reference.modality is not None, "the file is read"
-        options = self._options(reference, engine.model.max_model_len)
+        options = self._options(reference, engine.model.max_model_len, among_others)
         processor = engine.media_processor
         assert processor is not None
         loop = asyncio.get_running_loop()
@@ -197,7 +199,7 @@ class MediaLoader:
             raise refused(reference.path, reference.modality, error) from error
 
     def _options(
-        self, reference: MediaReference, max_tokens: int
+        self, reference: MediaReference, max_tokens: int, among_others: bool
     ) -> ImageOptions | AudioOptions | VideoOptions:
         settings = self._settings
         match reference.modality:
@@ -210,7 +212,11 @@ class MediaLoader:
                     max_pixels=settings.max_image_pixels,
                     max_tokens=max_tokens,
                 )
-        return ImageOptions(detail=reference.detail, max_pixels=settings.max_image_pixels)
+        return ImageOptions(
+            detail=reference.detail,
+            max_pixels=settings.max_image_pixels,
+            among_others=among_others,
+        )
 
     def close(self) -> None:
         """Fetch no more."""

@@ -44,7 +44,7 @@ TEXT_PARTS: dict[str, dict[str, Any]] = {
     "minicpmv4_6": {**HEADS, "linear_key_head_dim": 32, "linear_value_head_dim": 32},
     **dict.fromkeys(("mistral3", "smolvlm", "idefics3", "internvl"), HEADS),
     "gemma3": {**HEADS, "query_pre_attn_scalar": 32},
-    **dict.fromkeys(("llava", "llava_next"), HEADS),
+    **dict.fromkeys(("llava", "llava_next", "llava_onevision"), HEADS),
 }
 """What makes the language models of the tiny families large enough for the compiled code."""
 

@@ -37,6 +37,7 @@ class VisionModel:
         family = ALL_FAMILIES[name]
         self._image = family.image
         self.folder = folder
+        self._counts_images = (family.model_type or name) == "llava_onevision"
         save_vision_model(folder, name)
         self.token_id: int = vision_tokenizer(family).convert_tokens_to_ids(family.token)
         self.processor = HFProcessor(folder, "image", self.token_id)
@@ -60,12 +61,13 @@ class VisionModel:
             if k not in ("attention_mask", "input_ids", "labels")
         }
         places = iter([i for i, token_id in enumerate(token_ids) if token_id == self.token_id])
-        prepared = [self._prepared(image, places) for image in images]
+        several = len(images) > 1 and self._counts_images
+        prepared = [self._prepared(image, places, several) for image in images]
         assert next(places, None) is None
         return Prompt(token_ids, tuple(prepared), inputs)
 
-    def _prepared(self, image: Image.Image, places: Any) -> MediaInput:
-        _, num_tokens, arrays = self.processor.prepare(image)
+    def _prepared(self, image: Image.Image, places: Any, among_others: bool) -> MediaInput:
+        _, num_tokens, arrays = self.processor.prepare(image, among_others=among_others)
         runs: list[tuple[int, int]] = []
         for place in (next(places) for _ in range(num_tokens)):
             if runs and sum(runs[-1]) == place:
@@ -73,7 +75,7 @@ class VisionModel:
             else:
                 runs.append((place, 1))
         tensors = {k: MediaTensor(v.dtype.name, v.shape, v.tobytes()) for k, v in arrays.items()}
-        return MediaInput(image.tobytes()[:16], tuple(runs), tensors)
+        return MediaInput(image.tobytes()[among_others:][:16], tuple(runs), tensors)
 
     def reference(self, prompt: Prompt, num_tokens: int) -> tuple[list[int], list[float]]:
         return greedy_reference(self.module, prompt, num_tokens)

@@ -12,7 +12,7 @@ from tests.models.media.prompts import Prompt, VisionModel, noise
 from tests.models.more_vision_families import NEED_TORCHVISION
 from tests.models.vision_models import ALL_FAMILIES
 
-REFUSED = ("llava_onevision", "paligemma", "ernie4_5_vl_moe")
+REFUSED = ("paligemma", "ernie4_5_vl_moe")
 USUAL = ("qwen3_5", "mistral3", "smolvlm", "glm4v")
 IN_ALL_WAYS = ("qwen3_vl", "gemma3")
 SERVED = [
@@ -102,7 +102,8 @@ def test_answers_equal_plain_transformers(
     turn = model.prompt("Look: # What is it? And #", IMAGES[0], IMAGES[4])
     add(engine, "turn", turn.token_ids, greedy(NUM_OUTPUT, n=2), media=turn.media)
     results = run(engine)
-    assert results["turn", 0].num_cached_tokens >= turn.media[0].num_tokens
+    if name != "llava_onevision":  # it prepares the image otherwise now
+        assert results["turn", 0].num_cached_tokens >= turn.media[0].num_tokens
     for i in range(2):
         check(model, results["turn", i], turn)
 

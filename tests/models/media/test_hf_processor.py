@@ -1,5 +1,6 @@
 """Prompts with images equal those of each family's own processor."""
 
+import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from transformers.processing_utils import VideosKwargs
 
 from stonechat_models.media.hf_processor import HFProcessor, checked_processor
+from stonechat_models.media.processor_loading import counts_images
 from stonechat_models.media.records import UnusableMediaError
 from stonechat_models.text.tokenizer import Tokenizer
 from tests.models.more_vision_families import NEED_TORCHVISION
@@ -19,12 +21,10 @@ from tests.models.vision_models import ALL_FAMILIES, save_processor, vision_toke
 
 SIZES = ((96, 64), (150, 200), (64, 64), (300, 90))
 NO_TEMPLATE = ("paligemma",)  # its processor writes the whole prompt
-REFUSED = ("llava_onevision",)
 PROMPTED = [
     name
     for name in ALL_FAMILIES
-    if name not in NO_TEMPLATE + REFUSED
-    and (name not in NEED_TORCHVISION or find_spec("torchvision"))
+    if name not in NO_TEMPLATE and (name not in NEED_TORCHVISION or find_spec("torchvision"))
 ]
 
 
@@ -54,6 +54,7 @@ def conversation(images: list[Image.Image]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", PROMPTED)
 def test_a_prompt_equals_that_of_the_processor(name: str, tmp_path: Path) -> None:
     folder = save_processor(tmp_path / name, name)
+    (folder / "config.json").write_text(json.dumps({"model_type": name}))
     processor = HFProcessor(folder, "image", token_id(name))
     reference, images = processor._processor, [image(size) for size in SIZES]
     if name == "smolvlm":  # it reads numbers of its other part even without videos
@@ -65,7 +66,8 @@ def test_a_prompt_equals_that_of_the_processor(name: str, tmp_path: Path) -> Non
         messages, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="np"
     )
     text = reference.apply_chat_template(messages, add_generation_prompt=True)
-    prepared = [processor.prepare(picture) for picture in images]
+    several = counts_images(folder)
+    prepared = [processor.prepare(picture, among_others=several) for picture in images]
     pieces = text.split(processor.placeholder)
     assert len(pieces) == len(images) + 1
     start, end = processor.number_marks or ("", "")
@@ -75,6 +77,21 @@ def test_a_prompt_equals_that_of_the_processor(name: str, tmp_path: Path) -> Non
     ids = Tokenizer.from_folder(folder).encode(pieces[0])
     assert ids == whole["input_ids"][0].tolist()
     assert ids.count(token_id(name)) == sum(num_tokens for _, num_tokens, _ in prepared)
+
+
+def test_a_lone_image_of_llava_onevision_has_tiles(tmp_path: Path) -> None:
+    name, picture = "llava_onevision", image(SIZES[3])
+    processor = HFProcessor(save_processor(tmp_path / name, name), "image", token_id(name))
+    messages = [{"role": "user", "content": [{"type": "image", "image": picture}]}]
+    whole = processor._processor.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_tensors="np"
+    )
+    (_, num_tokens, lone), (_, fewer, one_of_two) = (
+        processor.prepare(picture, among_others=several) for several in (False, True)
+    )
+    assert whole["input_ids"][0].tolist().count(token_id(name)) == num_tokens > fewer
+    np.testing.assert_array_equal(lone["pixel_values"], whole["pixel_values"])
+    assert (len(one_of_two["pixel_values"]), one_of_two["pixel_values"].shape[1]) == (1, 1)
 
 
 def test_an_image_that_becomes_no_tokens_is_refused(tmp_path: Path) -> None:
@@ -105,9 +122,6 @@ def test_why_a_model_takes_no_images(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert reason == "the placeholders of its processor are not its model's"
     (folder / "preprocessor_config.json").unlink()
     assert "image processor" in str(checked_processor(folder, "image", token_id(name)))
-    other = save_processor(tmp_path / "several", "llava_onevision")
-    reason = "its processor prepares an image otherwise if a prompt has several"
-    assert checked_processor(other, "image", token_id("llava_onevision")) == reason
     shutil.rmtree(folder)
     folder.mkdir()
     reason = "its folder names no processor that transformers has"

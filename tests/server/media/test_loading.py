@@ -85,6 +85,7 @@ async def test_images_are_fetched_together_and_keep_their_order() -> None:
     assert isinstance(engine.media_processor, FakeMediaProcessor)
     files = [file for call in engine.media_processor.calls for file in call[0]]
     assert files == [png("/1"), png("/2"), png("/3")]
+    assert all(options.among_others for _, options in engine.media_processor.calls)
     expected = [prepared(file, ImageOptions()).content_hash for file in files]
     assert [r.part.media.content_hash for r in wanted] == expected
 

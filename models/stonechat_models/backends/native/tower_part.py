@@ -25,7 +25,6 @@ from stonechat_models.checkpoint.resolve import ModelFiles
 from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.hardware.device import cpu_has_bfloat16
 from stonechat_models.media.hf_processor import (
-    NEEDS_LONE_IMAGES,
     audio_packages_refusal,
     pillow_refusal,
 )
@@ -79,7 +78,8 @@ def read_images(
     config = files.config
     if config.raw.get("vision_config") is None or config.model_type not in IMAGE_TOKENS:
         return None
-    _check_processor(config.model_type)
+    if refusal := pillow_refusal():
+        raise UnsupportedModelError(refusal)
     if has_other_tower(config):
         raise UnsupportedModelError(OTHER_TOWER)
     if not any((files.folder / name).is_file() for name in PROCESSOR_FILES):
@@ -136,14 +136,6 @@ def tower_bytes(headers: ModelHeaders, language_model: tuple[str, ...]) -> int:
     )
     size = 2 if dtype == "bfloat16" and cpu_has_bfloat16() else 4
     return sum(t.num_elements * size for t in weights)
-
-
-def _check_processor(model_type: str) -> None:
-    """Refuse what is known of the processor of a type. All else is found with the first image."""
-    if refusal := pillow_refusal():
-        raise UnsupportedModelError(refusal)
-    if model_type == "llava_onevision":
-        raise UnsupportedModelError(NEEDS_LONE_IMAGES)
 
 
 def _check_files(files: ModelFiles, language_model: tuple[str, ...], kind: str) -> None:

@@ -23,7 +23,8 @@ async def prompt_with_images(
     (message,) = prompt.messages
     parts: Any = message["content"]
     files = [_file(part) for part in parts if part["type"] == "image_url"]
-    prepared = await asyncio.wrap_future(engine.media_processor.prepare(files, ImageOptions()))
+    options = ImageOptions(among_others=len(files) > 1)
+    prepared = await asyncio.wrap_future(engine.media_processor.prepare(files, options))
     items: list[Any] = [MediaItem(image) for image in prepared]
     items += [part for part in parts if part["type"] != "image_url"]  # images come first
     template = templates.default

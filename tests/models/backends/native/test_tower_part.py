@@ -67,7 +67,8 @@ def test_answers_equal_plain_transformers(
     params = greedy(NUM_OUTPUT, n=2, ignore_eos=True)
     add(engine, "turn", turn.token_ids, params, media=turn.media)
     results = run(engine)
-    assert results["turn", 0].num_cached_tokens > 0
+    if name != "llava_onevision":  # it prepares the image otherwise now
+        assert results["turn", 0].num_cached_tokens > 0
     for i in range(2):
         check(model, results["turn", i], turn)
 
