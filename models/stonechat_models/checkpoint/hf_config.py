@@ -14,6 +14,8 @@ from stonechat_models.model_file import read_json, reading
 T = TypeVar("T")
 MAX_SIZE = (1 << 31) - 1
 """The largest size or count of a model: what the compiled code can hold."""
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
+"""The largest number that weights and constants can be."""
 MAX_LAYERS, MAX_EXPERTS = 1000, 1 << 14
 MAX_STEP = 1 << 14
 """The longest piece in which a state-space model computes a text. Shorter ones are padded to it."""
@@ -63,7 +65,8 @@ class JsonObject:
         if value is not None and isinstance(converted, int | float):
             if not -math.inf < converted < math.inf:
                 raise self.error(key, f"is {converted}, which is not a finite number")
-            if isinstance(converted, int) and abs(converted) > MAX_SIZE:
+            limit = MAX_SIZE if isinstance(converted, int) else MAX_FLOAT32
+            if abs(converted) > limit:
                 raise self.error(key, f"is {shown(value)}, which is too large")
         return converted
 

@@ -79,6 +79,9 @@ def test_keys_of_one_family_are_checked_when_they_are_read() -> None:
         keys.section("d").positive("e", float)
     with pytest.raises(ModelLoadError, match="file: d: f is None"):
         keys.section("d").read("f", int)
+    large = parse_config({"f": 1e39}, "file").keys
+    with pytest.raises(ModelLoadError, match=r"file: f is 1e\+39, which is too large"):
+        large.read("f", float)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufValue
-from stonechat_models.checkpoint.hf_config import MAX_LAYERS, MAX_SIZE
+from stonechat_models.checkpoint.hf_config import MAX_FLOAT32, MAX_LAYERS, MAX_SIZE
 from stonechat_models.errors import UnsupportedModelError
 
 Config = dict[str, Any]
@@ -23,7 +23,6 @@ the last one score pairs of texts."""
 NO_POOLING = (0, 0xFFFFFFFF)
 HEAD_PREFIX = "cls."
 """How the names of tensors begin that make a score."""
-MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 def refusal(gguf: GgufFile, reason: str) -> UnsupportedModelError:

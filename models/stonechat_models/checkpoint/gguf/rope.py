@@ -2,15 +2,9 @@
 
 import numpy as np
 
-from stonechat_models.checkpoint.gguf.metadata import (
-    MAX_FLOAT32,
-    Config,
-    integer,
-    number,
-    positive,
-    refusal,
-)
+from stonechat_models.checkpoint.gguf.metadata import Config, integer, number, positive, refusal
 from stonechat_models.checkpoint.gguf.reader import GgufFile
+from stonechat_models.checkpoint.hf_config import MAX_FLOAT32
 
 LLAMA3_CONTEXT = 8192
 LLAMA3_BANDS = ((1.0, 4.0), (1.0, 1.0))

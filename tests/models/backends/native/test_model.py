@@ -235,6 +235,7 @@ def test_tokens_outside_the_vocabulary_are_refused(llama: tuple[Any, NativeModel
         ({"model_type": "gpt_neox"}, {}, "gpt_neox"),
         ({"hidden_act": "gelu"}, {}, "gelu"),
         ({"use_bidirectional_attention": True}, {}, "both directions"),
+        ({"is_causal": False}, {}, "both directions"),
         ({"head_dim": 40}, {}, "head_dim"),
         ({"partial_rotary_factor": 0.5}, {}, "part of each head"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, {}, "dynamic"),

@@ -93,7 +93,8 @@ def read_spec(config: HFConfig) -> ModelSpec:
     Raises `UnsupportedModelError` with the reason if the native backend cannot serve the model.
     """
     family = family_of(config)
-    if config.keys.read("use_bidirectional_attention", bool, False):
+    is_causal = not config.keys.is_null("is_causal") and config.keys.read("is_causal", bool, True)
+    if config.keys.read("use_bidirectional_attention", bool, False) or not is_causal:
         raise UnsupportedModelError(
             "attention in both directions is not supported by the native backend"
         )

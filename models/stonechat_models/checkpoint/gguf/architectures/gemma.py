@@ -7,7 +7,6 @@ from stonechat_models.checkpoint.gguf import layouts
 from stonechat_models.checkpoint.gguf.architecture import Architecture, Merge
 from stonechat_models.checkpoint.gguf.architectures.experts import num_experts
 from stonechat_models.checkpoint.gguf.metadata import (
-    MAX_FLOAT32,
     Config,
     has,
     has_tensor,
@@ -23,6 +22,7 @@ from stonechat_models.checkpoint.gguf.metadata import (
 )
 from stonechat_models.checkpoint.gguf.reader import GgufFile
 from stonechat_models.checkpoint.gguf.rope import proportional_of, rope_of
+from stonechat_models.checkpoint.hf_config import MAX_FLOAT32
 
 GEMMA2_27B_LAYERS, GEMMA3_27B_LAYERS = 46, 62
 LOCAL_THETA, GEMMA3_PATTERN, GEMMA3N_PATTERN = 10000.0, 6, 5
