@@ -131,6 +131,24 @@ def test_markdown_takes_time_linear_in_the_length(page: Page, name: str) -> None
     assert render(page, *HOSTILE[name]) > 0
 
 
+def test_what_is_read_again_and_again_is_bounded(page: Page) -> None:
+    """A quotation may end after each of its lines, and then its rest is read again. All footnotes
+    are copied for each of them."""
+    numbers = range(600)
+    uses = " ".join(f"[^{i}]" for i in numbers)
+    notes = "\n".join(f"[^{i}]: a" for i in numbers)
+    counts = page.evaluate(
+        """async (source) => {
+          const { drawMarkdown } = await import('./page/markdown.js');
+          const box = document.createElement('div');
+          drawMarkdown(box, source);
+          return ['blockquote', 'sup', 'section li'].map((n) => box.querySelectorAll(n).length);
+        }""",
+        "> a\n" * 600 + f"\n{uses}\n\n{notes}",
+    )
+    assert counts == [2, 500, 500]
+
+
 def test_code_that_cannot_be_coloured_holds_up_nothing(page: Page) -> None:
     """The rules for C# need minutes for this text. The worker is ended, and colours other code."""
     page.evaluate(

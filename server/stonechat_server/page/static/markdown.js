@@ -2,6 +2,7 @@
 // through, a worker colours code and KaTeX sets mathematics (as MathML, without styles or fonts). Raw
 // HTML stays text. Links lead to http, https and mailto only; images become links.
 
+import { boundRules } from "./bounds.js";
 import { colour } from "./colours.js";
 import { copyText, el } from "./dom.js";
 import { linkRule } from "./links.js";
@@ -29,6 +30,7 @@ md.use(globalThis.markdownitFootnote);
 md.disable("footnote_inline"); // it reads the rest of a paragraph at each "^["
 md.use(mathRules);
 md.use(linkRule);
+md.use(boundRules);
 md.renderer.rules.image = (tokens, at) => {
   const { attrGet, content } = tokens[at];
   const url = attrGet.call(tokens[at], "src");

@@ -189,6 +189,9 @@ def test_older_gemma_configs_say_the_same(tmp_path: Path) -> None:
     older_config |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2}
     older_config["rope_scaling"] = {"rope_type": "linear", "factor": 8.0}
     expected, actual = (read_spec(parse_config(c, "x")) for c in (config, older_config))
+    only_global = {"full_attention": config["rope_parameters"]["full_attention"]}
+    without_local = read_spec(parse_config({**config, "rope_parameters": only_global}, "x"))
+    assert np.array_equal(without_local.inverse_frequencies, expected.inverse_frequencies)
     assert (actual.windows, actual.rotary_tables) == (expected.windows, expected.rotary_tables)
     assert (actual.head_dim, actual.tied) == (expected.head_dim, expected.tied)
     assert np.array_equal(actual.inverse_frequencies, expected.inverse_frequencies)

@@ -108,18 +108,21 @@ def _of_kind(
 def _parameters(config: HFConfig, layer_type: str | None) -> JsonObject:
     """The RoPE parameters of `layer_type`.
 
-    Older files have no entry per layer type. There `rope_local_base_freq` is Gemma 3's local base.
+    Older files have no entry per layer type. `rope_local_base_freq` is Gemma 3's local base where
+    no entry says it.
     """
     if config.rope.sections():
         if layer_type is None:
             raise UnsupportedModelError(
                 "rotary embeddings that differ by layer are not supported by the native backend"
             )
-        return config.rope.section(layer_type)
-    if layer_type == LOCAL:
-        local = {"rope_theta": config.keys.read("rope_local_base_freq", float, 10000.0)}
-        return JsonObject(config.keys.source, local)
-    return config.rope
+        own = config.rope.section(layer_type)
+    else:
+        own = JsonObject(config.keys.source, {}) if layer_type == LOCAL else config.rope
+    if layer_type != LOCAL or own.values.get("rope_theta") is not None:
+        return own
+    local = config.keys.read("rope_local_base_freq", float, 10000.0)
+    return JsonObject(own.source, {**own.values, "rope_theta": local})
 
 
 def _base(theta: float, rotary_dim: int) -> Frequencies:

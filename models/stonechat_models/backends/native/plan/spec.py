@@ -101,6 +101,8 @@ def read_spec(config: HFConfig) -> ModelSpec:
     if not (config.num_layers and config.hidden_size and config.num_heads and config.vocab_size):
         raise UnsupportedModelError("its config does not say how large the model is")
     head_dim = config.head_dim or family.head_dim or config.hidden_size // config.num_heads
+    if head_dim > MAX_HEAD_DIM:  # before its frequencies take memory
+        raise UnsupportedModelError(f"its head_dim is above {MAX_HEAD_DIM}")
     experts = family.experts(config) if family.experts else None
     is_mixture = experts is not None and all(experts.layers)
     rotary, tables = _rotary(config, family, head_dim)
@@ -166,8 +168,6 @@ def _check_sizes(spec: ModelSpec) -> None:
     for name in ("hidden_size", "head_dim", "intermediate_size"):
         if getattr(spec, name) % GROUP:
             raise UnsupportedModelError(f"its {name} is not a multiple of {GROUP}")
-    if spec.head_dim > MAX_HEAD_DIM:
-        raise UnsupportedModelError(f"its head_dim is above {MAX_HEAD_DIM}")
     if spec.num_heads % spec.num_kv_heads:
         raise UnsupportedModelError("its number of query heads is not a multiple of its key heads")
     if spec.num_heads // spec.num_kv_heads > MAX_HEADS_PER_GROUP:
