@@ -65,8 +65,9 @@ def decode_kernel(
 
     IS_SPLIT: there may be several splits. Without them more programs fit on a multiprocessor.
 
-    What is read before the wait is no output of a kernel that starts early: copies and
-    `fill_kernel` write where sequences lie. The first keys and values are only fetched.
+    What is read before the wait is complete by then. It says where sequences lie, and `fill_kernel`
+    writes it before the graph starts, or a copy before the step's first kernel: neither lets a
+    kernel start early. The first keys and values are only fetched.
     """
     i = tl.program_id(0)
     kv_head = tl.program_id(1)
