@@ -21,7 +21,7 @@ async def measure_speeds(target: Target) -> tuple[list[Speed], list[LevelRun]]:
     for name, length, num_prompt, num_answer in lengths:
         run = await _repeated(target, num_prompt, num_answer)
         runs.append(run)
-        values = [_pp(row) if name == "pp" else _tg(row) for row in run.records]
+        values = [prompt_speed(row) if name == "pp" else answer_speed(row) for row in run.records]
         speeds.append(Speed(name=f"{name}{length}", tokens_per_second=values))
     return speeds, runs
 
@@ -39,9 +39,12 @@ async def _repeated(target: Target, num_prompt: int, num_answer: int) -> LevelRu
     return run
 
 
-def _pp(record: RequestRecord) -> float:
-    return (record.prompt_tokens - (record.cached_tokens or 0)) / max(record.ttft or 0.0, 1e-9)
+def prompt_speed(record: RequestRecord) -> float:
+    """Tokens of the prompt a second. The one token of the answer may have no text: then it ends."""
+    num_tokens = record.prompt_tokens - (record.cached_tokens or 0)
+    return num_tokens / (record.e2e if record.ttft is None else record.ttft)
 
 
-def _tg(record: RequestRecord) -> float:
-    return 1 / max(record.tpot or 0.0, 1e-9)
+def answer_speed(record: RequestRecord) -> float:
+    """Tokens a second after the first; of one token, or of tokens without text, all of the time."""
+    return 1 / record.tpot if record.tpot else record.completion_tokens / record.e2e

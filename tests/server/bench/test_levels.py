@@ -19,6 +19,7 @@ from stonechat_server.bench.report.verdict import knee, percentile, verdict
 from stonechat_server.bench.results import BenchResult, LevelResult, RequestRecord, Slo, Speed
 from stonechat_server.bench.runner import run_bench
 from stonechat_server.bench.settings import BenchSettings
+from stonechat_server.bench.speeds import answer_speed, prompt_speed
 from stonechat_server.bench.summary import quantiles
 from stonechat_server.bench.targets.target import Measured
 from stonechat_server.bench.targets.workload import Prompt, SyntheticWorkload
@@ -144,6 +145,27 @@ def test_speeds_are_measured_alone_and_repeated(fake: FakeServer) -> None:
     assert "| test | repeats | tokens/s |" in text
     assert "| pp40 | 3 |" in text
     assert "pp20" in render_report([result])
+
+
+@pytest.mark.parametrize(
+    ("first_token", "num_tokens", "prompt", "answer"),
+    [(3.0, 5, 50.0, 2.0), (3.0, 1, 50.0, 0.25), (None, 1, 25.0, 0.25), (None, 8, 25.0, 2.0)],
+)
+def test_speeds_of_tokens_with_and_without_text(
+    first_token: float | None, num_tokens: int, prompt: float, answer: float
+) -> None:
+    """An answer starts at 1 s and ends at 5 s. Without text, nobody sees the first token."""
+    record = RequestRecord(
+        start=1.0, sent=1.0, end=5.0, first_token=first_token, prompt_tokens=130, cached_tokens=30,
+        completion_tokens=num_tokens,
+    )  # fmt: skip
+    assert (prompt_speed(record), answer_speed(record)) == (prompt, answer)
+
+
+def test_a_single_token_may_have_no_text(fake: FakeServer) -> None:
+    result = bench(fake, model="silent", pp=(20,), repeats=2)
+    assert all(check.passed for check in result.checks)
+    assert 0 < result.speeds[0].mean < 1e7
 
 
 def test_the_mean_and_the_deviation_of_a_speed() -> None:
