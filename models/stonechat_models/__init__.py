@@ -78,9 +78,12 @@ if TYPE_CHECKING:
     from stonechat_models.grammar.schemas.relaxation import relax_schema
     from stonechat_models.grammar.source import check_grammar
     from stonechat_models.hardware.cpus import cpu_name, usable_cpus
+    from stonechat_models.media.document.processor import DocumentProcessor, document_refusal
     from stonechat_models.media.processor import MediaProcessor
     from stonechat_models.media.records import (
         AudioOptions,
+        Document,
+        DocumentOptions,
         ImageOptions,
         PreparedMedia,
         VideoOptions,
@@ -100,6 +103,9 @@ __all__ = [
     "AudioOptions",
     "CompletionDelta",
     "CostlyGrammarError",
+    "Document",
+    "DocumentOptions",
+    "DocumentProcessor",
     "EmbeddingInfo",
     "EmbeddingParams",
     "EngineConfig",
@@ -157,6 +163,7 @@ __all__ = [
     "alias_model",
     "check_grammar",
     "cpu_name",
+    "document_refusal",
     "fetch_model",
     "inspect_machine",
     "is_cheap",
@@ -185,6 +192,9 @@ _LAZY = {
     "StoredModel": "checkpoint.known.store",
     "PairFrame": "text.pair_frame",
     "Tokenizer": "text.tokenizer",
+    "Document": "media.records",
+    "DocumentOptions": "media.records",
+    "DocumentProcessor": "media.document.processor",
     "GrammarChecker": "grammar.checker",
     "ImageOptions": "media.records",
     "MediaProcessor": "media.processor",
@@ -193,6 +203,7 @@ _LAZY = {
     "alias_model": "checkpoint.alias_target",
     "check_grammar": "grammar.source",
     "cpu_name": "hardware.cpus",
+    "document_refusal": "media.document.processor",
     "fetch_model": "checkpoint.resolve",
     "is_cheap": "grammar.cost",
     "inspect_machine": "diagnostics.machine",

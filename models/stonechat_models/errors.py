@@ -38,7 +38,8 @@ class InvalidMediaError(EngineError):
 
     `reason` reads behind "the image " or "the audio ": "is not a PNG, JPEG, WebP or GIF". `kind` is
     `format` for another kind of file, `empty`, `broken`, `too_large` (pixels, memory or time),
-    `too_long` (seconds), or `unfit` for what the model's own processor refuses.
+    `too_long` (seconds), or `unfit` for what the model's own processor refuses. Of documents it is
+    also `encrypted`, `too_many_pages`, `too_many_characters` or `too_many_images`.
     """
 
     def __init__(self, index: int, kind: str, reason: str) -> None:

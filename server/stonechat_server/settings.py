@@ -24,7 +24,7 @@ Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(split)]
 server_option = partial(option, group="Server")
 access_option = partial(option, group="Access")
 limit_option = partial(option, group="Limits")
-media_option = partial(option, group="Images, audio and videos")
+media_option = partial(option, group="Images, audio, videos and documents")
 files_option = partial(option, group="Files and batches")
 operations_option = partial(option, group="Operations")
 
@@ -76,8 +76,7 @@ class Settings(ModelSettings):
     )
     max_body_size: ByteSize = server_option(
         ByteSize(8 * 2**20),
-        "largest request body, such as 8MiB; images, audio and videos in it do not count, and have "
-        "--max-images-size",
+        "largest request body, such as 8MiB; files in it do not count, and have --max-images-size",
         ge=1,
     )
     kept_items_size: ByteSize = server_option(
@@ -172,7 +171,8 @@ class Settings(ModelSettings):
     )
     max_images_size: ByteSize = media_option(
         ByteSize(32 * 2**20),
-        "largest size of all images, audio and videos of a request together, such as 32MiB",
+        "largest size of all images, audio, videos and documents of a request together, such as "
+        "32MiB",
         ge=1,
     )
     image_memory: ByteSize = media_option(
@@ -201,6 +201,24 @@ class Settings(ModelSettings):
     max_video_seconds: float = media_option(600.0, "longest video, in seconds", gt=0.0)
     max_video_frames: int = media_option(
         32, "most frames of a video that the model sees; it may take fewer", ge=1
+    )
+    max_documents: int = media_option(
+        16, "most documents (PDF files and texts) that a request may have", ge=1
+    )
+    max_document_size: ByteSize = media_option(
+        ByteSize(32 * 2**20), "largest file of a document, such as 32MiB", ge=1
+    )
+    max_document_pages: int = media_option(500, "most pages of a PDF file", ge=1)
+    max_document_characters: int = media_option(
+        2_000_000, "most characters of all documents of a request together", ge=1
+    )
+    document_images: Literal["auto", "all"] = media_option(
+        "auto",
+        "which pages of PDF files a model that takes images also sees as images: those without "
+        "text (auto), or all; a request with `detail: high` asks for all",
+    )
+    document_image_pixels: int = media_option(
+        1_500_000, "most pixels of the image of a page, width times height", ge=1
     )
 
     files_dir: Path | None = files_option(

@@ -21,13 +21,14 @@ from stonechat_models.errors import ModelLoadError, UnsupportedModelError
 from stonechat_models.media.hf_processor import HFProcessor, as_tensors
 from stonechat_models.media.records import (
     Answer,
+    AudioOptions,
     ImageOptions,
     MediaPiece,
     PreparedMedia,
     Task,
     UnusableMediaError,
     VideoOptions,
-    modality_of,
+    kind_of,
 )
 from stonechat_models.media.speech import SpeechProcessor, transcribes_speech
 from stonechat_models.media.video.processor import VideoProcessor
@@ -66,7 +67,7 @@ class _Worker:
             return msgspec.msgpack.encode(Answer(failure=self.failure))
         try:
             task = msgspec.msgpack.decode(data, type=Task)
-            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS[modality_of(task.options)])
+            signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS[kind_of(task.options)])
             return msgspec.msgpack.encode(_answer(self._processor, task))
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0.0)
@@ -103,7 +104,7 @@ def _answer(processor: Processor, task: Task) -> Answer:
         return Answer(kind="unfit", reason=f"cannot be prepared for this model: {reason_of(error)}")
     return Answer(
         prepared=PreparedMedia(
-            modality=modality_of(task.options),
+            modality=cast(Modality, kind_of(task.options)),
             content_hash=task.content_hash,
             placeholder=processor.placeholder,
             text=text,
@@ -129,6 +130,7 @@ def _decoded(task: Task, processor: Any) -> tuple[Any, dict[str, Any]]:
         return video, {"seconds": video.facts.seconds}
     from stonechat_models.media.audio_decoding import decode_audio
 
+    assert isinstance(task.options, AudioOptions)
     samples, seconds = decode_audio(
         task.data, task.options, processor.sampling_rate, processor.check_seconds
     )

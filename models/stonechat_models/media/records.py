@@ -1,4 +1,4 @@
-"""What the server hands to the media processor, and gets back. Nothing here imports tensors."""
+"""What the server hands to the processors of files, and gets back. Nothing here imports tensors."""
 
 import hashlib
 from collections.abc import Mapping
@@ -58,18 +58,29 @@ class VideoOptions(msgspec.Struct, frozen=True, tag="video"):
     """A video that would become more placeholder tokens is refused before it is decoded."""
 
 
+class DocumentOptions(msgspec.Struct, frozen=True, kw_only=True, tag="document"):
+    """How a PDF file is read."""
+
+    max_pages: int
+    """A file with more pages is refused before they are read."""
+    max_characters: int
+    """A file with more text is refused. No more of it is read."""
+    images: Literal["none", "missing", "all"] = "none"
+    """Which pages also become images: none, those without text, or all."""
+    max_images: int = 0
+    """A file of which more pages would become images is refused."""
+    max_pixels: int
+    """Width times height of the image of a page, at most."""
+
+
 MediaOptions = ImageOptions | AudioOptions | VideoOptions
+FileOptions = MediaOptions | DocumentOptions
 """Their type says what the file is."""
 
 
-def modality_of(options: MediaOptions) -> Modality:
-    """Return what is prepared with these options."""
-    match options:
-        case ImageOptions():
-            return "image"
-        case AudioOptions():
-            return "audio"
-    return "video"
+def kind_of(options: FileOptions) -> str:
+    """Return what a file with these options is: a modality, or `document`."""
+    return str(options.__struct_config__.tag)
 
 
 class MediaPiece(msgspec.Struct, frozen=True):
@@ -81,7 +92,7 @@ class MediaPiece(msgspec.Struct, frozen=True):
     """The arguments of the model's `get_image_features` by name; of a clip, those of `forward`."""
 
 
-class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
+class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True, tag="media"):
     """An image, an audio clip or a video as the model takes it."""
 
     modality: Modality
@@ -124,18 +135,38 @@ class PreparedMedia(msgspec.Struct, frozen=True, kw_only=True):
         return MediaInput(content, places, self.pieces[piece].tensors, self.modality)
 
 
+class Page(msgspec.Struct, frozen=True):
+    """A page of a document."""
+
+    text: str
+    """Without control characters but newlines and tabs; without space around it."""
+    image: bytes = b""
+    """The page as a JPEG file; empty if it did not become an image, or if nothing is on it."""
+
+
+class Document(msgspec.Struct, frozen=True, tag="document"):
+    """What is read of a PDF file."""
+
+    pages: tuple[Page, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """About as many as it takes."""
+        return sum(len(page.text) + len(page.image) for page in self.pages)
+
+
 class Task(msgspec.Struct, frozen=True):
     """A file to prepare. `content_hash` comes back with the result."""
 
     data: bytes
-    options: MediaOptions
+    options: FileOptions
     content_hash: bytes
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What was prepared; or what is wrong with the file; or why none can be prepared."""
+    """What was made of the file; or what is wrong with it; or why none can be prepared."""
 
-    prepared: PreparedMedia | None = None
+    prepared: PreparedMedia | Document | None = None
     kind: str = ""
     reason: str = ""
     failure: str = ""

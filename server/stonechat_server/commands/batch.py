@@ -134,7 +134,7 @@ def _max_bytes(settings: Settings) -> int:
     """The longest body of a request before it is known whether the model takes images or audio."""
     from stonechat_server.request.body import body_limit
 
-    return body_limit(settings, takes_media=True)
+    return body_limit(settings)
 
 
 def _check(file: Path, max_bytes: int, model_of: "Callable[[str | None], str]") -> "InputCheck":

@@ -1,4 +1,5 @@
-"""Images, audio and videos of a request: their sources, bounds, and the way to the processor.
+"""Images, audio, videos and documents of a request: their sources and bounds, and the way to the
+processors.
 
 May import `structured` and the layers below it.
 """

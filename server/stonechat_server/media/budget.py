@@ -1,4 +1,5 @@
-"""Counts bytes of images, audio and videos against bounds: on one request, and on all together."""
+"""Counts bytes of images, audio, videos and documents against bounds: on one request, and on all
+together."""
 
 from collections.abc import Callable
 
@@ -28,7 +29,7 @@ class Share:
     """What one request has of a budget: `limit` bytes at most; `error` tells of more."""
 
     def __init__(self, budget: Budget, limit: int, error: Callable[[int], APIError]) -> None:
-        self._budget = budget
+        self.budget = budget
         self._limit = limit
         self._error = error
         self._num_taken = self._num_own = 0
@@ -37,8 +38,12 @@ class Share:
         """Count bytes. Raises `APIError`, and counts nothing, if they are too many."""
         if self._num_taken + num_bytes > self._limit:
             raise self._error(self._limit)
-        self._budget.take(num_bytes)
+        self.take_made(num_bytes)
         self._num_taken += num_bytes
+
+    def take_made(self, num_bytes: int) -> None:
+        """Count bytes that were made here: they have no limit in one request."""
+        self.budget.take(num_bytes)
         self._num_own += num_bytes
 
     def hand_over(self, num_bytes: int) -> None:
@@ -47,14 +52,14 @@ class Share:
 
     def close(self) -> None:
         """Give back the memory that nothing prepared has taken."""
-        self._budget.give_back(self._num_own)
+        self.budget.give_back(self._num_own)
         self._num_own = 0
 
 
 def busy() -> APIError:
     """429: the client may try again when other requests have ended."""
     return too_many_requests(
-        "The images, audio or videos of too many requests are being loaded. Try again later.",
+        "The files of too many requests are being loaded. Try again later.",
         reason="images_full",
         retry_after=1.0,
     )

@@ -1,15 +1,22 @@
 """What the first bytes of a file say that it holds."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from stonechat_models import Modality
-from stonechat_server.media.errors import MediaError
+from stonechat_server.media.errors import FileKind, MediaError
 
 READ: Mapping[Modality, str] = {
     "image": "a PNG, JPEG, WebP or GIF file",
     "audio": "a WAV, MP3, FLAC or Ogg file",
     "video": "an MP4, MOV, WebM or Matroska file",
 }
+PDF_MARK = b"%PDF-"
+PDF_MARK_BYTES = 1024
+"""How much of a file may stand before the end of the mark."""
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+"""No text has these; files of other kinds do."""
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 
@@ -54,20 +61,43 @@ FORMATS: Mapping[Modality, Callable[[bytes], str | None]] = {
 
 def check_type(content: bytes, modality: Modality) -> None:
     """Raise `MediaError` for a file that is of another modality, or of none."""
+    check_not_empty(content)
+    if FORMATS[modality](content) is None:
+        what = "a PDF file, which is a document: it is " if is_pdf(content) else ""
+        raise MediaError(f"is {what}not {READ[modality]}", "format")
+
+
+def check_not_empty(content: bytes) -> None:
+    """Raise `MediaError` for an empty file."""
     if not content:
         raise MediaError("is empty", "empty")
-    if FORMATS[modality](content) is None:
-        raise MediaError(f"is {_what(content)}not {READ[modality]}", "format")
 
 
-def modality_in(content: bytes, taken: Sequence[Modality]) -> Modality:
-    """What a file is: one of `taken`, the first if it is empty. Raises `MediaError` for another."""
-    for modality in taken:
-        if not content or FORMATS[modality](content) is not None:
+def kind_of(content: bytes, taken: Sequence[Modality]) -> FileKind:
+    """What a file is. Raises `MediaError` for what is not read; its text names `taken`."""
+    check_not_empty(content)
+    if text_in(content) is not None:
+        return "document"
+    for modality, format_of in FORMATS.items():
+        if format_of(content) is not None:
             return modality
-    others = ", and ".join(f"not {READ[modality]}" for modality in taken)
-    raise MediaError(f"is {_what(content)}{others}", "format")
+    if is_pdf(content):
+        return "document"
+    others = "".join(f"not {READ[modality]}, " for modality in taken)
+    raise MediaError(f"is {others}not a PDF file, and not a text in UTF-8", "format")
 
 
-def _what(content: bytes) -> str:
-    return "a PDF file, which is not read here: it is " if content.startswith(b"%PDF") else ""
+def is_pdf(content: bytes) -> bool:
+    """Whether a file is a PDF file. If it is no text, other bytes may stand before its mark."""
+    if content[:PDF_MARK_BYTES].lstrip().startswith(PDF_MARK):
+        return True
+    return PDF_MARK in content[:PDF_MARK_BYTES] and text_in(content) is None
+
+
+def text_in(content: bytes) -> str | None:
+    """The text of a file in UTF-8, or in UTF-16 with its mark; None if it is none."""
+    try:
+        text = content.decode("utf-16" if content[:2] in UTF_16_MARKS else "utf-8-sig")
+    except UnicodeDecodeError:
+        return None
+    return None if _CONTROL.search(text) else text

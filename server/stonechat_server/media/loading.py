@@ -1,31 +1,28 @@
-"""Loads the images, audio and videos of a request: reads them, and prepares them for the model."""
+"""Loads the files of a request: reads them, and prepares them for the model."""
 
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Sequence
-from concurrent.futures import Future
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from stonechat_models import (
     AudioOptions,
     ImageOptions,
-    InvalidMediaError,
-    Modality,
-    TooManyMediaError,
     VideoOptions,
 )
-from stonechat_server.background import call_soon, end_all
+from stonechat_server.background import end_all
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.media.budget import Budget, Share, busy
-from stonechat_server.media.errors import refused, too_large_together, too_much_memory
+from stonechat_server.media.errors import FileKind, too_large_together, too_much_memory
+from stonechat_server.media.processing import processed
 from stonechat_server.media.reading import MediaReader, ReadFile
 from stonechat_server.media.references import MediaReference
 from stonechat_server.media.taken import check_numbers, check_taken, modalities_of
+from stonechat_server.schema.messages import FilePart, SourcePart, with_contents
 from stonechat_server.settings import Settings
 
 if TYPE_CHECKING:
-    from stonechat_models import PreparedMedia
+    from stonechat_server.media.documents import DocumentReader
     from stonechat_server.media.https import Client
 
 T = TypeVar("T")
@@ -47,7 +44,7 @@ class Observe(Protocol):
     def __call__(
         self,
         model: str,
-        modality: Modality,
+        modality: FileKind,
         *,
         num_files: int,
         num_bytes: int,
@@ -57,7 +54,8 @@ class Observe(Protocol):
 
 
 class MediaLoader:
-    """Loads images, audio and videos within the bounds of the settings. `client`: see `Fetcher`."""
+    """Loads images, audio, videos and documents within the bounds of the settings. `client`: see
+    `Fetcher`."""
 
     def __init__(
         self, settings: Settings, observe: Observe, client: "Client | None" = None
@@ -67,6 +65,7 @@ class MediaLoader:
         self._memory = int(settings.image_memory)
         self._observe = observe
         self._reader = MediaReader(settings, client)
+        self._documents: DocumentReader | None = None
         self._num_requests = 0
         self.files = Budget(HELD_REQUESTS * self._max_bytes)
         """Files that are decoded, or that are there and not prepared."""
@@ -97,11 +96,14 @@ class MediaLoader:
             contents = await _together(
                 [self._reader.read(r, taken, read_file, files) for r in references]
             )
+            check_taken(references, engine)
             check_numbers(references, self._settings)
             sizes = list(map(len, contents))
             for reference in references:
                 reference.shorten()
-            await self._prepare_all(references, contents, engine, files)
+            files_of_media = await self._without_documents(references, contents, engine, files)
+            contents.clear()
+            await self._prepare_all(files_of_media, engine, files)
         finally:
             files.close()
             self._num_requests -= 1
@@ -130,73 +132,54 @@ class MediaLoader:
         """
         for reference in references:
             reference.shorten()
-            media = reference.part.media
-            if media is not None:
-                self.prepared.give_back(media.num_bytes)
-                reference.part.set_media(None)
+            for part in with_contents([reference.part]):
+                if isinstance(part, SourcePart) and part.media is not None:
+                    self.prepared.give_back(part.media.num_bytes)
+                    part.set_media(None)
+            if isinstance(reference.part, FilePart):
+                reference.part.set_contents(None)
 
-    async def _prepare_all(
+    async def _without_documents(
         self,
         references: Sequence[MediaReference],
-        contents: list[bytes],
+        contents: Sequence[bytes],
         engine: EngineLike,
         files: Share,
+    ) -> list[tuple[MediaReference, bytes]]:
+        """Read the documents. Return the other files, and the images of pages."""
+        pairs = list(zip(references, contents, strict=True))
+        others = [pair for pair in pairs if pair[0].modality != "document"]
+        if len(others) == len(pairs):
+            return others
+        if self._documents is None:
+            from stonechat_server.media.documents import DocumentReader
+
+            self._documents = DocumentReader(self._settings)
+        return others + await self._documents.read(references, contents, engine, files)
+
+    async def _prepare_all(
+        self, pairs: list[tuple[MediaReference, bytes]], engine: EngineLike, files: Share
     ) -> None:
         """Run the model's processor, which has processes of its own, on each file alone.
 
         So each counts as soon as it is prepared, and the rest are not begun if it is too large.
-        `contents` is emptied: a file goes when it is prepared, as it counts no longer.
+        `pairs` is emptied: a file goes when it is prepared, as it counts no longer.
         """
         turns = asyncio.Semaphore(PREPARED_AT_ONCE)
         prepared = Share(self.prepared, self._memory, too_much_memory)
-        among_others = sum([reference.modality == "image" for reference in references]) > 1
+        among_others = sum([reference.modality == "image" for reference, _ in pairs]) > 1
 
         async def prepare(reference: MediaReference, content: bytes) -> None:
             async with turns:
-                media = await self._prepare(reference, content, engine, files, among_others)
+                assert engine.media_processor is not None, "the model takes media"
+                options = self._options(reference, engine.model.max_model_len, among_others)
+                media = await processed(engine.media_processor, reference, content, options, files)
                 prepared.take(media.num_bytes)
                 reference.part.set_media(media)
 
-        pairs = zip(references, contents, strict=True)
         works = [prepare(reference, content) for reference, content in pairs]
-        contents.clear()
+        pairs.clear()
         await _together(works)
-
-    async def _prepare(
-        self,
-        reference: MediaReference,
-        content: bytes,
-        engine: EngineLike,
-        files: Share,
-        among_others: bool,
-    ) -> "PreparedMedia":
-        """Prepare a file. It counts until the processor is done, also if nobody waits for it."""
-        assert reference.modality is not None, "the file is read"
-        options = self._options(reference, engine.model.max_model_len, among_others)
-        processor = engine.media_processor
-        assert processor is not None
-        loop = asyncio.get_running_loop()
-        files.hand_over(len(content))
-        release = partial(call_soon, loop, partial(self.files.give_back, len(content)))
-
-        def submit() -> "Future[list[PreparedMedia]]":
-            try:
-                future = processor.prepare([content], options)
-            except BaseException:
-                release()
-                raise
-            future.add_done_callback(lambda _: release())
-            return future
-
-        # In a thread, because it computes a hash of the file. The thread runs in any case. No local
-        # variable keeps the future: its error refers to this frame.
-        run = loop.run_in_executor
-        try:
-            return (await asyncio.wrap_future(await asyncio.shield(run(None, submit))))[0]
-        except TooManyMediaError as error:
-            raise busy() from error
-        except InvalidMediaError as error:
-            raise refused(reference.path, reference.modality, error) from error
 
     def _options(
         self, reference: MediaReference, max_tokens: int, among_others: bool
@@ -219,8 +202,10 @@ class MediaLoader:
         )
 
     def close(self) -> None:
-        """Fetch no more."""
+        """Fetch no more, and end the processes that read documents."""
         self._reader.close()
+        if self._documents is not None:
+            self._documents.close()
 
 
 async def _together(works: Iterable[Coroutine[Any, Any, T]]) -> list[T]:

@@ -1,4 +1,5 @@
-"""Finds images, audio and videos in the messages of a request: of users, and of tools' results."""
+"""Finds images, audio, videos and documents in the messages of a request: of users, and of tools'
+results."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from stonechat_models import Modality
 from stonechat_server.errors import APIError, format_path, invalid, unsupported
 from stonechat_server.media.data_urls import holds_file, is_data_url
+from stonechat_server.media.errors import FileKind
 from stonechat_server.prompt.template_messages import is_parts
 from stonechat_server.schema.messages import (
     AudioPart,
@@ -19,32 +21,33 @@ from stonechat_server.schema.messages import (
     ImagePart,
     Message,
     SourcePart,
+    TextPart,
     ToolMessage,
     UserMessage,
     VideoPart,
     chat_part,
+    with_contents,
 )
 
 MAX_SHOWN = 60
-TOOL_IMAGES = frozenset({"image_url", "input_image"})
-"""The types of images in a tool's result: of chat completions, and of Responses."""
+TOOL_FILES = frozenset({"image_url", "input_image", "file", "input_file"})
+"""The types of images and files in a tool's result: of chat completions, and of Responses."""
 TOOL_PARTS: dict[str, type[SourcePart]] = {
     "input_audio": AudioPart,
     "audio_url": AudioUrlPart,
     "video_url": VideoPart,
-    "file": FilePart,
 }
 """The other types of media there."""
 
 
 @dataclass(slots=True)
 class MediaReference:
-    """An image, audio or a video of a request, at `path` in its chat messages."""
+    """An image, audio, a video or a document of a request, at `path` in its chat messages."""
 
     path: str
     part: SourcePart
-    modality: Modality | None
-    """None for a file of `/v1/files` until it is read: its content says it."""
+    modality: FileKind | None
+    """None for a `file` until it is read: its content says it."""
     content: bytes | None = None
     """The file itself, if it came beside the messages."""
 
@@ -65,6 +68,8 @@ class MediaReference:
             return self.part.image_url.url
         if isinstance(self.part, VideoPart):
             return self.part.video_url.url
+        if isinstance(self.part, FilePart):
+            return self.part.file.file_url
         return self.part.audio_url.url if isinstance(self.part, AudioUrlPart) else None
 
     @property
@@ -72,8 +77,8 @@ class MediaReference:
         """The file in base64, alone or in a `data:` URL; empty if it is elsewhere."""
         if isinstance(self.part, AudioPart):
             return self.part.input_audio.data
-        if isinstance(self.part, FilePart):
-            return self.part.file.file_data or ""
+        if isinstance(self.part, FilePart) and self.part.file.file_data:
+            return self.part.file.file_data
         url = self.url
         return url if url is not None and holds_file(url) else ""
 
@@ -95,7 +100,9 @@ class MediaReference:
             case AudioPart():
                 self.part.input_audio.data = shortened_data(self.part.input_audio.data)
             case FilePart():
-                self.part.file.file_data = shortened_data(self.part.file.file_data or "") or None
+                file = self.part.file
+                file.file_data = file.file_data and shortened_data(file.file_data)
+                file.file_url = file.file_url and shortened(file.file_url)
 
 
 def shortened(url: str) -> str:
@@ -113,7 +120,7 @@ def shortened_data(data: str) -> str:
 
 
 def find_media(messages: Sequence[Message]) -> list[MediaReference]:
-    """The images, audio and videos in messages, in order. Parts in results of tools become typed.
+    """The media and documents in messages, in order. Parts in results of tools become typed.
 
     Raises `APIError` 400 for a part that is not well made or in another message.
     """
@@ -137,8 +144,8 @@ def _parts(message: Message, path: str) -> Iterator[tuple[int, SourcePart]]:
         if not takes_media:
             raise unsupported(
                 f"{path}[{j}]",
-                f"'{path}[{j}]': images, audio and videos may be in user messages and in results "
-                f"of tools, not in messages of the role {message.role}.",
+                f"'{path}[{j}]': images, audio, videos and files may be in user messages and in "
+                f"results of tools, not in messages of the role {message.role}.",
             )
         yield j, part
 
@@ -152,7 +159,7 @@ def _modality(part: SourcePart) -> Modality | None:
 
 
 def _is_media(part: object) -> bool:
-    return isinstance(part, dict) and (part["type"] in TOOL_IMAGES or part["type"] in TOOL_PARTS)
+    return isinstance(part, dict) and (part["type"] in TOOL_FILES or part["type"] in TOOL_PARTS)
 
 
 def _typed(part: Any, path: str) -> Any:
@@ -163,7 +170,9 @@ def _typed(part: Any, path: str) -> Any:
         if part["type"] in TOOL_PARTS:
             return TOOL_PARTS[part["type"]].model_validate(part)
         given: Any = chat_part(part)
-        kind = ImageFilePart if given["type"] == "file" else ImagePart
+        if given["type"] == "image_url":
+            return ImagePart.model_validate(given)
+        kind = ImageFilePart if part["type"] == "input_image" else FilePart
         return kind.model_validate(given)
     except ValidationError as error:
         raise _malformed(error, path) from error
@@ -177,6 +186,22 @@ def _malformed(error: ValidationError, path: str) -> APIError:
         if detail["loc"] == ("input_audio",):
             reason = "It must be an object with data and a format."
         elif detail["loc"] == ("file",):
-            reason = "It must be an object with a file_id or file_data."
+            reason = "It must be an object with a file_id, file_data or a file_url."
         return invalid(where, f"Invalid '{where}': {reason}")
     return invalid(where, f"Invalid '{where}': {detail['msg']}.")
+
+
+def put_documents(messages: Sequence[Message]) -> None:
+    """Put the contents of documents in their place, once they are read.
+
+    So their texts take part in all work on the prompt, as if the client had sent them.
+    """
+    for message in messages:
+        if isinstance(message.content, list):
+            message.content = list(with_contents(message.content))
+
+
+def num_text_bytes(references: Sequence[MediaReference]) -> int:
+    """About how many bytes the texts of documents have, once they are read."""
+    parts = with_contents([reference.part for reference in references])
+    return sum([len(part.text) for part in parts if isinstance(part, TextPart)])

@@ -1,4 +1,4 @@
-"""Which images, audio and videos a model takes, and how many of them a request may have."""
+"""What files a model takes beside text, and how many of them a request may have."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from stonechat_models import Modality, ModelInfo
 from stonechat_server.engine_protocol import EngineLike
 from stonechat_server.errors import unsupported
-from stonechat_server.media.errors import too_many
+from stonechat_server.media.errors import FileKind, too_many
 from stonechat_server.media.references import MediaReference
 from stonechat_server.settings import Settings
 
-TEXT_ONLY = "This model takes text only: no images, audio, videos or files."
+TEXT_ONLY = "This model takes text only: no images, audio or videos."
 
 
 def modalities_of(info: ModelInfo) -> list[Modality]:
@@ -26,15 +26,15 @@ def modalities_of(info: ModelInfo) -> list[Modality]:
 def check_taken(references: Sequence[MediaReference], engine: EngineLike) -> None:
     """Raise `APIError` 400, which names the first part of a modality that the model does not take.
 
-    A file is of a modality that it takes, as long as its content is not known.
+    Any model takes documents, and so a file as long as its content is not known.
     """
-    taken = modalities_of(engine.model)
+    taken = (None, "document", *modalities_of(engine.model))
     for reference in references:
-        if not taken or reference.modality not in (None, *taken):
+        if reference.modality not in taken:
             raise unsupported(reference.path, _why_not(reference.modality, engine))
 
 
-def _why_not(modality: Modality | None, engine: EngineLike) -> str:
+def _why_not(modality: FileKind | None, engine: EngineLike) -> str:
     info = engine.model
     what, reason = "images", info.image_refusal
     if modality == "audio":
@@ -47,15 +47,16 @@ def _why_not(modality: Modality | None, engine: EngineLike) -> str:
 
 
 def check_numbers(references: Sequence[MediaReference], settings: Settings) -> None:
-    """Raise `APIError` 400 for more images, audio or videos than a request may have.
+    """Raise `APIError` 400 for more images, audio, videos or documents than a request may have.
 
     Files whose content is not known yet count as images.
     """
     numbers = Counter(reference.modality or "image" for reference in references)
-    limits: dict[Modality, int] = {
+    limits: dict[FileKind, int] = {
         "image": settings.max_images,
         "audio": settings.max_audio_clips,
         "video": settings.max_videos,
+        "document": settings.max_documents,
     }
     for modality, limit in limits.items():
         if numbers[modality] > limit:

@@ -61,17 +61,36 @@ class ContentSource(WireModel):
     content: "str | ListOf[SourceBlock]"
 
 
-class OtherSource(WireModel):
-    """A document that is no text. The schema has it so that the error can name it."""
+class DocumentData(WireModel):
+    """A document in the request: a PDF file, as a rule. What it holds counts, not `media_type`."""
 
-    type: Literal["base64", "url", "file"]
+    type: Literal["base64"]
+    media_type: str | None = None
+    data: str
+
+
+class UrlSource(WireModel):
+    """An image or a document that the server fetches, or a `data:` URL."""
+
+    type: Literal["url"]
+    url: Url
+
+
+class FileSource(WireModel):
+    """An image or a document that was uploaded to `/v1/files`."""
+
+    type: Literal["file"]
+    file_id: str
 
 
 class DocumentBlock(Block):
     """A document."""
 
     type: Literal["document"]
-    source: Annotated[TextSource | ContentSource | OtherSource, Field(discriminator="type")]
+    source: Annotated[
+        TextSource | ContentSource | DocumentData | UrlSource | FileSource,
+        Field(discriminator="type"),
+    ]
     title: str | None = None
     context: str | None = None
 
@@ -91,20 +110,6 @@ class Base64Source(WireModel):
     type: Literal["base64"]
     media_type: Literal["image/png", "image/jpeg", "image/webp", "image/gif"]
     data: str
-
-
-class UrlSource(WireModel):
-    """An image that the server fetches, or a `data:` URL."""
-
-    type: Literal["url"]
-    url: Url
-
-
-class FileSource(WireModel):
-    """An image that was uploaded to `/v1/files`."""
-
-    type: Literal["file"]
-    file_id: str
 
 
 class ImageBlock(Block):

@@ -5,22 +5,24 @@ from typing import Any
 
 from stonechat_server.errors import unsupported
 from stonechat_server.media.data_urls import is_data_url
+from stonechat_server.media.document_text import written_text
 from stonechat_server.media.references import shortened
 from stonechat_server.messages_api import blocks
 from stonechat_server.messages_api.marks import from_call_id, hidden_thinking, to_arguments
 from stonechat_server.schema import messages as chat
 
-NO_MEDIA = "only text and images are read here, no PDFs or other files."
+NO_MEDIA = "images and files may be in user messages and in results of tools, not in other places."
 NO_SOUND = (
     "the Messages API has no audio and no video. A model that hears takes audio in "
     "/v1/chat/completions and /v1/responses."
 )
+FILES = (blocks.DocumentData, blocks.UrlSource, blocks.FileSource)
 ERROR_MARK = "Error: "
 """Begins the result of a call that failed, unless the result says so itself."""
 
 
 ImagePaths = dict[int, str]
-"""The path of each image in the client's body, by the `id` of its part of a chat message."""
+"""The path of each image and file in the client's body, by the `id` of its chat part."""
 
 
 def to_chat_messages(
@@ -28,10 +30,10 @@ def to_chat_messages(
     messages: Sequence[blocks.Message],
     paths: ImagePaths,
 ) -> list[chat.Message]:
-    """Translate a conversation. Its images are noted in `paths`.
+    """Translate a conversation. Its images and files are noted in `paths`.
 
     The results in a user message become messages before its text. Raises `APIError` 400 for blocks
-    that are neither text nor images.
+    that are not supported.
     """
     translated: list[chat.Message] = []
     if system:
@@ -67,7 +69,7 @@ def _from_user(
                 content=_result(block, f"{where}[{i}].content", paths),
             )
         else:
-            items.append(_item(block, f"{where}[{i}]", paths))
+            items += _items(block, f"{where}[{i}]", paths)
     if items:
         yield chat.UserMessage.model_construct(role="user", content=_content(items))
 
@@ -76,8 +78,9 @@ def _result(block: blocks.ToolResultBlock, where: str, paths: ImagePaths) -> str
     content = block.content or ""
     given = [content] if isinstance(content, str) else content
     items = [
-        part if isinstance(part, str) else _item(part, f"{where}[{i}]", paths)
+        item
         for i, part in enumerate(given)
+        for item in ([part] if isinstance(part, str) else _items(part, f"{where}[{i}]", paths))
     ]
     text = "\n".join([item for item in items if isinstance(item, str)])
     if block.is_error and "error" not in text.lower():
@@ -95,13 +98,32 @@ def _content(items: Sequence[str | chat.SourcePart]) -> str | list[Any]:
     ]
 
 
-def _item(block: Any, where: str, paths: ImagePaths) -> str | chat.SourcePart:
-    """The text of a block, or an image as a part of a chat message."""
-    if not isinstance(block, blocks.ImageBlock):
-        return _block_text(block, where)
-    part = _image(block.source)
+def _items(block: Any, where: str, paths: ImagePaths) -> list[str | chat.SourcePart]:
+    """The text of a block, or an image or a file as a part of a chat message."""
+    items: list[str | chat.SourcePart] = []
+    if isinstance(block, blocks.ImageBlock):
+        part: chat.SourcePart = _image(block.source)
+    elif isinstance(block, blocks.DocumentBlock) and isinstance(block.source, FILES):
+        if block.context:
+            items.append(block.context)
+        part = _file(block.source, block.title)
+    else:
+        return [_block_text(block, where)]
     paths[id(part)] = where
-    return part
+    return [*items, part]
+
+
+def _file(source: Any, title: str | None) -> chat.FilePart:
+    """A document as a part of a chat message. Little of its data is left in the block itself."""
+    file = chat.FileReference(filename=title)
+    match source:
+        case blocks.FileSource():
+            file.file_id = source.file_id
+        case blocks.DocumentData():
+            file.file_data, source.data = source.data, f"... ({len(source.data)} characters)"
+        case blocks.UrlSource():
+            file.file_url, source.url = source.url, shortened(source.url)
+    return chat.FilePart(type="file", file=file)
 
 
 def _image(source: Any) -> chat.ImagePart | chat.FilePart:
@@ -159,8 +181,8 @@ def _block_text(block: Any, where: str) -> str:
         case blocks.TextBlock():
             return block.text
         case blocks.DocumentBlock():
-            text = _source_text(block.source, f"{where}.source")
-            return "\n".join(filter(None, [block.title, block.context, text]))
+            text = written_text(block.title, _source_text(block.source, f"{where}.source"))
+            return f"{block.context}\n{text}" if block.context else text
         case blocks.SearchResultBlock():
             text = _text(block.content, f"{where}.content")
             return "\n".join(filter(None, [block.title, block.source, text]))

@@ -21,8 +21,8 @@ FIELDS: dict[str, FieldNote] = {
     ),
     "messages": honoured(
         "roles `user`, `assistant`, `system`; blocks `text`, `tool_use`, `tool_result`, "
-        "`thinking`, `redacted_thinking` (holds nothing that a model can read), `document` of "
-        "text, `search_result`, `image`; PDFs and the blocks of Anthropic's own tools: 400; "
+        "`thinking`, `redacted_thinking` (holds nothing that a model can read), `document`, "
+        "`search_result`, `image`; the blocks of Anthropic's own tools: 400; "
         "a last `assistant` message with text is continued"
     ),
     "system": honoured("text, or text blocks, which are joined with line breaks"),

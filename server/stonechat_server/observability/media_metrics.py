@@ -1,14 +1,10 @@
-"""Metrics of the images, audio and videos of requests."""
+"""Metrics of the images, audio, videos and documents of requests."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from stonechat_server.observability.vllm_names import PREFIX
-
-if TYPE_CHECKING:
-    from stonechat_models import Modality
 
 LABELS = ("model_name",)
 
@@ -17,12 +13,13 @@ class MediaMetrics:
     """Counts what was loaded: files, their bytes, the time that it took, and their length."""
 
     def __init__(self, registry: CollectorRegistry, buckets: Sequence[float]) -> None:
-        self._of: dict[Modality, _OfModality] = {
+        self._of: dict[str, _OfModality] = {
             "image": _OfModality(registry, buckets, "images", "image", "images"),
             "audio": _OfModality(registry, buckets, "audio_clips", "audio", "audio clips"),
             "video": _OfModality(registry, buckets, "videos", "video", "videos"),
+            "document": _OfModality(registry, buckets, "documents", "document", "documents"),
         }
-        self._durations: dict[Modality, Counter] = {
+        self._durations: dict[str, Counter] = {
             "audio": _durations(registry, "audio", "audio clips"),
             "video": _durations(registry, "video", "videos"),
         }
@@ -30,14 +27,14 @@ class MediaMetrics:
     def loaded(
         self,
         model: str,
-        modality: "Modality",
+        modality: str,
         *,
         num_files: int,
         num_bytes: int,
         duration: float,
         seconds: float,
     ) -> None:
-        """Count the media of a modality of a request, which took so many seconds to load."""
+        """Count the files of a kind of a request, which took so many seconds to load."""
         metrics = self._of[modality]
         metrics.files.labels(model).inc(num_files)
         metrics.bytes.labels(model).inc(num_bytes)
@@ -52,7 +49,7 @@ def _durations(registry: CollectorRegistry, prefix: str, named: str) -> Counter:
 
 
 class _OfModality:
-    """The metrics that all modalities have."""
+    """The metrics that all kinds of files have."""
 
     def __init__(
         self,

@@ -111,11 +111,11 @@ def _part_item(part: object, where: str) -> str | MediaItem | None:
 
 
 def no_media(where: str) -> APIError:
-    """A 400 for other files than images, audio and videos."""
+    """A 400 for parts of other types."""
     return unsupported(
         where,
-        f"'{where}': only text, images, audio and videos are read here, no other files. Images are "
-        "of the type image_url, audio of input_audio, videos of video_url.",
+        f"'{where}': only text, images, audio, videos and files are read here. Images are of the "
+        "type image_url, audio of input_audio, videos of video_url, documents of file.",
     )
 
 

@@ -45,10 +45,9 @@ _TOKENS = re.compile(
 )
 
 
-def body_limit(settings: Settings, *, takes_media: bool) -> int:
-    """How many bytes a body may have. Media are a third longer as base64, and do not count."""
-    media = settings.max_images_size * 4 // 3 if takes_media else 0
-    return settings.max_body_size + media
+def body_limit(settings: Settings) -> int:
+    """How many bytes a body may have. Files are a third longer as base64, and do not count."""
+    return settings.max_body_size + settings.max_images_size * 4 // 3
 
 
 async def read_body(request: Request, settings: Settings, limit: int = 0) -> bytes:
@@ -103,7 +102,7 @@ def too_large(limit: int, what: str = "body") -> APIError:
 
 def check_json(body: bytes, settings: Settings) -> None:
     """Raise `APIError` 400 if the JSON is nested too deep or has too many values, and 413 if it is
-    larger than `max_body_size` without its images, audio and videos.
+    larger than `max_body_size` without its images, audio, videos and documents.
 
     Each would keep the parser busy for a long time, and so delay every stream. The check is
     linear in the length of the body and stops early for a bad one.
@@ -112,7 +111,8 @@ def check_json(body: bytes, settings: Settings) -> None:
         for mark in DATA_MARKS:
             if mark in body:
                 body = _without_data(body, mark)
-        max_data = settings.max_images + settings.max_audio_clips + settings.max_videos
+        max_data = settings.max_images + settings.max_audio_clips
+        max_data += settings.max_videos + settings.max_documents
         if len(body) > settings.max_body_size + max_data * LONG_DATA:
             raise too_large(settings.max_body_size)
     max_num_values = sum(map(body.count, (b"[", b"{", b",")))

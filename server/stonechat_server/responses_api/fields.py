@@ -9,7 +9,8 @@ _OWN = {
         "a text, or items (none are needed with `previous_response_id`): messages, calls of "
         "functions and custom tools, their results, and reasoning; an `item_reference` to an item "
         "of a stored answer (their items together within `--max-body-size`); images "
-        "(`input_image`), audio (`input_audio`), and each of them or a video as `input_file`; "
+        "(`input_image`), audio (`input_audio`), and each of them, a video or a document as "
+        "`input_file`; "
         "other files: 400; calls that another service ran itself are left out, and named in "
         "`X-Ignored-Params`"
     ),

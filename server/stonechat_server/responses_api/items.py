@@ -45,12 +45,12 @@ class InputAudio(WireModel):
 
 
 class InputFile(WireModel):
-    """A file, which must be an image or audio: of `/v1/files`, or in the request itself."""
+    """A file: of `/v1/files`, in the request itself, or by its URL."""
 
     type: Literal["input_file"]
     file_id: str | None = None
     file_data: str | None = None
-    file_url: str | None = None
+    file_url: Url | None = None
     filename: str | None = None
     detail: Detail | None = None
 

@@ -47,8 +47,7 @@ def to_messages(
 ) -> Conversation:
     """Translate a request's instructions, the conversation that it continues, and its input.
 
-    Raises `APIError` 400 for what is neither text, an image nor audio, for items that are not
-    supported, and if nothing is left.
+    Raises `APIError` 400 for parts and items that are not supported, and if nothing is left.
     """
     conversation = Conversation()
     if instructions:
@@ -223,7 +222,7 @@ def _text(content: Content, path: str) -> str:
 
 
 def _content(content: Content, path: str) -> str | list[Any]:
-    """The text of content, or its parts if it has images or audio."""
+    """The text of content, or its parts if it has images, audio or files."""
     if isinstance(content, str) or not any(isinstance(part, MEDIA) for part in content):
         return _text(content, path)
     return [_content_part(part, f"{path}[{i}]") for i, part in enumerate(content)]
@@ -240,20 +239,20 @@ def _content_part(part: items.Part, path: str) -> chat.TextPart | chat.SourcePar
             part.input_audio.data = shortened_data(data)
             return chat.AudioPart(type="input_audio", input_audio=given)
         case items.InputFile():
-            return _file(part, path)
+            return _file(part)
     return chat.TextPart(type="text", text=_part_text(part, path))
 
 
-def _file(part: items.InputFile, path: str) -> chat.FilePart:
-    if part.file_url is not None:
-        raise unsupported(
-            f"{path}.file_url",
-            f"'{path}.file_url': files are not fetched. Send file_data, or an input_image.",
-        )
+def _file(part: items.InputFile) -> chat.FilePart:
     file = chat.FileReference(
-        file_id=part.file_id, file_data=part.file_data, filename=part.filename, detail=part.detail
+        file_id=part.file_id,
+        file_data=part.file_data,
+        file_url=part.file_url,
+        filename=part.filename,
+        detail=part.detail,
     )
     part.file_data = part.file_data and shortened_data(part.file_data)
+    part.file_url = part.file_url and shortened(part.file_url)
     return chat.FilePart(type="file", file=file)
 
 
@@ -277,11 +276,11 @@ def _part_text(part: items.Part, path: str) -> str:
         case items.InputImage() | items.InputAudio() | items.InputFile():
             raise unsupported(
                 path,
-                f"'{path}': images, audio and videos may be in messages of the user and in outputs "
+                f"'{path}': images, audio and files may be in messages of the user and in outputs "
                 "of calls, not in other messages.",
             )
     raise unsupported(
         path,
-        f"'{path}': only text, images, audio and videos are read here, no other files. Images are "
-        "of the type input_image, audio of input_audio, videos of input_file.",
+        f"'{path}': only text, images, audio and files are read here. Images are of the type "
+        "input_image, audio of input_audio, videos and documents of input_file.",
     )

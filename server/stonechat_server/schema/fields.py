@@ -55,8 +55,8 @@ FIELDS: dict[str, FieldNote] = {
     ),
     "messages": honoured(
         "all roles; text as a string or as parts; images (`image_url`), audio (`input_audio`, "
-        "`audio_url`), videos (`video_url`) and each as `file` (`file_id` or `file_data`), in user "
-        "messages and results of tools; other files: 400"
+        "`audio_url`), videos (`video_url`), documents and each of these as `file` (`file_id`, "
+        "`file_data` or `file_url`), in user messages and results of tools; other files: 400"
     ),
     "temperature": honoured(
         "0 to 2, default the model's or 1; 0 always chooses the most likely token"

@@ -3,6 +3,7 @@
 An assistant's message takes whatever a client kept from an answer, of this server or another one.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PrivateAttr, StringConstraints
@@ -120,23 +121,42 @@ class VideoPart(SourcePart):
 
 
 class FileReference(WireModel):
-    """A file of `/v1/files` by its id, or in the request itself: base64, or a `data:` URL."""
+    """A file of `/v1/files` by its id, one in the request itself (base64, or a `data:` URL), or one
+    by its `https:` URL."""
 
     file_id: str | None = None
     file_data: str | None = None
+    file_url: Url | None = None
     filename: str | None = None
     detail: Detail | None = None
 
 
 class FilePart(SourcePart):
-    """A file, which must be an image, audio or a video."""
+    """A file: an image, audio, a video or a document, whatever it holds."""
 
     type: Literal["file"]
     file: FileReference
+    _contents: Any = PrivateAttr(None)
+
+    @property
+    def contents(self) -> "list[TextPart | SourcePart] | None":
+        """The text of a document, and images of its pages; None for other files."""
+        return self._contents  # type: ignore[no-any-return]
+
+    def set_contents(self, contents: "list[TextPart | SourcePart] | None") -> None:
+        """Keep what is read of a document, or no longer."""
+        self._contents = contents
 
 
 class ImageFilePart(FilePart):
     """A file, which must be an image: other endpoints than chat completions say so."""
+
+
+def with_contents(parts: Iterable[object]) -> Iterator[object]:
+    """Parts, with the contents of documents in their place."""
+    for part in parts:
+        contents = part.contents if isinstance(part, FilePart) else None
+        yield from (part,) if contents is None else contents
 
 
 TextParts = Annotated[ListOf[TextPart], Field(min_length=1)]
@@ -159,6 +179,8 @@ def chat_part(part: object) -> object:
             if isinstance(url, str):
                 url = {"url": url, "detail": part.get("detail")}
             return {"type": "image_url", **({} if url is None else {"image_url": url})}
+        case "input_file":
+            return {"type": "file", "file": {k: v for k, v in part.items() if k != "type"}}
     return part
 
 

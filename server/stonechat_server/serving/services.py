@@ -109,9 +109,7 @@ class Services:
             metrics=metrics,
             preparations=preparations,
             media=MediaLoader(settings, metrics.media.loaded),
-            max_body_bytes=body_limit(
-                settings, takes_media=sole is None or bool(sole.engine.model.media_token_ids)
-            ),
+            max_body_bytes=body_limit(settings),
             responses=responses,
             ledger=ledger,
             tracing=tracing,

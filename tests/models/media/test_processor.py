@@ -18,6 +18,7 @@ from stonechat_models.errors import (
     InvalidMediaError,
     TooManyMediaError,
 )
+from stonechat_models.media import file_processor
 from stonechat_models.media import processor as module
 from stonechat_models.media.hf_processor import HFProcessor
 from stonechat_models.media.image_decoding import decode_image
@@ -168,7 +169,7 @@ def test_images_that_wait_are_bounded_and_end_with_the_processor(
         raise ChildEndedError(signal.SIGKILL)
 
     monkeypatch.setattr(module.ChildProcess, "ask", hang)
-    monkeypatch.setattr(module, "MAX_FILES", 2)
+    monkeypatch.setattr(file_processor, "MAX_FILES", 2)
     images = MediaProcessor(folder, {"image": TOKEN_ID}, num_workers=1)
     waiting = images.prepare([b"a", b"b"], ImageOptions())
     assert is_asked.wait(HANG_SECONDS)

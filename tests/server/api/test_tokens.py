@@ -265,7 +265,7 @@ def nested(depth: int) -> Any:
 def test_the_rules_of_all_endpoints_hold(new_client: ClientFactory, path: str) -> None:
     body = {"prompt": "a"} if path == "/tokenize" else {"tokens": [1]}
     body = {"messages": HI} if "chat" in path else body
-    locked = new_client(api_key=["k"], max_body_size=200, strict_params=True)
+    locked = new_client(api_key=["k"], max_body_size=200, max_images_size=1, strict_params=True)
     assert locked.post(path, json=body).status_code == 401
     headers = {"Authorization": "Bearer k"}
 

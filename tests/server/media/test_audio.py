@@ -379,7 +379,7 @@ def part_of(file_id: str) -> dict[str, Any]:
 def test_files_by_id_are_what_they_hold(server: TestClient, engine: FakeEngine) -> None:
     sound = upload(server, wav(), purpose="user_data")["id"]
     picture = upload(server, png(), purpose="vision")["id"]
-    other = upload(server, b"%PDF-1.7", purpose="user_data")["id"]
+    other = upload(server, b"PK\3\4", purpose="user_data")["id"]
     answer = ask(server, messages=[user("a", part_of(sound), part_of(picture))])
     assert engine.prompt.startswith(turn(f"a{HEARD}{SHOWN}"))
     details = answer["usage"]["prompt_tokens_details"]
@@ -402,10 +402,14 @@ def test_a_file_by_id_for_a_model_of_one_kind(
     """The error speaks of what the model takes."""
     object.__setattr__(engine.model, "audio" if kind == "images" else "images", None)
     server = new_server(max_image_size=100, max_audio_size=50)
-    file_id = upload(server, b"neither", purpose="user_data")["id"]
+    file_id = upload(server, b"neither\0", purpose="user_data")["id"]
     error = error_of(post(server, messages=[user(part_of(file_id))]))
-    assert ("the image is not a PNG" in error["message"]) == (kind == "images")
-    assert ("the audio is not a WAV" in error["message"]) == (kind == "audio")
+    assert ("the image is not a PNG, JPEG, WebP or GIF file, not a PDF" in error["message"]) == (
+        kind == "images"
+    )
+    assert ("the audio is not a WAV, MP3, FLAC or Ogg file, not a PDF" in error["message"]) == (
+        kind == "audio"
+    )
     large = upload(server, (png if kind == "images" else wav)("x" * 70), purpose="user_data")["id"]
     response = post(server, messages=[user(part_of(large))])
     assert response.status_code == (200 if kind == "images" else 400)

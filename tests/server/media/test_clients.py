@@ -164,11 +164,11 @@ def test_images_of_earlier_turns_come_along(
         ),
         (
             [{"role": "user", "content": [{"type": "input_file", "file_url": "https://a.b/c"}]}],
-            "input[0].content[0].file_url",
-            "unsupported_parameter",
+            "input[0].content[0]",
+            "invalid_image_url",
         ),
         (
-            [{"role": "user", "content": [{"type": "input_file", "file_data": "JVBERi0xLjc="}]}],
+            [{"role": "user", "content": [{"type": "input_file", "file_data": "UEsDBA=="}]}],
             "input[0].content[0]",
             "unsupported_image_media_type",
         ),
@@ -307,7 +307,7 @@ def test_files_of_a_key_are_its_own(new_server: NewServer, tmp_path: Path) -> No
         ("file-none", alice, "image_file_not_found"),
         ("../keys.toml", alice, "image_file_not_found"),
         (keep(png(), "batch"), alice, "invalid_image"),
-        (keep(b"%PDF-1.7"), alice, "unsupported_image_media_type"),
+        (keep(b"PK\3\4"), alice, "unsupported_image_media_type"),
         (keep(b""), alice, "empty_image_file"),
         (keep(png("x" * 200)), alice, "image_file_too_large"),
         (keep(JPEG), alice, None),

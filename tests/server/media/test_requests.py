@@ -122,9 +122,9 @@ def test_texts_of_responses_are_texts(client: TestClient, engine: FakeEngine) ->
     assert "input_texttextoutput_text" in engine.prompt.replace("\n", "")
 
 
-def test_a_pdf_is_named(client: TestClient) -> None:
-    error = error_of(post(client, messages=[user(file(data_url(b"%PDF-1.7", "application/pdf")))]))
-    assert "is a PDF file, which is not read here" in error["message"]
+def test_a_pdf_as_an_image_is_named(client: TestClient) -> None:
+    error = error_of(post(client, messages=[user(image(data_url(b"%PDF-1.7", "application/pdf")))]))
+    assert "is a PDF file, which is a document: it is not a PNG" in error["message"]
 
 
 @pytest.mark.parametrize("as_text", [False, True])
@@ -207,7 +207,11 @@ def test_images_of_tools_stay_in_the_result(client: TestClient, engine: FakeEngi
             "image_url",
             "It must be an object with a url, or a URL.",
         ),
-        (file("") | {"file": 5}, "file", "It must be an object with a file_id or file_data."),
+        (
+            file("") | {"file": 5},
+            "file",
+            "It must be an object with a file_id, file_data or a file_url.",
+        ),
     ],
 )
 def test_errors_of_images_of_tools_name_no_classes(
@@ -287,7 +291,7 @@ def test_images_move_behind_results_that_take_only_text(
         ([{"type": "input_image"}], "content[0].image_url", "missing_required_parameter"),
         ([{"type": "input_image", "file_id": "x"}], "content[0]", "image_file_not_found"),
         ([{"type": "input_text"}], "content[0].text", "missing_required_parameter"),
-        ([file(data_url(b"%PDF-1.7"))], "content[0]", "unsupported_image_media_type"),
+        ([file(data_url(b"PK\3\4"))], "content[0]", "unsupported_image_media_type"),
         ([{"type": "file", "file": {"file_id": "x"}}], "content[0]", "image_file_not_found"),
     ],
 )
@@ -338,7 +342,7 @@ def test_a_model_of_text_alone_says_so(new_client: ClientFactory, engine: FakeEn
     client = new_client()
     error = error_of(post(client, messages=[user("a", image(png()))]))
     assert (error["param"], error["code"]) == ("messages[0].content[1]", "unsupported_parameter")
-    assert error["message"] == "This model takes text only: no images, audio, videos or files."
+    assert error["message"] == "This model takes text only: no images, audio or videos."
     object.__setattr__(engine.model, "image_refusal", "Pillow is missing")
     error = error_of(post(client, messages=[user("a", image(png()))]))
     assert error["message"] == "This model takes no images here: Pillow is missing"

@@ -111,7 +111,7 @@ def test_videos_of_tools(client: TestClient, engine: FakeEngine) -> None:
         (video("https://a.example/x.mp4"), "invalid_video_url"),
         (video("file:///etc/passwd"), "invalid_video_url"),
         (image(data_url(mp4())), "unsupported_image_media_type"),
-        ({"type": "file", "file": {"file_data": data_url(wav())}}, "unsupported_image_media_type"),
+        ({"type": "file", "file": {"file_data": data_url(wav())}}, "unsupported_parameter"),
         (audio(wav()), "unsupported_parameter"),
     ],
 )

@@ -169,7 +169,15 @@ CONVERSATIONS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
                 }
             ]
         },
-        [{"role": "user", "content": "T\nC\nD\nE\nF\nU\nhttps://example.org\nG"}],
+        [
+            {
+                "role": "user",
+                "content": (
+                    "C\n[Document: T]\nD\n[End of T]\n[Document]\nE\nF\n[End of document]\n"
+                    "U\nhttps://example.org\nG"
+                ),
+            }
+        ],
     ),
 }
 

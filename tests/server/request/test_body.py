@@ -110,7 +110,7 @@ def test_values_around_many_images_are_counted() -> None:
 )
 def test_text_that_is_too_large_is_refused_before_it_is_parsed(text: str, is_allowed: bool) -> None:
     limits = Settings.model_construct(
-        max_body_size=1000, max_images=1, max_audio_clips=1, max_videos=0
+        max_body_size=1000, max_images=1, max_audio_clips=1, max_videos=0, max_documents=0
     )
     data = "A" * 9000 + "\\/" + "A" * 9000  # some clients escape slashes
     if is_allowed:

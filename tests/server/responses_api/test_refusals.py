@@ -18,6 +18,9 @@ from tests.server.responses_api.answers import WEATHER, post, texts_of
 USER = {"role": "user", "content": "hi"}
 
 
+SOUND = {"type": "input_audio", "input_audio": {"data": "x", "format": "wav"}}
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -54,7 +57,7 @@ USER = {"role": "user", "content": "hi"}
         ),
         ({"input": [USER, {"type": "compaction", "encrypted_content": "x"}]}, "input[1]"),
         (
-            {"input": [USER, {"role": "user", "content": [{"type": "input_file"}]}]},
+            {"input": [USER, {"role": "user", "content": [SOUND]}]},
             "input[1].content[0]",
         ),
         (
@@ -63,7 +66,7 @@ USER = {"role": "user", "content": "hi"}
                     {
                         "type": "function_call_output",
                         "call_id": "c",
-                        "output": [{"type": "input_text", "text": "a"}, {"type": "input_file"}],
+                        "output": [{"type": "input_text", "text": "a"}, SOUND],
                     }
                 ]
             },

@@ -327,7 +327,7 @@ def test_items_are_listed_in_the_published_form(client: TestClient) -> None:
 
 def test_a_long_conversation_is_refused(new_client: ClientFactory, engine: FakeEngine) -> None:
     """It may not have more than a request that brings it along."""
-    client = new_client(max_body_size=2000, max_json_values=64)
+    client = new_client(max_body_size=2000, max_images_size=1, max_json_values=64)
     engine.script = text_script("Hello")
     first = ask(client, input="x" * 1600)
     error = error_of(post(client, input="x" * 500, previous_response_id=first["id"]))

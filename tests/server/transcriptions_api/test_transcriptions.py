@@ -264,7 +264,7 @@ def test_a_model_that_does_not_hear(new_client: ClientFactory, engine: FakeEngin
     engine.model, engine.media_processor = model_info(), None
     error = error_of(send(new_client()))
     assert (error["param"], error["code"]) == ("file", "unsupported_parameter")
-    assert error["message"] == "This model takes text only: no images, audio, videos or files."
+    assert error["message"] == "This model takes text only: no images, audio or videos."
 
 
 def test_the_file_does_not_count_to_the_body(new_client: ClientFactory) -> None:

@@ -1,4 +1,4 @@
-"""Loads the images and audio of a request for its model, before the prompt is made."""
+"""Loads the files of a request for its model, before the prompt is made."""
 
 import asyncio
 import time
@@ -12,6 +12,8 @@ from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, to_api_error
 from stonechat_server.files_api.upload import MEDIA_PURPOSES
 from stonechat_server.media.errors import too_large
+from stonechat_server.media.references import num_text_bytes, put_documents
+from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Received
 from stonechat_server.serving.lifecycle import new_deadline
 from stonechat_server.storage.storage import Storage
@@ -21,7 +23,7 @@ NOT_FOUND = "image_file_not_found"
 
 
 async def load_media(received: Received, model: ServedModel) -> None:
-    """Load the images and audio of a request. Raises `APIError` with the client's names.
+    """Load the files of a request. Raises `APIError` with the client's names.
 
     The request runs from now on, and until it ends it has the media, its place and its deadline.
     Raises `ClientDisconnectedError`, and loads no more, if the client disconnects.
@@ -45,6 +47,9 @@ async def load_media(received: Received, model: ServedModel) -> None:
     try:
         loading = services.media.load(call.media, model.engine, read, model.metrics_name)
         await deadline.wait(run_while_connected(http_request.receive, loading))
+        if any(reference.modality == "document" for reference in call.media):
+            received.num_bytes += num_text_bytes(call.media)
+            put_documents(cast(ChatCompletionRequest, call.request).messages)
     except (APIError, EngineError) as error:
         raise renamed(call, error) from error.__cause__
 
@@ -61,8 +66,8 @@ def renamed(call: Call, error: Exception) -> Exception:
 
 async def _read_file(
     storage: Storage | None, identity: Identity, file_id: str, max_bytes: int
-) -> bytes:
-    """The content of a file that belongs to the key of the request."""
+) -> tuple[bytes, str]:
+    """The content and the name of a file that belongs to the key of the request."""
     if storage is None:
         raise APIError(400, OFF, code=NOT_FOUND)
     try:
@@ -73,7 +78,8 @@ async def _read_file(
             raise APIError(400, message, code="invalid_image")
         if file.num_bytes > max_bytes:
             raise too_large(max_bytes)
-        return await asyncio.to_thread(storage.files.path(file.id).read_bytes)
+        content = await asyncio.to_thread(storage.files.path(file.id).read_bytes)
+        return content, file.filename
     except FileNotFoundError:  # it was deleted meanwhile
         raise APIError(400, f"There is no file '{file_id[:100]}'.", code=NOT_FOUND) from None
     except APIError as error:

@@ -1,0 +1,1 @@
+"""PDF files as texts, and as images of their pages."""
