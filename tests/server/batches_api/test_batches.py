@@ -146,7 +146,7 @@ def test_what_is_wrong_with_an_input_is_named_by_its_line(server: TestClient) ->
 
 
 def test_an_input_has_one_model_and_lines_of_a_bounded_length(new_server: NewServer) -> None:
-    server = new_server(served_model_name=["one", "two"], max_body_size=1000)
+    server = new_server(served_model_name=["one", "two"], max_body_size=1000, max_images_size=1)
     lines = [line("a", model="two"), line("b", model="one"), line("c", user="x" * 20_000)]
     assert problems_of(server, jsonl(lines)) == [
         ("mismatched_model", 2, "body.model"),

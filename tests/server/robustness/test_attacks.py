@@ -52,7 +52,8 @@ def test_an_attack_is_refused_and_others_are_served(attacks: Any, name: str) -> 
             return text_script("short")(request)
         return held(request, attack_is_over)
 
-    with live_server(FakeEngine(play), api_key=[KEY], max_body_size=2**19) as live:
+    limits = {"max_body_size": 2**19, "max_images_size": 1}
+    with live_server(FakeEngine(play), api_key=[KEY], **limits) as live:
         live.server._silent = SilentConnections(seconds=0.2)
         neighbour = Stream(live)
         neighbour.has_begun.wait()

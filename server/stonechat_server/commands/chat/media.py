@@ -1,4 +1,4 @@
-"""Images and audio of a question: read from files, as parts of a message."""
+"""Images, audio and PDF files of a question, as parts of a message."""
 
 import base64
 import os.path
@@ -47,6 +47,13 @@ def media_part(path: Path, modality: "Modality") -> Part:
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{text}"}}
 
 
+def file_part(name: str, data: bytes) -> Part:
+    """The part of a message for a PDF file."""
+    text = base64.b64encode(data).decode()
+    file = {"filename": name, "file_data": f"data:application/pdf;base64,{text}"}
+    return {"type": "file", "file": file}
+
+
 def read_media(text: str, modality: "Modality") -> tuple[list[Part], str]:
     """The parts for the files that a typed text names, and their names for people.
 
@@ -56,9 +63,10 @@ def read_media(text: str, modality: "Modality") -> tuple[list[Part], str]:
     return [media_part(path, modality) for path in paths], ", ".join(path.name for path in paths)
 
 
-def modality_of(part: Part) -> "Modality":
-    """What a part is."""
-    return "audio" if part["type"] == "input_audio" else "image"
+def modality_of(part: Part) -> "Modality | None":
+    """What a part is; None for a PDF file."""
+    kinds: dict[str, Modality] = {"input_audio": "audio", "image_url": "image"}
+    return kinds.get(part["type"])
 
 
 def names_file(text: str) -> bool:
@@ -86,7 +94,7 @@ def _path(word: str) -> Path:
 
 
 def shown_content(content: object) -> str:
-    """The text of a message, with a mark for each image and each audio clip."""
+    """The text of a message, with a mark for each image, audio clip and file."""
     if not isinstance(content, list):
         return str(content)
     return "\n".join(_shown_part(part) for part in content if isinstance(part, Mapping))
@@ -96,6 +104,8 @@ def _shown_part(part: Mapping[str, Any]) -> str:
     match part.get("type"):
         case "image_url":
             kind, _, data = str(part["image_url"]["url"]).partition(";base64,")
+        case "file":
+            kind, _, data = str(part["file"].get("file_data")).partition(";base64,")
         case "input_audio":
             kind, data = f"audio/{part['input_audio']['format']}", part["input_audio"]["data"]
         case _:

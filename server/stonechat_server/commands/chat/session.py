@@ -12,11 +12,13 @@ from stonechat_server.commands.chat.api import Message
 from stonechat_server.commands.chat.media import (
     MediaError,
     Part,
+    file_part,
     modality_of,
     names_file,
     read_media,
     shown_content,
 )
+from stonechat_server.media.file_types import is_pdf
 from stonechat_server.options import UserError
 from stonechat_server.schema.fields import FIELDS
 from stonechat_server.terminal.suggest import did_you_mean
@@ -34,7 +36,7 @@ HELP = """\
 /undo             forget the last question and its answer
 /retry            ask the last question again
 /clear            forget the conversation; settings stay
-/file PATH        put a text file in front of the next message
+/file PATH        put a text file or a PDF file in front of the next message
 /image FILE …     the same with images (PNG, JPEG, WebP, GIF); without FILE,
                   forget those that wait
 /audio FILE …     the same with audio (WAV, MP3, FLAC, Ogg)
@@ -72,7 +74,7 @@ class Session:
     turns: list[Message] = field(default_factory=list)
     attached: list[str] = field(default_factory=list)
     media: list[Part] = field(default_factory=list)
-    """The images and audio that wait for the next message."""
+    """The images, the audio and the PDF files that wait for the next message."""
     knows_all_fields: bool = True
     wants_answer: bool = False
     wants_models: bool = False
@@ -211,7 +213,11 @@ class Session:
     def _file(self, rest: str) -> str:
         path = _path(rest)
         try:
-            self.attached.append(path.read_text(encoding="utf-8"))
+            data = path.read_bytes()
+            if is_pdf(data):
+                self.media.append(file_part(path.name, data))
+            else:
+                self.attached.append(data.decode().replace("\r\n", "\n"))
         except (OSError, UnicodeDecodeError) as error:
             raise CommandError(f"cannot read {path}: {_reason(error)}") from error
         return f"{path.name} goes in front of your next message"

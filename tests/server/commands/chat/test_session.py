@@ -68,6 +68,19 @@ def test_a_file_goes_in_front_of_the_next_message_only(session: Session, tmp_pat
     assert [turn["content"] for turn in session.turns[-2:]] == ["content\n\nwhat is it?", "and?"]
 
 
+def test_a_pdf_file_goes_along_as_a_file(session: Session, tmp_path: Path) -> None:
+    path = tmp_path / "a b.pdf"
+    path.write_bytes(b"%PDF-1.7\n\xff")
+    session.command(f"/file '{path}'")
+    session.forget("image")
+    session.ask("what is it?")
+    [part, text] = session.turns[-1]["content"]
+    data = "data:application/pdf;base64,JVBERi0xLjcK/w=="
+    assert part == {"type": "file", "file": {"filename": "a b.pdf", "file_data": data}}
+    assert text == {"type": "text", "text": "what is it?"}
+    assert "[application/pdf, 10 bytes]" in session.command("/history")
+
+
 @pytest.mark.parametrize(
     "line", ["/nothing", "/set x", "/unset x", "/load /no/such", "/save", "/file 'open", "/model"]
 )
