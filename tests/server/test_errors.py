@@ -39,7 +39,6 @@ NO_TEXT = [{"role": "user", "content": [{"type": "text"}]}]
         ({"messages": [{"role": "user", "content": None}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
         ({"messages": NO_TEXT}, "messages[0].content[0].text"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [USER | {"tool_calls": ["a"]}]}, "messages[0].tool_calls"),
         ({"messages": [USER | {"tool_calls": 5}]}, "messages[0].tool_calls"),
         ({"messages": [USER | {"tool_calls": [{}]}]}, "messages[0].tool_calls"),

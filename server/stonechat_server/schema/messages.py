@@ -289,7 +289,7 @@ class ToolMessage(WireModel):
 
     role: Literal["tool"]
     content: Any = None
-    tool_call_id: Annotated[str, BeforeValidator(_id_text)]
+    tool_call_id: Annotated[str, BeforeValidator(_id_text)] = ""
     name: str | None = None
 
 

@@ -215,7 +215,6 @@ def test_calls_stand_in_answers_only() -> None:
         {"role": "assistant", "tool_calls": [{"id": "c", "type": "other", "function": {}}]},
         {"role": "assistant", "tool_calls": ["c"]},
         {"role": "assistant", "content": [{"type": "video"}]},
-        {"role": "tool", "content": "x"},
         {"role": "tool", "tool_call_id": ["c"], "content": "x"},
     ],
 )
@@ -252,6 +251,8 @@ def test_calls_without_ids_get_some_that_their_results_share() -> None:
         assert calls == results
         assert len(set(calls)) == 2
         assert all(len(call_id) == 9 and call_id.isalnum() for call_id in calls)
+    calls, results = ids(calling("a", "b"), {"role": "tool", "content": "1"}, result("b"))
+    assert calls == results
     calls, results = ids(calling(7, 8), result(8), result(7))
     assert (calls, results) == (["7", "8"], ["8", "7"])
     bare = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
