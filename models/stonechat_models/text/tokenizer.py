@@ -12,6 +12,7 @@ from types import MappingProxyType
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from stonechat_models.character_map import check_normalizer
 from stonechat_models.errors import ModelLoadError
 from stonechat_models.model_file import reading
 from stonechat_models.text.pair_frame import PairFrame
@@ -94,7 +95,9 @@ class Tokenizer:
             raise ModelLoadError(f"{folder} has no tokenizer.json; name a folder that has one")
         files = read_tokenizer_files(folder)
         with reading(path):
-            tokenizer = cls(Backend.from_file(str(path)), files, path)
+            backend = Backend.from_file(str(path))
+            check_normalizer(backend)
+            tokenizer = cls(backend, files, path)
             for adds_special_tokens in (False, True):
                 tokenizer.decode(tokenizer.encode(PROBE_TEXT, adds_special_tokens))
         return tokenizer

@@ -8,6 +8,7 @@ import base64
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from stonechat_models.character_map import check_character_map
 from stonechat_models.checkpoint.gguf.reader import GgufFile
 
 CONTROL = 3
@@ -74,6 +75,7 @@ def unigram(gguf: GgufFile) -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram(vocabulary, 0 if unknown is None else unknown, False))
     steps: list[normalizers.Normalizer] = []
     if character_map := _character_map(gguf):
+        check_character_map(character_map)
         steps.append(normalizers.Precompiled(character_map))
     steps.append(normalizers.Replace(Regex(r"\A +| +\z"), ""))
     steps.append(normalizers.Replace(Regex(" {2,}"), " "))

@@ -9,9 +9,13 @@ from typing import Any
 import pytest
 import sentencepiece
 import transformers
+from tokenizers import Tokenizer, models, normalizers
 
+from stonechat_models.character_map import check_character_map
 from stonechat_models.checkpoint.gguf.reader import GgufFile, GgufValue
 from stonechat_models.checkpoint.gguf.tokenizer import build_tokenizer
+from stonechat_models.errors import ModelLoadError
+from stonechat_models.text.tokenizer import Tokenizer as TextTokenizer
 from tests.models.checkpoint.gguf.test_tokenizer import TEXTS as OTHERS
 from tests.models.tiny_gguf import vocabulary
 
@@ -209,9 +213,37 @@ def test_a_text_ends_only_in_models_that_do_not_continue_it() -> None:
     ids=str,
 )
 def test_damaged_unigrams_are_refused(change: dict[str, GgufValue]) -> None:
-    from stonechat_models.errors import ModelLoadError
     from stonechat_models.model_file import reading
 
     file = unigram_file(train_unigram(), **change)
     with pytest.raises(ModelLoadError, match=r"x\.gguf"), reading(file.path):
         build_tokenizer(file).encode("a")
+
+
+def test_damaged_maps_of_characters_are_refused(tmp_path: Path) -> None:
+    """In GGUF files and in tokenizer.json. Some lead out of the map only at some characters."""
+    whole = bytes(unigram_file(train_unigram()).metadata["tokenizer.ggml.precompiled_charsmap"])  # type: ignore[arg-type]
+    text = "".join(map(chr, range(1, 0x3000)))
+    rng = random.Random(3)
+    check_character_map(whole)
+    num_panics = 0
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for _ in range(30):
+            damaged[rng.randrange(4, len(whole))] = rng.randrange(256)
+        try:
+            normalizer = normalizers.Precompiled(bytes(damaged))
+        except Exception:  # its texts are no UTF-8
+            continue
+        try:
+            normalizer.normalize_str(text)
+        except BaseException:
+            num_panics += 1
+            with pytest.raises(ValueError, match="map of characters"):
+                check_character_map(bytes(damaged))
+            tokenizer = Tokenizer(models.Unigram([("a", 0.0)], 0, False))
+            tokenizer.normalizer = normalizers.Sequence([normalizer])
+            tokenizer.save(str(tmp_path / "tokenizer.json"))
+            with pytest.raises(ModelLoadError, match="map of characters"):
+                TextTokenizer.from_folder(tmp_path)
+    assert num_panics > 0
