@@ -17,29 +17,32 @@ def grid_positions(
     """Return int64[3, P], and what the position of each later token is above its index.
 
     `module`: a model whose `get_rope_index` knows them from the `image_grid_thw` of the images. Its
-    weights are not read. Raises `StepError` if an image has no grid.
+    weights are not read. It tells media of a modality apart by the text between them: where two
+    touch, a token stands there for it alone. Raises `StepError` if an image has no grid.
     """
-    kinds = torch.zeros(1, len(token_ids), dtype=torch.int32)
+    kinds = np.zeros(len(token_ids), np.int32)
+    gaps: list[int] = []  # where media of one modality touch
     grids: dict[str, list[npt.NDArray[Any]]] = {"image": [], "video": []}
     seconds: list[float] = []
-    end = -1  # of the latest piece of a video
+    latest, end = "", -1
     visible = (medium for medium in media if medium.modality in grids)
     for medium in sorted(visible, key=lambda medium: medium.places[0]):
         for start, length in medium.places:
-            kinds[0, start : start + length] = 1 if medium.modality == "image" else 2
+            kinds[start : start + length] = 1 if medium.modality == "image" else 2
         tensor = medium.tensors.get("image_grid_thw")
         if tensor is None:
             raise StepError("an image has no image_grid_thw, which the model's positions need")
-        grid = as_array(tensor).reshape(-1, 3)
-        if medium.modality == "image":
-            grids["image"].append(grid)
-            continue
-        if medium.places[0][0] == end:
+        grid, start = as_array(tensor).reshape(-1, 3), medium.places[0][0]
+        touches = (latest, end) == (medium.modality, start)
+        latest, end = medium.modality, sum(medium.places[-1])
+        if touches and medium.modality == "video" and as_array(medium.tensors["piece_number"]):
             grids["video"][-1] = grids["video"][-1] + [1, 0, 0]
-        else:
-            grids["video"].append(grid)
+            continue
+        grids[medium.modality].append(grid)
+        if touches:
+            gaps.append(start)
+        if medium.modality == "video":
             seconds.append(as_array(medium.tensors["second_per_grid_ts"]).item())
-        end = sum(medium.places[-1])
     arguments = {
         f"{modality}_grid_thw": torch.from_numpy(np.concatenate(parts).astype(np.int64))
         for modality, parts in grids.items()
@@ -48,9 +51,13 @@ def grid_positions(
     if seconds:
         arguments["second_per_grid_ts"] = torch.tensor(seconds)
     positions, delta = rope_index_of(module)(
-        input_ids=torch.tensor([list(token_ids)]), mm_token_type_ids=kinds, **arguments
+        input_ids=torch.from_numpy(np.insert(np.array(token_ids), gaps, 0))[None],
+        mm_token_type_ids=torch.from_numpy(np.insert(kinds, gaps, 0))[None],
+        **arguments,
     )
-    return positions[:, 0].numpy(), int(delta)
+    found = np.delete(positions[:, 0].numpy(), [gap + i for i, gap in enumerate(gaps)], axis=1)
+    found -= np.searchsorted(gaps, np.arange(len(kinds)), "right")
+    return found, int(found.max()) + 1 - len(kinds) if gaps else int(delta)
 
 
 def rope_index_of(module: Any) -> Any:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stonechat_models.errors import UnsupportedModelError
+from stonechat_models.media.number_words import in_words
 from stonechat_models.media.voxtral import VoxtralProcessor
 from stonechat_models.model_file import read_json
 from stonechat_models.types import Modality
@@ -117,8 +118,8 @@ def _pixtral_processor() -> Any:
 def _without_other_parts(processor_class: Any) -> Any:
     """Return a class of processors that may lack their parts for other modalities."""
     module: Any = import_module(processor_class.__module__)
-    if getattr(module, "num2words", True) is None:  # for the times of a video's frames
-        module.num2words = str
+    if getattr(module, "num2words", True) is None:  # for the number of a video's frames
+        module.num2words = in_words
 
     def check(self: Any, name: str, argument: object) -> object:
         if argument is None or name == "video_processor":  # MiniCPM-V's stands for none

@@ -126,7 +126,8 @@ def _decoded(task: Task, processor: Any) -> tuple[Any, dict[str, Any]]:
     if isinstance(task.options, VideoOptions):
         from stonechat_models.media.video.decoding import decode_video
 
-        video = decode_video(task.data, task.options, processor.chooser(task.options))
+        choose = processor.chooser(task.options)
+        video = decode_video(task.data, task.options, choose, processor.resample)
         return video, {"seconds": video.facts.seconds}
     from stonechat_models.media.audio_decoding import decode_audio
 

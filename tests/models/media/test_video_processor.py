@@ -1,12 +1,14 @@
 """Videos are prepared in a process of their own, with the tensors of transformers' processors."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from stonechat_models.errors import InvalidMediaError, UnsupportedModelError
+from stonechat_models.errors import InvalidMediaError, ModelLoadError, UnsupportedModelError
 from stonechat_models.media.processor import MediaProcessor
 from stonechat_models.media.records import VideoOptions
 from stonechat_models.media.video.grids import GridRules
@@ -92,3 +94,22 @@ def test_settings_of_images_do_not_count(name: str, tmp_path: Path) -> None:
     rules = VideoProcessor(folder, TOKEN_ID)._rules
     assert isinstance(rules, GridRules)
     assert rules.size["longest_edge"] == (768 * 784 if name == "qwen2_5_vl" else 25165824)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "problem"),
+    [
+        ("qwen3_vl", {"fps": "two"}, "fps is 'two'"),
+        ("qwen3_vl", {"size": {"longest_edge": [5]}}, "size: longest_edge is"),
+        ("qwen2_5_vl", {"max_pixels": -1}, "max_pixels is -1"),
+        ("gemma4", {"num_frames": "all"}, "num_frames is 'all'"),
+    ],
+)
+def test_a_setting_of_a_wrong_type_is_no_fault_of_a_video(
+    name: str, settings: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    folder = save_processor(tmp_path / "model", name)
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelLoadError, match=problem) as error_info:
+        VideoProcessor(folder, 0)
+    assert "video_preprocessor_config.json" in str(error_info.value)

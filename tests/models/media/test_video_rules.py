@@ -8,10 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from stonechat_models.media.number_words import in_words
 from stonechat_models.media.records import UnusableMediaError
 from stonechat_models.media.video.frames import FrameRules, SoftTokenRules
+from stonechat_models.media.video.glm import SIZE as GLM_SIZE
+from stonechat_models.media.video.glm import GlmRules
 from stonechat_models.media.video.grids import QWEN2_SIZE, QWEN3_SIZE, GridRules
 from stonechat_models.media.video.records import VideoFacts
+from stonechat_models.media.video.smolvlm import SquareRules
 
 
 def rules(patch_size: int, size: dict[str, int], *, spans_video: bool) -> GridRules:
@@ -105,3 +109,44 @@ def test_frames_of_equal_parts(
     facts = VideoFacts(num_frames, 24.0, (96, 64))
     assert SoftTokenRules(None, 70, 32).indices(facts, max_frames) == gemma4
     assert FrameRules(None, 256, 32).indices(facts, max_frames) == internvl
+
+
+def test_frames_of_glm() -> None:
+    """As `sample_frames` and `smart_resize` of transformers' `Glm4vVideoProcessor`."""
+    shape = SimpleNamespace(patch_size=14, temporal_patch_size=2, merge_size=2)
+    rules = GlmRules(shape, GLM_SIZE, True)
+    for num_frames, rate, expected in (
+        (30, 24.0, [0, 12]),
+        (7, 24.0, [0]),
+        (120, 30.0, [0, 15, 30, 45, 60, 75, 90, 105]),
+    ):
+        assert rules.indices(VideoFacts(num_frames, rate, (96, 64)), 768) == expected
+    long = VideoFacts(9000, 25.0, (96, 64))
+    indices = rules.indices(long, 768)
+    assert (len(indices), indices[1], indices[-1]) == (600, 16, 8999)
+    assert len(rules.indices(long, 32)) == 32
+    assert rules.frame_size((1992, 1660), 40) == (1176, 980)
+    assert rules.frame_size((572, 1156), 19) == (560, 1148)
+    assert rules.frame_size((375, 331), 42) == (364, 336)
+
+
+def test_frames_of_smolvlm() -> None:
+    """As `sample_frames` and the first scaling of transformers' `SmolVLMVideoProcessor`."""
+    rules = SquareRules(None, 81, 512, 1.0, 64)
+    for num_frames, rate, expected in (
+        (30, 24.0, [0]),
+        (120, 30.0, [0, 39, 79, 119]),
+        (9000, 25.0, [25, 2262, 4500, 6737, 8975]),
+    ):
+        assert rules.indices(VideoFacts(num_frames, rate, (96, 64)), 5) == expected
+    sizes = ((1992, 1660), (572, 1156), (3, 900))
+    assert [rules.frame_size(size, 1) for size in sizes] == [(512, 426), (254, 512), (2, 512)]
+
+
+def test_numbers_in_words() -> None:
+    """As the package num2words writes them."""
+    numbers = {
+        *((0, "zero"), (13, "thirteen"), (20, "twenty"), (64, "sixty-four"), (100, "one hundred")),
+        (999, "nine hundred and ninety-nine"),
+    }
+    assert all(in_words(number) == words for number, words in numbers)

@@ -38,6 +38,9 @@ class VideoFamily:
 
 
 QWEN2 = VideoFamily(sizes=((84, 56), (56, 56), (28, 84)))
+GLM = VideoFamily(
+    "<|begin_of_video|><|video|><|end_of_video|>", "<|video|>", "<|image|>", QWEN2.sizes
+)
 VIDEO_FAMILIES = {
     "qwen2_vl": QWEN2,
     "qwen2_5_vl": QWEN2,
@@ -48,6 +51,12 @@ VIDEO_FAMILIES = {
     "gemma4": VideoFamily(
         *3 * ["<|video|>"], ((480, 336), (336, 480), (480, 336)), {"num_frames": 3}
     ),
+    "smolvlm": VideoFamily(
+        *("<video>", "<video>", "<image>", 3 * ((256, 256),)),
+        {"video_sampling": {"fps": 4, "max_frames": 3, "video_size": {"longest_edge": 256}}},
+    ),
+    "glm4v": GLM,
+    "glm4v_moe": GLM,
     "internvl": VideoFamily(
         "<video>\n", "<video>", "<IMG_CONTEXT>", 3 * ((224, 224),), {"num_frames": 3}
     ),
@@ -95,7 +104,7 @@ class VideoModel(VisionModel):
         if self.name == "qwen2_5_vl":
             rates = [RATE * len(v.indices) / v.facts.num_frames for v in videos]
             inputs["second_per_grid_ts"] = torch.tensor([GROUP / rate for rate in rates])
-        if self.name != "internvl":
+        if self.name not in ("internvl", "smolvlm"):
             types = torch.tensor([[2 * (token_id == self.video_id) for token_id in token_ids]])
             inputs["mm_token_type_ids"] = types
         return Prompt(token_ids, tuple(media), inputs)
@@ -104,6 +113,10 @@ class VideoModel(VisionModel):
         """Return the model's arguments by the published steps, for frames that are not scaled."""
         if self.name == "internvl":
             return {"pixel_values": torch.cat([self._pixels(frames) for frames in videos])}
+        if self.name == "smolvlm":
+            pixels = torch.cat([self._pixels(frames) for frames in videos])[None]
+            mask = torch.ones(*pixels.shape[:2], *pixels.shape[3:], dtype=torch.int64)
+            return {"pixel_values": pixels, "pixel_attention_mask": mask}
         if self.name == "gemma4":
             return self._soft_tokens(videos)
         patches, grids = zip(*[self._patches(frames) for frames in videos], strict=True)

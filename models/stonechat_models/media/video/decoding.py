@@ -26,11 +26,17 @@ DEFAULT_RATE = 24.0
 """Of a file that does not say how many frames it has a second."""
 
 
-def decode_video(data: bytes, options: VideoOptions, choose: Choose) -> Video:
+def decode_video(
+    data: bytes,
+    options: VideoOptions,
+    choose: Choose,
+    resample: int = Image.Resampling.BICUBIC,
+) -> Video:
     """Return the frames that `choose` wants.
 
     Only they are scaled and kept, and parts of the file without them are not decoded. If the file
-    has fewer frames than it says, the last one stands for those that are missing.
+    has fewer frames than it says, the last one stands for those that are missing. `resample` is
+    Pillow's filter for the scaling.
 
     Raises `UnusableMediaError`, and what `choose` raises. Sizes and lengths are checked before
     frames are decoded.
@@ -39,7 +45,7 @@ def decode_video(data: bytes, options: VideoOptions, choose: Choose) -> Video:
         raise UnusableMediaError("empty", "is empty")
     try:
         with _opened(data) as container:
-            return _decoded(container, options, choose)
+            return _decoded(container, options, choose, resample)
     except (av.FFmpegError, OSError, ValueError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error  # without FFmpeg's number
         raise UnusableMediaError("broken", f"is broken: {reason}"[:300]) from None
@@ -61,7 +67,7 @@ def _opened(data: bytes) -> Any:
     )
 
 
-def _decoded(container: Any, options: VideoOptions, choose: Choose) -> Video:
+def _decoded(container: Any, options: VideoOptions, choose: Choose, resample: int) -> Video:
     stream = _stream(container, options)
     packets = _packets(container, stream, options)
     times = sorted(packet.pts for packet in packets if not packet.is_discard)
@@ -75,7 +81,7 @@ def _decoded(container: Any, options: VideoOptions, choose: Choose) -> Video:
     width, height, turns = first.width, first.height, first.rotation // 90 % 4
     facts = VideoFacts(len(times), rate, (height, width) if turns % 2 else (width, height))
     indices, size = choose(facts)
-    frames = [_image(reader.frame_at(times[i]), turns, size) for i in indices]
+    frames = [_image(reader.frame_at(times[i]), turns, size, resample) for i in indices]
     return Video(frames, indices, facts)
 
 
@@ -160,8 +166,8 @@ class _FrameReader:
         yield from self._context.decode(None)
 
 
-def _image(frame: Any, turns: int, size: Size) -> Image.Image:
+def _image(frame: Any, turns: int, size: Size, resample: int) -> Image.Image:
     image = Image.fromarray(frame.to_ndarray(format="rgb24"))
     if turns:
         image = image.transpose(TURNS[turns - 1])
-    return image.resize(size, Image.Resampling.BICUBIC)
+    return image.resize(size, Image.Resampling(resample))

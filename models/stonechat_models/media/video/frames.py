@@ -1,12 +1,12 @@
 """How models see videos whose frames are images, each with the time or the number before it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from stonechat_models.checkpoint.hf_config import JsonObject
 from stonechat_models.media.records import UnusableMediaError
 from stonechat_models.media.video.records import Size, Video, VideoFacts
 
@@ -97,20 +97,16 @@ class SoftTokenRules:
         return int(size[0] // side * (size[1] // side))
 
 
-def _number(settings: Mapping[str, Any], key: str, default: int) -> int:
-    return int(settings.get(key) or default)
-
-
-def frame_rules(processor: Any, settings: Mapping[str, Any]) -> FrameRules:
+def frame_rules(processor: Any, settings: JsonObject) -> FrameRules:
     """Return the rules of InternVL for a processor, with a folder's settings for videos."""
-    number = _number(settings, "num_frames", DEFAULT_FRAMES)
+    number = settings.size("num_frames", DEFAULT_FRAMES)
     return FrameRules(processor.image_processor, processor.image_seq_length, number)
 
 
-def soft_token_rules(processor: Any, settings: Mapping[str, Any]) -> SoftTokenRules:
+def soft_token_rules(processor: Any, settings: JsonObject) -> SoftTokenRules:
     """Return the rules of Gemma 4 for a processor, with a folder's settings for videos."""
     return SoftTokenRules(
         processor.image_processor,
-        _number(settings, "max_soft_tokens", FRAME_TOKENS),
-        _number(settings, "num_frames", DEFAULT_FRAMES),
+        settings.size("max_soft_tokens", FRAME_TOKENS),
+        settings.size("num_frames", DEFAULT_FRAMES),
     )

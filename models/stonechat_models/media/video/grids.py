@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from stonechat_models.checkpoint.hf_config import JsonObject
 from stonechat_models.media.records import UnusableMediaError
 from stonechat_models.media.video.records import Size, Video, VideoFacts
 
@@ -94,6 +95,7 @@ class GridRules:
             "pixel_values": np.stack([self._patches(video.frames, i) for i in range(number)]),
             "image_grid_thw": np.tile(np.array([[1, *grid[1:]]]), (number, 1, 1)),
             "second_per_grid_ts": np.full(number, self.group / rate),
+            "piece_number": np.arange(number),
         }
 
     def text_inputs(self, video: Video) -> dict[str, Any]:
@@ -124,18 +126,34 @@ class GridRules:
 
 QWEN2_SIZE = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
 QWEN3_SIZE = {"shortest_edge": 4 * 32 * 32, "longest_edge": 768 * 32 * 32 * 32}
-SETTINGS = ("fps", "min_frames", "max_frames", "size")
-EDGES = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
 
 
-def grid_rules(processor: Any, settings: Mapping[str, Any], *, spans_video: bool) -> GridRules:
-    """Return the rules for a processor of transformers, with a folder's settings for videos."""
+def grid_rules(
+    processor: Any,
+    settings: JsonObject,
+    *,
+    spans_video: bool,
+    size: Mapping[str, int] | None = None,
+) -> GridRules:
+    """Return the rules for a processor of transformers, with a folder's settings for videos.
+
+    `size` is the published one. Raises `ModelLoadError` for settings of a wrong type.
+    """
     image_processor = processor.image_processor
     processor.video_processor = SimpleNamespace(
         merge_size=image_processor.merge_size,
         temporal_patch_size=image_processor.temporal_patch_size,
     )
-    changes = {key: settings[key] for key in SETTINGS if settings.get(key) is not None}
-    pixels = {EDGES[key]: settings[key] for key in EDGES if settings.get(key) is not None}
-    size = changes.pop("size", QWEN3_SIZE if spans_video else QWEN2_SIZE) | pixels
-    return GridRules(image_processor, size, spans_video, **changes)
+    size = size or (QWEN3_SIZE if spans_video else QWEN2_SIZE)
+    own = settings.section("size")
+    return GridRules(
+        image_processor,
+        {
+            edge: settings.size(name, own.size(edge, size[edge]))
+            for edge, name in (("shortest_edge", "min_pixels"), ("longest_edge", "max_pixels"))
+        },
+        spans_video,
+        fps=settings.positive("fps", float, 2.0),
+        min_frames=settings.size("min_frames", 4),
+        max_frames=settings.size("max_frames", 768),
+    )

@@ -9,23 +9,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stonechat_models.checkpoint.hf_config import JsonObject
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.media.processor_loading import VIDEO_CONFIG, load_processor
 from stonechat_models.media.records import UnusableMediaError, VideoOptions
 from stonechat_models.media.video.frames import frame_rules, soft_token_rules
+from stonechat_models.media.video.glm import glm_rules
 from stonechat_models.media.video.grids import grid_rules
 from stonechat_models.media.video.records import Choose, Size, Video, VideoFacts, VideoRules
+from stonechat_models.media.video.smolvlm import square_rules
 from stonechat_models.model_file import read_json
 
 if TYPE_CHECKING:
     import numpy as np
 
-RULES: Mapping[str, Callable[[Any, Mapping[str, Any]], VideoRules]] = {
+RULES: Mapping[str, Callable[[Any, JsonObject], VideoRules]] = {
     "Qwen2VLProcessor": partial(grid_rules, spans_video=False),
     "Qwen2_5_VLProcessor": partial(grid_rules, spans_video=False),
     "Qwen3VLProcessor": partial(grid_rules, spans_video=True),
     "InternVLProcessor": frame_rules,
     "Gemma4Processor": soft_token_rules,
+    "Glm4vProcessor": glm_rules,
+    "SmolVLMProcessor": square_rules,
 }
 """By the class of the processor."""
 
@@ -46,6 +51,8 @@ class VideoProcessor:
         self._rules: VideoRules = make(self._processor, _settings(folder))
         self.placeholder: str = self._processor.video_token
         """The text that the chat template writes for a video."""
+        self.resample = int(self._processor.image_processor.resample)
+        """Pillow's filter that scales frames."""
 
     def chooser(self, options: VideoOptions) -> Choose:
         """Return what chooses the frames of a video and their size.
@@ -94,13 +101,25 @@ class VideoProcessor:
         from transformers.video_utils import VideoMetadata
 
         metadata = VideoMetadata(
-            video.facts.num_frames, fps=video.facts.rate, frames_indices=list(video.indices)
+            video.facts.num_frames,
+            fps=video.facts.rate,
+            duration=video.facts.seconds,
+            frames_indices=list(video.indices),
         )
         inputs = {**self._rules.text_inputs(video), "video_metadata": [metadata]}
         return str(self._processor.replace_video_token(inputs, 0))
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """Return a folder's own settings for videos; empty if it has none but those for images."""
-    nested = (read_json(folder / "processor_config.json") or {}).get("video_processor")
-    return nested or read_json(folder / VIDEO_CONFIG) or {}
+def _settings(folder: Path) -> JsonObject:
+    """Return a folder's own settings for videos; empty if it has none but those for images.
+
+    SmolVLM2 has them among those for images.
+    """
+    whole, alone, images = (
+        JsonObject(str(folder / name), read_json(folder / name) or {})
+        for name in ("processor_config.json", VIDEO_CONFIG, "preprocessor_config.json")
+    )
+    nested = whole.section("video_processor")
+    if "video_sampling" in images.values and not (nested.values or alone.values):
+        return images
+    return nested if nested.values else alone

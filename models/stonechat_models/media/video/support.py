@@ -9,10 +9,10 @@ from stonechat_models.model_info import ModelInfo, VideoInfo
 VIDEO_TYPES = frozenset(
     {
         *("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe"),
-        *("gemma4", "internvl"),
+        *("gemma4", "glm4v", "glm4v_moe", "internvl", "smolvlm"),
     }
 )
-VIDEO_TOKENS = {"internvl": "image_token_id"}
+VIDEO_TOKENS = dict.fromkeys(("glm4v", "glm4v_moe", "internvl", "smolvlm"), "image_token_id")
 """The name of the placeholder in the config, if it is that of images."""
 
 

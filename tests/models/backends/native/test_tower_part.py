@@ -73,7 +73,9 @@ def test_answers_equal_plain_transformers(
         check(model, results["turn", i], turn)
 
 
-@pytest.mark.parametrize("name", ["qwen3_vl", *nightly("qwen2_5_vl", "qwen3_5", "internvl")])
+@pytest.mark.parametrize(
+    "name", ["qwen3_vl", *nightly("qwen2_5_vl", "qwen3_5", "internvl", "smolvlm")]
+)
 def test_answers_to_videos_equal_plain_transformers(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
