@@ -3,6 +3,7 @@
 The image of a page stands behind its text (`document_text`).
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import cast
 
@@ -76,7 +77,7 @@ class DocumentReader:
     ) -> Contents:
         name = cast(FilePart, reference.part).file.filename
         if not is_pdf(content):
-            text = text_in(content)
+            text = await asyncio.to_thread(text_in, content)
             assert text is not None, "the file is a document"
             return [_text_part(written_text(name, text) + "\n")]
         if refusal := document_refusal():

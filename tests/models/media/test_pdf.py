@@ -4,15 +4,23 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import numpy as np
 import pypdfium2
 import pytest
 from PIL import Image
 
 from stonechat_models.errors import InvalidMediaError
+from stonechat_models.media.document import worker
 from stonechat_models.media.document.pdf import read_pdf
 from stonechat_models.media.document.processor import DocumentProcessor
-from stonechat_models.media.records import DocumentOptions, Page, UnusableMediaError
+from stonechat_models.media.records import (
+    Answer,
+    DocumentOptions,
+    Page,
+    Task,
+    UnusableMediaError,
+)
 from tests.models.media import pdfs
 from tests.models.media.pdfs import RED_SQUARE, pdf
 
@@ -137,6 +145,17 @@ def test_a_bomb_is_refused_and_hurts_no_other(processor: DocumentProcessor, file
     assert raised.value.kind == "too_large"
     [document] = processor.prepare([pdf("b")], options()).result(HANG_SECONDS)
     assert document.pages[0].text == "b"
+
+
+def test_whatever_fails_is_the_fault_of_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OverflowError("a side of 99999999999")
+
+    monkeypatch.setattr(worker, "read_pdf", fail)
+    task = Task(b"", options(), b"")
+    answer = msgspec.msgpack.decode(worker.answer(msgspec.msgpack.encode(task)), type=Answer)
+    assert (answer.kind, answer.prepared) == ("broken", None)
+    assert "a side of 99999999999" in answer.reason
 
 
 def test_objects_that_nest_deeply_hurt_nothing(processor: DocumentProcessor) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from stonechat_models.child_process import limit, limit_growth, serve_tasks
 from stonechat_models.media.document.pdf import read_pdf
 from stonechat_models.media.records import Answer, DocumentOptions, Task, UnusableMediaError
+from stonechat_models.model_file import reason_of
 
 MEMORY_BYTES = 1 << 30
 """What the work on one file may add to the size of the process."""
@@ -32,6 +33,8 @@ def answer(data: bytes) -> bytes:
         result = Answer(kind=error.kind, reason=error.reason)
     except MemoryError:
         result = Answer(kind="too_large", reason="takes too much memory to read")
+    except Exception as error:  # of numbers that the library does not take, for example
+        result = Answer(kind="broken", reason=f"cannot be read: {reason_of(error)}")
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
     return msgspec.msgpack.encode(result)
