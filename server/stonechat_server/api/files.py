@@ -10,6 +10,7 @@ from stonechat_server.api.shared.owned import page_limit, page_order, query, sto
 from stonechat_server.files_api.answer import DeletedFile, FileList, file_object
 from stonechat_server.files_api.download import Download
 from stonechat_server.files_api.upload import receive_upload
+from stonechat_server.storage.files import no_such_file
 
 router = Router(tags=["Files"])
 
@@ -115,8 +116,12 @@ async def download_file(http_request: Request, file_id: str) -> Response:
     """Send the content of a file."""
     services, storage, identity = storage_of(http_request)
     file = await storage.run(storage.files.find, identity.key.name, file_id)
-    path = str(storage.files.path(file.id))
-    return Download(path, file.filename, services.settings.write_timeout)
+    path = storage.files.path(file.id)
+    try:
+        status = await storage.run(path.stat)
+    except FileNotFoundError:  # it was deleted meanwhile
+        raise no_such_file(file_id) from None
+    return Download(str(path), status, file.filename, services.settings.write_timeout)
 
 
 @router.delete(

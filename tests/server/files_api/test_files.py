@@ -51,6 +51,9 @@ def test_a_file_comes_back_as_it_was(
     validate("OpenAIFile", server.get(f"/v1/files/{file.id}").json())
     validate("ListFilesResponse", server.get("/v1/files").json())
     assert contents(tmp_path / "files") == [file.id]
+    content = (tmp_path / "files" / file.id).rename(tmp_path / "gone")  # as in a deletion
+    assert server.get(f"/v1/files/{file.id}/content").json()["error"]["code"] == "file_not_found"
+    content.rename(tmp_path / "files" / file.id)
     deleted = server.delete(f"/v1/files/{file.id}").json()
     validate("DeleteFileResponse", deleted)
     assert deleted["deleted"]
