@@ -19,11 +19,22 @@ from stonechat_models.types import Modality
 LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 CONFIGS = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 VIDEO_CONFIG = "video_preprocessor_config.json"
-OWN_IMAGE_PROCESSORS = {
-    "Lfm2VlImageProcessor": "stonechat_models.media.lfm2_vl",
-    "Llama4ImageProcessor": "stonechat_models.media.llama4",
+FOR_PILLOW = {
+    "Lfm2VlImageProcessor": "stonechat_models.media.lfm2_vl:Lfm2VlImageProcessor",
+    "Llama4ImageProcessor": "stonechat_models.media.llama4:Llama4ImageProcessor",
+    "Idefics3ImageProcessor": (
+        "transformers.models.idefics3.image_processing_pil_idefics3:Idefics3ImageProcessorPil"
+    ),
+    "SmolVLMImageProcessor": (
+        "transformers.models.smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil"
+    ),
 }
-"""Classes that transformers has for torchvision alone, and the modules with ours for Pillow."""
+"""Image processors for Pillow by the names of those for torchvision. The first ones are our own:
+transformers has none. The others it has, and hides before 5.18 where there is no torchvision."""
+FALSELY_BOUND = {"PixtralProcessor": "pixtral", "Gemma4Processor": "gemma4"}
+"""Processors that ask for torchvision only because they import names of the module with that image
+processor, and the packages where the module for Pillow has the same names. Gemma 4's is one of them
+before transformers 5.21."""
 NEEDS_TORCHVISION = "its image processor needs torchvision, which is not installed"
 
 
@@ -54,12 +65,14 @@ def counts_images(folder: Path) -> bool:
 
 
 def _image_parts(folder: Path) -> dict[str, Any]:
-    from transformers import AutoImageProcessor
+    # Not from `transformers` itself, which before 5.18 hides it where there is no torchvision.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     named = _image_processor_type(folder).removesuffix("Fast")
-    if named in OWN_IMAGE_PROCESSORS:
-        own = getattr(import_module(OWN_IMAGE_PROCESSORS[named]), named)
-        return {"image_processor": own.from_pretrained(folder, **LOCAL)}
+    if named in FOR_PILLOW:
+        module, _, name = FOR_PILLOW[named].partition(":")
+        found = getattr(import_module(module), name)
+        return {"image_processor": found.from_pretrained(folder, **LOCAL)}
     try:
         part = AutoImageProcessor.from_pretrained(folder, backend="pil", **LOCAL)
     except (ImportError, ValueError) as error:
@@ -86,33 +99,33 @@ def _audio_parts(folder: Path) -> dict[str, Any]:
 
 def _processor_class(folder: Path) -> Any:
     """Return the class that the folder's files name; if they name none, that of the model type."""
-    from transformers.models.auto.processing_auto import (
-        PROCESSOR_MAPPING_NAMES,
-        processor_class_from_name,
-    )
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
     configs = [read_json(folder / name) or {} for name in CONFIGS]
     names = [config["processor_class"] for config in configs if config.get("processor_class")]
     model_type = (read_json(folder / "config.json") or {}).get("model_type", "")
     names.append(PROCESSOR_MAPPING_NAMES.get(model_type))
-    classes = [(name, processor_class_from_name(name)) for name in names if name]
-    name, found = next((pair for pair in classes if pair[1] is not None), ("", None))
+    classes = (_class_of_name(name) for name in names if name)
+    found = next((each for each in classes if each is not None), None)
     if found is None:
         raise UnsupportedModelError("its folder names no processor that transformers has")
     if getattr(found, "is_dummy", False):
-        if name != "PixtralProcessor":
-            raise UnsupportedModelError(f"its processor needs {', '.join(found._backends)}")
-        return _pixtral_processor()
+        raise UnsupportedModelError(f"its processor needs {', '.join(found._backends)}")
     return found
 
 
-def _pixtral_processor() -> Any:
-    """Return the class, which asks for torchvision only because its module imports a function of
-    the module with that image processor. The module without torchvision has the same function."""
-    package = "transformers.models.pixtral"
-    pil = import_module(f"{package}.image_processing_pil_pixtral")
-    sys.modules.setdefault(f"{package}.image_processing_pixtral", pil)
-    return import_module(f"{package}.processing_pixtral").PixtralProcessor
+def _class_of_name(name: str) -> Any:
+    """Return transformers' class of processors, a placeholder without packages that it needs, or
+    None."""
+    from transformers.models.auto.processing_auto import processor_class_from_name
+
+    if name not in FALSELY_BOUND or find_spec("torchvision") is not None:
+        return processor_class_from_name(name)
+    family = FALSELY_BOUND[name]
+    package = f"transformers.models.{family}"
+    pil = import_module(f"{package}.image_processing_pil_{family}")
+    sys.modules.setdefault(f"{package}.image_processing_{family}", pil)
+    return getattr(import_module(f"{package}.processing_{family}"), name)
 
 
 def _without_other_parts(processor_class: Any) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -23,6 +24,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from stonechat_models.backends.transformers.attention.backend import AttentionBackend
+from stonechat_models.backends.transformers.newer_types import version_hint
 from stonechat_models.backends.transformers.plain import PlainModel
 from stonechat_models.backends.transformers.recurrent import RecurrentModel, keeps_recurrent_state
 from stonechat_models.backends.transformers.slot_states import SlotMixer
@@ -100,7 +102,8 @@ def auto_class(config: HFConfig, has_own_code: bool = False, *, sees: bool = Tru
         return AutoModelForImageTextToText
     hint = "; --trust-remote-code runs the code in its folder" if "auto_map" in config.raw else ""
     raise UnsupportedModelError(
-        f"the installed transformers has no causal language model of type {model_type}{hint}"
+        f"the installed transformers, {transformers.__version__}, has no causal language model of "
+        f"type {model_type}{version_hint(model_type)}{hint}"
     )
 
 

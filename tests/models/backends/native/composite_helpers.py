@@ -1,5 +1,6 @@
 """Tiny models with vision towers, and steps of images for the native backend."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from stonechat_models.backends.base import HostBatch, StepMedia
+from stonechat_models.backends.transformers.media_checks.images import forward_with_outputs
 from stonechat_models.checkpoint.hf_config import read_config
 from stonechat_models.checkpoint.resolve import ModelFiles
 from tests.models.backends.native.native_helpers import COMMON, DELTA_RULE, host_batch, make_batch
@@ -265,15 +267,17 @@ def reference_logits(module: Any, prompt: Prompt) -> torch.Tensor:
         plain = torch.arange(len(prompt.ids))[None, None]
         arguments["position_ids"] = torch.cat([plain, positions])
         features["pooler_output"] = [prompt.embeddings]
-        features["deepstack_features"] = [[added] for added in prompt.layer_embeddings]
+        is_whole = "mm_encoder_outputs" not in inspect.signature(module.forward).parameters
+        features["deepstack_features"] = [
+            added if is_whole else [added] for added in prompt.layer_embeddings
+        ]
     if prompt.is_bidirectional:
         arguments["token_type_ids"] = torch.from_numpy(prompt.is_image)[None].long()
     if module.config.model_type in LISTED:
         features["pooler_output"] = [prompt.embeddings]
+    arguments |= {"input_ids": ids, "use_cache": False}
     with torch.inference_mode():
-        logits: torch.Tensor = module(
-            ids, mm_encoder_outputs={"image": features}, use_cache=False, **arguments
-        ).logits[0]
+        logits: torch.Tensor = forward_with_outputs(module, arguments, features).logits[0]
     return logits.float()
 
 

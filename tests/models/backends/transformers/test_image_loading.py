@@ -1,6 +1,5 @@
 """Models that see, loaded from folders: what stays of their towers, and why some take no images."""
 
-import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -12,7 +11,6 @@ from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    Qwen3VLForConditionalGeneration,
 )
 
 from stonechat_models.backends.transformers.loading.load import load_transformers_model
@@ -28,12 +26,6 @@ from stonechat_models.types import MediaInput, MediaTensor
 from tests.models.engines import CPU, add, greedy, run
 from tests.models.tiny_loras import tiny_lora
 from tests.models.vision_models import save_vision_model
-
-pytestmark = pytest.mark.skipif(
-    "mm_encoder_outputs"
-    not in inspect.signature(Qwen3VLForConditionalGeneration.forward).parameters,
-    reason="this transformers takes no images that are encoded before",
-)
 
 
 @pytest.fixture(scope="module")

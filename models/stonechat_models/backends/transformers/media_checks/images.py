@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
+from packaging.version import Version
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from stonechat_models.backends.transformers.cuda.memory import tower_memory
@@ -40,6 +42,8 @@ from stonechat_models.types import MediaInput
 
 PLACES = ((5, 4), (12, 8))
 """Where the images of the check are in its prompt: (start, length)."""
+PART_LENGTH = 4
+"""Divides the lengths, for models whose images are parts of one length."""
 PROMPT_LENGTH = 24
 GRIDS = ((1, 2, 2), (1, 2, 4))
 """Patches of the images after merging: time, height, width."""
@@ -69,7 +73,7 @@ def code_refusal(module: Any, num_ranks: int = 1) -> str:
     if num_ranks > 1:
         return "several devices share the model"
     has_token = getattr(module.config, "image_token_id", None) is not None
-    if not has_token or "mm_encoder_outputs" not in inspect.signature(module.forward).parameters:
+    if not has_token or _outputs_argument() not in inspect.signature(module.forward).parameters:
         return "its code takes no images that are encoded before"
     try:
         bidirectional_layers(type(module), module.config)
@@ -186,17 +190,39 @@ def _own_logits(
     `states`: what becomes the embeddings, if the model's own code makes these of them.
     """
     lengths = [length for _, length in PLACES]
-    outputs = BaseModelOutputWithPooling(
-        last_hidden_state=states, pooler_output=torch.split(embeddings, lengths)
-    )
-    outputs.deepstack_features = [torch.split(layer, lengths) for layer in layers]
-    try:
-        output = module(**arguments, mm_encoder_outputs={"image": outputs})
-    except (AttributeError, TypeError):  # families differ in what their tower returns
-        outputs.pooler_output = embeddings
-        output = module(**arguments, mm_encoder_outputs={"image": outputs})
+    outputs = BaseModelOutputWithPooling(last_hidden_state=states)
+    is_whole = _outputs_argument() == "pixel_values"
+    outputs.deepstack_features = [layer if is_whole else layer.split(lengths) for layer in layers]
+    parts = embeddings.unflatten(0, (-1, PART_LENGTH))
+    for form in (embeddings.split(lengths), embeddings, parts):  # families differ in it
+        outputs.pooler_output = form
+        try:
+            output = forward_with_outputs(module, arguments, outputs)
+            break
+        except (AttributeError, TypeError, ValueError):
+            if form is parts:
+                raise
     logits: torch.Tensor = output.logits[0].float()
     return logits
+
+
+def _outputs_argument() -> str:
+    """The argument by which a model's code gets images. Before transformers 5.18, it gets pixels
+    alone, and calls its tower itself."""
+    is_old = Version(transformers.__version__) < Version("5.18")
+    return "pixel_values" if is_old else "mm_encoder_outputs"
+
+
+def forward_with_outputs(module: Any, arguments: dict[str, Any], outputs: Any) -> Any:
+    """Run a model's own code with what stands for the outputs of its vision tower."""
+    if _outputs_argument() == "mm_encoder_outputs":
+        return module(**arguments, mm_encoder_outputs={"image": outputs})
+    owner = module.base_model
+    owner.get_image_features = lambda *_, **__: outputs
+    try:
+        return module(**arguments, pixel_values=torch.zeros(1))
+    finally:
+        del owner.get_image_features
 
 
 def _moved(masks: Any, device: torch.device) -> Any:
