@@ -10,10 +10,12 @@ from collections import ChainMap
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from stonechat_models.media.processor_loading import version_refusal
 from tests.models.every_family import tiny_config
 from tests.models.more_vision_families import MORE_FAMILIES
 from tests.models.tiny_tokenizers import EOS, OTHER, byte_level_backend
@@ -124,6 +126,8 @@ def save_processor(folder: Path, name: str) -> Path:
     folder.mkdir(parents=True)
     vision_tokenizer(family).save_pretrained(folder)
     found = family.processor_class or PROCESSOR_MAPPING_NAMES[family.model_type or name]
+    if refusal := version_refusal(found):
+        pytest.skip(refusal)
     processor_class = {"processor_class": found}
     settings = {
         "preprocessor_config.json": family.image_processor | processor_class,

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from packaging.version import Version
+
 from stonechat_models.errors import UnsupportedModelError
 from stonechat_models.media.number_words import in_words
 from stonechat_models.media.voxtral import VoxtralProcessor
@@ -31,6 +33,13 @@ FOR_PILLOW = {
 }
 """Image processors for Pillow by the names of those for torchvision. The first ones are our own:
 transformers has none. The others it has, and hides before 5.18 where there is no torchvision."""
+SINCE = {
+    "DeepseekOcr2Processor": "5.20",
+    "Qwen2_5OmniProcessor": "5.24",
+    "Qwen3OmniMoeProcessor": "5.24",
+}
+"""Processors that older versions of transformers have, and the first version where they say what
+stands for a medium in the prompt, and need none of their parts for other modalities."""
 FALSELY_BOUND = {"PixtralProcessor": "pixtral", "Gemma4Processor": "gemma4"}
 """Processors that ask for torchvision only because they import names of the module with that image
 processor, and the packages where the module for Pillow has the same names. Gemma 4's is one of them
@@ -46,6 +55,8 @@ def load_processor(folder: Path, modality: Modality, token_id: int) -> Any:
     from transformers import AutoTokenizer
 
     found = _processor_class(folder)
+    if refusal := version_refusal(found.__name__):
+        raise UnsupportedModelError(refusal)
     parts = _image_parts(folder) if modality == "image" else _audio_parts(folder)
     if found.__name__ == "VoxtralProcessor":
         return VoxtralProcessor(parts["feature_extractor"], token_id)
@@ -62,6 +73,16 @@ def counts_images(folder: Path) -> bool:
     """Whether a model's processor prepares an image otherwise if a prompt has several."""
     config = read_json(folder / "config.json") or {}
     return config.get("model_type") == "llava_onevision"
+
+
+def version_refusal(processor: str) -> str:
+    """Return that the installed transformers is too old for a class of processors; or nothing."""
+    import transformers
+
+    installed, needed = transformers.__version__, SINCE.get(processor, "0")
+    if Version(installed) >= Version(needed):
+        return ""
+    return f"its processor needs transformers {needed}, and {installed} is installed"
 
 
 def _image_parts(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import transformers
+from packaging.version import Version
 from PIL import Image
 
 from stonechat_models.backends.transformers.kinds import auto_class
@@ -101,6 +104,9 @@ class AudioModel:
         }
 
     def reference(self, prompt: Prompt, num_tokens: int) -> tuple[list[int], list[float]]:
+        is_old = Version(transformers.__version__) < Version("5.20")
+        if is_old and self.module.config.model_type == "gemma4" and prompt.media:
+            pytest.skip("before transformers 5.20, its generate answers otherwise than later")
         return greedy_reference(self.module, prompt, num_tokens)
 
 

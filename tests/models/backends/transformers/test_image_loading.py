@@ -73,7 +73,10 @@ def test_the_tower_stays_as_it_is_when_weights_are_quantised(folder, prepared):
     features = model.encode_media(image)
     assert len(features.embeddings) == num_tokens
     torch.testing.assert_close(features.embeddings, torch.cat(expected.pooler_output))
-    layers = [torch.cat(layer) for layer in expected.deepstack_features]
+    layers = [
+        layer if isinstance(layer, torch.Tensor) else torch.cat(layer)  # before transformers 5.18
+        for layer in expected.deepstack_features
+    ]
     torch.testing.assert_close(list(features.layer_embeddings), layers)
     assert torch.nn.Linear in {type(part) for part in tower_parts(model.module)}
 

@@ -192,9 +192,11 @@ def _own_logits(
     lengths = [length for _, length in PLACES]
     outputs = BaseModelOutputWithPooling(last_hidden_state=states)
     is_whole = _outputs_argument() == "pixel_values"
-    outputs.deepstack_features = [layer if is_whole else layer.split(lengths) for layer in layers]
-    parts = embeddings.unflatten(0, (-1, PART_LENGTH))
-    for form in (embeddings.split(lengths), embeddings, parts):  # families differ in it
+    outputs.deepstack_features = [
+        layer if is_whole else torch.split(layer, lengths) for layer in layers
+    ]
+    parts = embeddings.view(-1, PART_LENGTH, embeddings.shape[-1])
+    for form in (torch.split(embeddings, lengths), embeddings, parts):  # families differ in it
         outputs.pooler_output = form
         try:
             output = forward_with_outputs(module, arguments, outputs)
