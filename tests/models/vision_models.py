@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from stonechat_models.media.processor_loading import version_refusal
-from tests.models.every_family import tiny_config
+from tests.models.every_family import skip_without, tiny_config
 from tests.models.more_vision_families import MORE_FAMILIES
 from tests.models.tiny_tokenizers import EOS, OTHER, byte_level_backend
 from tests.models.vision_families import FAMILIES, VisionFamily
@@ -123,6 +123,7 @@ def save_vision_model(folder: Path, name: str, seed: int = 0) -> Path:
 def save_processor(folder: Path, name: str) -> Path:
     """Save the files of a family's tokenizer and processor in a new folder."""
     family = ALL_FAMILIES[name]
+    skip_without(family.model_type or name)
     folder.mkdir(parents=True)
     vision_tokenizer(family).save_pretrained(folder)
     found = family.processor_class or PROCESSOR_MAPPING_NAMES[family.model_type or name]

@@ -73,7 +73,10 @@ def code_refusal(module: Any, num_ranks: int = 1) -> str:
     if num_ranks > 1:
         return "several devices share the model"
     has_token = getattr(module.config, "image_token_id", None) is not None
-    if not has_token or _outputs_argument() not in inspect.signature(module.forward).parameters:
+    if (
+        not has_token
+        or _outputs_argument(module) not in inspect.signature(module.forward).parameters
+    ):
         return "its code takes no images that are encoded before"
     try:
         bidirectional_layers(type(module), module.config)
@@ -191,7 +194,7 @@ def _own_logits(
     """
     lengths = [length for _, length in PLACES]
     outputs = BaseModelOutputWithPooling(last_hidden_state=states)
-    is_whole = _outputs_argument() == "pixel_values"
+    is_whole = _outputs_argument(module) == "pixel_values"
     outputs.deepstack_features = [
         layer if is_whole else torch.split(layer, lengths) for layer in layers
     ]
@@ -208,16 +211,17 @@ def _own_logits(
     return logits
 
 
-def _outputs_argument() -> str:
-    """The argument by which a model's code gets images. Before transformers 5.18, it gets pixels
-    alone, and calls its tower itself."""
-    is_old = Version(transformers.__version__) < Version("5.18")
-    return "pixel_values" if is_old else "mm_encoder_outputs"
+def _outputs_argument(module: Any) -> str:
+    """The argument by which a model's code gets images. In older versions of transformers some
+    models, and before 5.18 all, get pixels alone, and call their tower themselves."""
+    is_old = Version(transformers.__version__) < Version("5.24")
+    takes_outputs = "mm_encoder_outputs" in inspect.signature(module.forward).parameters
+    return "pixel_values" if is_old and not takes_outputs else "mm_encoder_outputs"
 
 
 def forward_with_outputs(module: Any, arguments: dict[str, Any], outputs: Any) -> Any:
     """Run a model's own code with what stands for the outputs of its vision tower."""
-    if _outputs_argument() == "mm_encoder_outputs":
+    if _outputs_argument(module) == "mm_encoder_outputs":
         return module(**arguments, mm_encoder_outputs={"image": outputs})
     owner = module.base_model
     owner.get_image_features = lambda *_, **__: outputs
