@@ -11,14 +11,20 @@ def load_json(text: str) -> Any:
 
     Such JSON is nested deeper than `MAX_DEPTH`, or escapes one half of a surrogate pair.
     """
+    value = read_json(text)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def read_json(text: str) -> Any:
+    """Return the value. Raises `ValueError` also for JSON nested deeper than `MAX_DEPTH`."""
     try:
         value = json.loads(text)
     except RecursionError:
         raise _too_deep() from None
     if _is_deep(value):
         raise _too_deep()
-    if "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

@@ -13,7 +13,7 @@ from stonechat_server.parsers.deltas import (
     ToolCallDelta,
     WrappingParser,
 )
-from stonechat_server.parsers.json_text import is_same_json, load_json
+from stonechat_server.parsers.json_text import is_same_json, read_json
 from stonechat_server.parsers.scanners import JsonScanner
 
 _TEXT_MEMBER = re.compile(r'\s*("(?:[^"\\]|\\.)*")\s*:\s*"([^"\\]*)', re.DOTALL)
@@ -127,7 +127,7 @@ class _Call:
             self.earlier.append(self.text)
             return
         try:
-            self.earlier.append(load_json(self.text))
+            self.earlier.append(read_json(self.text))
         except ValueError:
             return
 
@@ -159,7 +159,7 @@ class _Call:
 
     def _compare_member(self) -> None:
         try:
-            member = load_json("{" + self._member + "}")
+            member = read_json("{" + self._member + "}")
         except ValueError:
             self._equal = []
             return
