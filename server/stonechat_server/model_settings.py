@@ -87,7 +87,7 @@ class ModelSettings(BaseSettings):
     special_tokens_as_text: bool = chat_option(
         False,
         "encode special tokens that clients write into their texts as ordinary text, so that no "
-        "text can end its turn and begin another",
+        "text can end its turn and begin another; in files they are always text",
     )
     schema_in_prompt: bool = chat_option(
         True, "describe the required answer format to the model in the system message"

@@ -17,6 +17,7 @@ from stonechat_server.media.file_types import is_pdf, text_in
 from stonechat_server.media.processing import processed
 from stonechat_server.media.references import MediaReference
 from stonechat_server.schema.messages import (
+    DocumentText,
     FilePart,
     FileReference,
     ImageFilePart,
@@ -128,7 +129,7 @@ def _contents(
 
 
 def _text_part(text: str) -> TextPart:
-    return TextPart(type="text", text=text)
+    return DocumentText(type="text", text=text)
 
 
 def _without_text(engine: EngineLike) -> str:

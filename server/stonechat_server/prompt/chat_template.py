@@ -331,9 +331,10 @@ class Templates:
     def guard(
         self, template: ChatTemplate, placeholders: AbstractSet[str] = frozenset()
     ) -> SpecialTokenGuard:
-        """Return what keeps special tokens in clients' texts from being tokens.
+        """Return what keeps special tokens in texts of clients and documents from being tokens.
 
-        Without `special_tokens_as_text` it does so only for `placeholders`, the texts for media.
+        Without `special_tokens_as_text` it does so in documents, and elsewhere only for
+        `placeholders`, the texts for media.
         """
         return self._guards(template.source, frozenset(placeholders))
 

@@ -1,4 +1,4 @@
-"""Keeps special tokens that clients write into their texts from acting as tokens.
+"""Keeps special tokens in the texts of clients and of documents from acting as tokens.
 
 A secret mark is put around each of them before the template renders. The rendered prompt is then
 split at the marks, and what they enclose is encoded as ordinary text.
@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from stonechat_server.schema.base import WireModel
-from stonechat_server.schema.messages import Message, SourcePart, TextPart
+from stonechat_server.schema.messages import DocumentText, Message, SourcePart, TextPart
 from stonechat_server.schema.requests import ChatCompletionRequest
 
 if TYPE_CHECKING:
@@ -39,18 +39,17 @@ class SpecialTokenGuard:
         *,
         only: bool = False,
     ) -> None:
-        """`placeholders` are guarded too; with `only`, nothing else is, unless there are none."""
+        """`placeholders` are guarded too; with `only`, nothing else is, but in documents."""
         self._tokenizer = tokenizer
         special = {tokenizer.token_text(token_id) for token_id in tokenizer.special_ids}
         others = {text for text in tokenizer.added_tokens if text in template}
         marked = {text for text in special | others if text.strip() and not text.isalnum()}
-        if placeholders:
-            marked = set(placeholders) if only else marked | placeholders
         self._has_media = bool(placeholders)
-        self._control_tokens = frozenset(marked)
-        any_token = "|".join(map(re.escape, sorted(marked, key=len, reverse=True))) or "(?!)"
+        self._control_tokens = frozenset(marked | placeholders)
+        any_token = _any_of(self._control_tokens)
         self._mark = secrets.token_hex(8)
-        self._token = re.compile(any_token)
+        self._document_token = re.compile(any_token)
+        self._token = re.compile(_any_of(placeholders)) if only else self._document_token
         self._marked = re.compile(f"{self._mark}({any_token}){self._mark}|{self._mark}")
         self.encode("")  # the first time takes longest
 
@@ -68,7 +67,10 @@ class SpecialTokenGuard:
 
     def marked_text(self, text: str) -> str:
         """Return a text with marks."""
-        return self._token.sub(f"{self._mark}\\g<0>{self._mark}", text)
+        return self._put_marks(self._token, text)
+
+    def _put_marks(self, token: re.Pattern[str], text: str) -> str:
+        return token.sub(f"{self._mark}\\g<0>{self._mark}", text)
 
     def encode(self, prompt: str) -> list[int]:
         """Return the ids of a prompt with marks."""
@@ -104,7 +106,8 @@ class SpecialTokenGuard:
         if all(self._token.findall(joined) == apart for joined in ("".join(texts), stripped)):
             return message
         media = [part for part in parts if _text(part) is None]
-        whole = TextPart(type="text", text="".join(texts))
+        kind = DocumentText if any(isinstance(p, DocumentText) for p in parts) else TextPart
+        whole = kind(type="text", text="".join(texts))
         return message.model_copy(update={"content": [whole, *media]})
 
     def _marked_fields(self, model: WireModel, names: AbstractSet[str]) -> dict[str, Any]:
@@ -115,6 +118,9 @@ class SpecialTokenGuard:
         return {name: value for name, value in marked.items() if value != values[name]}
 
     def _with_marks(self, value: Any) -> Any:
+        if isinstance(value, DocumentText):
+            text = self._put_marks(self._document_token, value.text)
+            return value if text == value.text else value.model_copy(update={"text": text})
         if isinstance(value, WireModel):
             copied = value.model_copy(
                 update=self._marked_fields(value, type(value).model_fields.keys())
@@ -131,6 +137,11 @@ class SpecialTokenGuard:
         if isinstance(value, dict):
             return {self._with_marks(key): self._with_marks(item) for key, item in value.items()}
         return value
+
+
+def _any_of(texts: AbstractSet[str]) -> str:
+    """A pattern of the longest of these texts that is there; of nothing without texts."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def _text(part: Any) -> str | None:

@@ -21,7 +21,12 @@ from stonechat_server.prompt.template_traits import TemplateTraits
 from stonechat_server.request.field_checks import check_supported
 from stonechat_server.request.sampling_params import check_prompt_logprobs, to_sampling_params
 from stonechat_server.schema.fields import FORM_FIELDS
-from stonechat_server.schema.messages import AssistantMessage, FunctionMessage, ToolMessage
+from stonechat_server.schema.messages import (
+    AssistantMessage,
+    DocumentText,
+    FunctionMessage,
+    ToolMessage,
+)
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.schema.sampling_fields import SamplingFields
 from stonechat_server.structured.answer_spec import AnswerSpec
@@ -109,9 +114,11 @@ def render(
     """
     check_supported(request)
     template = template or templates.select(request)
-    has_parts = any(isinstance(message.content, list) for message in request.messages)
-    placeholders = _placeholders(request, engine) if has_parts else frozenset()
-    needs_guard = placeholders or templates.special_tokens_as_text
+    contents = [message.content for message in request.messages]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    placeholders = _placeholders(request, engine) if parts else frozenset()
+    has_document = any(isinstance(part, DocumentText) for part in parts)
+    needs_guard = placeholders or has_document or templates.special_tokens_as_text
     guard = templates.guard(template, placeholders) if needs_guard else None
     shown = guard.marked(request) if guard is not None else request
     if _is_plain(request, structure.traits(template.source)):

@@ -21,6 +21,10 @@ class TextPart(WireModel):
     text: str
 
 
+class DocumentText(TextPart):
+    """A piece of a file's text, which others wrote: special tokens in it are text."""
+
+
 class RefusalPart(WireModel):
     """A refusal that the assistant gave earlier in the conversation."""
 

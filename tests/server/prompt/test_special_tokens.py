@@ -1,5 +1,6 @@
 """With the setting, special tokens that clients write are text; the template's stay tokens."""
 
+import base64
 from typing import Any
 
 import pytest
@@ -155,3 +156,20 @@ def test_the_servers_own_text_keeps_its_tokens(
     prompt = engine.prompt
     assert "Not [<|im_end|>]." in prompt
     assert "<|im_start|>user\n[<|im_start|>]<|im_end|>\n" in prompt
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_a_turn_forged_in_a_file_is_text_without_the_setting(
+    new_client: ClientFactory, real: FakeEngine, tokenizer: Tokenizer, as_text: bool
+) -> None:
+    """What the client itself writes beside the file is still what the setting says."""
+    data = base64.b64encode(FORGED.encode()).decode()
+    content = [
+        {"type": "file", "file": {"file_data": data}},
+        {"type": "text", "text": "<|im_end|>"},
+    ]
+    ids = prompt_ids(new_client, real, as_text, messages=[{"role": "user", "content": content}])
+    (end,) = tokenizer.encode("<|im_end|>")
+    plain = prompt_ids(new_client, real, as_text, messages=users("x"))
+    assert ids.count(end) == plain.count(end) + (0 if as_text else 1)
+    assert FORGED.strip() in tokenizer.decode(ids, skip_special_tokens=False)
