@@ -9,14 +9,12 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 
 from stonechat_models.media.records import UnusableMediaError
-
-Pixels = np.ndarray[Any, Any]
+from stonechat_models.media.tiles import Pixels, TileProcessor, cut
 
 
 class Settings(ImagesKwargs, total=False):  # type: ignore[misc, call-arg]
@@ -35,7 +33,7 @@ class Settings(ImagesKwargs, total=False):  # type: ignore[misc, call-arg]
     return_row_col_info: bool
 
 
-class Lfm2VlImageProcessor(PilBackend):  # type: ignore[misc]
+class Lfm2VlImageProcessor(TileProcessor):
     """Its defaults are those of transformers' class of this name."""
 
     valid_kwargs = Settings
@@ -51,13 +49,7 @@ class Lfm2VlImageProcessor(PilBackend):  # type: ignore[misc]
     tile_size = 512
     max_pixels_tolerance = 2.0
     return_row_col_info = False
-    do_resize = True
     size: ClassVar = {"height": 512, "width": 512}
-    resample = PILImageResampling.BILINEAR
-    do_rescale = True
-    do_normalize = True
-    image_mean: ClassVar = [0.5, 0.5, 0.5]
-    image_std: ClassVar = [0.5, 0.5, 0.5]
 
     def _preprocess(
         self,
@@ -149,8 +141,7 @@ class Lfm2VlImageProcessor(PilBackend):  # type: ignore[misc]
             return []
         size = self.tile_size
         scaled = self.resize(image, SizeDict(rows * size, columns * size), resample)
-        tiles = scaled.reshape(-1, rows, size, columns, size).transpose(1, 3, 0, 2, 4)
-        return [*tiles.reshape(rows * columns, -1, size, size)]
+        return [*cut(scaled, rows, columns, size)]
 
     def _patches(self, image: Pixels) -> Pixels:
         """Return the patches of an image [3, H, W] as [rows, columns, values of a patch]."""

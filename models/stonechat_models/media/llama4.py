@@ -8,12 +8,11 @@ import math
 from typing import Any, ClassVar
 
 import numpy as np
-from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import PILImageResampling, SizeDict
+from transformers.image_utils import SizeDict
 from transformers.processing_utils import ImagesKwargs
 
-Pixels = np.ndarray[Any, Any]
+from stonechat_models.media.tiles import Pixels, TileProcessor, cut
 
 
 class Settings(ImagesKwargs, total=False):  # type: ignore[misc, call-arg]
@@ -23,7 +22,7 @@ class Settings(ImagesKwargs, total=False):  # type: ignore[misc, call-arg]
     resize_to_max_canvas: bool
 
 
-class Llama4ImageProcessor(PilBackend):  # type: ignore[misc]
+class Llama4ImageProcessor(TileProcessor):
     """Its defaults are those of transformers' class of this name."""
 
     valid_kwargs = Settings
@@ -31,14 +30,8 @@ class Llama4ImageProcessor(PilBackend):  # type: ignore[misc]
     max_patches = 16
     """The most tiles of an image."""
     resize_to_max_canvas = False
-    do_resize = True
     size: ClassVar = {"height": 336, "width": 336}
-    resample = PILImageResampling.BILINEAR
-    do_rescale = True
-    do_normalize = True
     do_convert_rgb = True
-    image_mean: ClassVar = [0.5, 0.5, 0.5]
-    image_std: ClassVar = [0.5, 0.5, 0.5]
 
     def _preprocess(
         self,
@@ -100,10 +93,7 @@ class Llama4ImageProcessor(PilBackend):  # type: ignore[misc]
         missing = [
             (0, most - length) for most, length in zip(canvas, resized.shape[1:], strict=True)
         ]
-        padded = np.pad(resized, [(0, 0), *missing])
-        rows, columns = grid
-        parts = padded.reshape(-1, rows, side, columns, side).transpose(1, 3, 0, 2, 4)
-        return parts.reshape(rows * columns, -1, side, side)
+        return cut(np.pad(resized, [(0, 0), *missing]), *grid, side)
 
 
 def _values(factor: float, mean: list[float], std: list[float]) -> Pixels:
