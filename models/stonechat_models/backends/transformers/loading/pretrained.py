@@ -98,15 +98,16 @@ def load_module(
 
 
 def complete_outputs(module: Any) -> None:
-    """Let Llama 4 with its tower run: of transformers 5.24, it reads a field of its text part's
-    output that is not there."""
+    """Let Llama 4 with its tower run: in transformers 5.24 it reads a field of its text part's
+    output that is not there. A version that has the field, or no such part, stays as it is."""
 
     def complete(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not hasattr(output, "image_outputs"):
             output.image_outputs = None
 
-    if type(module).__name__ == "Llama4ForConditionalGeneration":
-        module.language_model.register_forward_hook(complete)
+    text = getattr(module, "language_model", None)
+    if type(module).__name__ == "Llama4ForConditionalGeneration" and text is not None:
+        text.register_forward_hook(complete)
 
 
 def _adapts_text_class(files: ModelFiles) -> bool:
