@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from stonechat_models.checkpoint.hf_config import JsonObject
 from stonechat_models.media.number_words import in_words
 from stonechat_models.media.records import UnusableMediaError
 from stonechat_models.media.video.frames import FrameRules, SoftTokenRules
@@ -15,7 +16,7 @@ from stonechat_models.media.video.glm import SIZE as GLM_SIZE
 from stonechat_models.media.video.glm import GlmRules
 from stonechat_models.media.video.grids import QWEN2_SIZE, QWEN3_SIZE, GridRules
 from stonechat_models.media.video.records import VideoFacts
-from stonechat_models.media.video.smolvlm import SquareRules
+from stonechat_models.media.video.smolvlm import SquareRules, square_rules
 
 
 def rules(patch_size: int, size: dict[str, int], *, spans_video: bool) -> GridRules:
@@ -125,6 +126,8 @@ def test_frames_of_glm() -> None:
     indices = rules.indices(long, 768)
     assert (len(indices), indices[1], indices[-1]) == (600, 16, 8999)
     assert len(rules.indices(long, 32)) == 32
+    a_little_long = rules.indices(VideoFacts(9009, 30.0, (96, 64)), 768)
+    assert (len(a_little_long), a_little_long[:3], a_little_long[-1]) == (600, [0, 16, 31], 9008)
     assert rules.frame_size((1992, 1660), 40) == (1176, 980)
     assert rules.frame_size((572, 1156), 19) == (560, 1148)
     assert rules.frame_size((375, 331), 42) == (364, 336)
@@ -141,6 +144,14 @@ def test_frames_of_smolvlm() -> None:
         assert rules.indices(VideoFacts(num_frames, rate, (96, 64)), 5) == expected
     sizes = ((1992, 1660), (572, 1156), (3, 900))
     assert [rules.frame_size(size, 1) for size in sizes] == [(512, 426), (254, 512), (2, 512)]
+    parts = {"max_image_size": {"longest_edge": 512}}
+    processor = SimpleNamespace(image_processor=SimpleNamespace(**parts), image_seq_len=81)
+    sampling = {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": 512}}
+    for settings, edge in (({}, 512), ({"size": {"longest_edge": 2048}}, 2048)):
+        made = square_rules(processor, JsonObject("x", {"video_sampling": sampling, **settings}))
+        assert (made.longest_edge, made.fps, made.num_frames) == (edge, 1.0, 64)
+    huge = {"size": {"longest_edge": 1 << 20}}
+    assert square_rules(processor, JsonObject("x", huge)).longest_edge == 4096
 
 
 def test_numbers_in_words() -> None:

@@ -25,9 +25,10 @@ class GlmRules(GridRules):
         """Return `fps` frames of each second; of a longer video, as many from all over it."""
         last, number = facts.num_frames - 1, max(1, int(facts.seconds * self.fps))
         most = min(int(self.max_duration * self.fps), max_frames)
-        if number > most and facts.num_frames <= most:
+        is_long = facts.seconds > self.max_duration or number > most
+        if is_long and facts.num_frames <= most:
             return list(range(facts.num_frames))
-        if number > most:
+        if is_long:
             wanted = [float(time) * facts.rate for time in np.linspace(0, facts.seconds, most)]
         else:
             wanted = [i * facts.rate / self.fps for i in range(number)]

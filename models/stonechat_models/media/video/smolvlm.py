@@ -10,6 +10,7 @@ from stonechat_models.checkpoint.hf_config import JsonObject
 from stonechat_models.media.video.records import Size, Video, VideoFacts
 
 DEFAULT_FRAMES, MOST_FRAMES = 64, 999
+LARGEST_EDGE = 4096
 SKIPPED_SECONDS = 1.0
 """What is left out at both ends of a long video."""
 
@@ -70,10 +71,11 @@ def square_rules(processor: Any, settings: JsonObject) -> SquareRules:
     sampling = settings.section("video_sampling")
     side = processor.image_processor.max_image_size["longest_edge"]
     video_size = sampling.section("video_size").size("longest_edge", side)
+    longest_edge = settings.section("size").size("longest_edge", video_size)
     return SquareRules(
         processor.image_processor,
         processor.image_seq_len,
-        settings.section("size").size("longest_edge", video_size),
+        min(longest_edge, LARGEST_EDGE),
         fps=sampling.positive("fps", float, 1.0),
         num_frames=sampling.size("max_frames", DEFAULT_FRAMES, MOST_FRAMES),
     )
