@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 
 from fastapi import Request, Response
 from msgspec import UNSET
+from starlette.exceptions import HTTPException
 
 from stonechat_models import ModelInfo
 from stonechat_server.access.auth import check_manages, check_model
@@ -63,6 +64,8 @@ async def list_models(http_request: Request) -> Response:
 )
 async def retrieve_model(http_request: Request, model: str) -> Response:
     """Describe one model. Its name may contain slashes."""
+    if not model.strip("/"):
+        raise HTTPException(404)
     state = services_of(http_request)
     model = check_model(model, state.models, state.authenticator.identify(http_request))
     describe = _info if is_for_anthropic(http_request.scope) else _card

@@ -68,6 +68,12 @@ def test_the_nearest_path_is_named(client: TestClient, path: str, meant: str) ->
     assert text.endswith(f"Did you mean {meant}?")
 
 
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/models//", "/models/"])
+def test_no_name_of_a_model_is_not_an_unknown_model(client: TestClient, path: str) -> None:
+    text = before_list(message(client, "GET", path))
+    assert text == f"GET {path} is not served here. Did you mean GET /v1/models?"
+
+
 @pytest.mark.parametrize(
     "path",
     [
