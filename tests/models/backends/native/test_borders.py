@@ -144,6 +144,15 @@ def test_supports_says_why_a_config_is_refused(tmp_path: Path) -> None:
     assert supports(refused, EngineConfig(model="x")) == "its head_dim is above 256"
 
 
+def test_no_frequencies_of_too_large_a_head_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be gigabytes. A head of the largest size passes."""
+    assert read_spec(parse_config(config_of("llama", head_dim=256), "x")).head_dim == 256
+    computes = "stonechat_models.backends.native.plan.spec.rotary_frequencies"
+    monkeypatch.setattr(computes, lambda *_, **__: pytest.fail("computed"))
+    with pytest.raises(ModelLoadError, match="head_dim is above 256"):
+        read_spec(parse_config(config_of("llama", head_dim=1 << 30), "x"))
+
+
 # ---------------------------------------------------------------- a step
 
 

@@ -239,6 +239,7 @@ def test_tokens_outside_the_vocabulary_are_refused(llama: tuple[Any, NativeModel
         ({"hidden_act": "gelu"}, {}, "gelu"),
         ({"use_bidirectional_attention": True}, {}, "both directions"),
         ({"is_causal": False}, {}, "both directions"),
+        ({"is_causal": None}, {}, "both directions"),
         ({"head_dim": 40}, {}, "head_dim"),
         ({"partial_rotary_factor": 0.5}, {}, "part of each head"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, {}, "dynamic"),

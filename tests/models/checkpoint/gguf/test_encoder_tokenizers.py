@@ -220,6 +220,18 @@ def test_damaged_unigrams_are_refused(change: dict[str, GgufValue]) -> None:
         build_tokenizer(file).encode("a")
 
 
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "nmt_nfkc_cf", "nfkc", "nfkc_cf"])
+def test_published_maps_of_characters_pass(rule: str) -> None:
+    """All that SentencePiece has by name. The first one is its default."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    spec = sentencepiece_model_pb2.NormalizerSpec()
+    normalizer = sentencepiece.SentencePieceNormalizer(rule_name=rule)
+    spec.ParseFromString(normalizer.serialized_normalizer_spec())
+    assert len(spec.precompiled_charsmap) > 100_000
+    check_character_map(spec.precompiled_charsmap)
+
+
 def test_damaged_maps_of_characters_are_refused(tmp_path: Path) -> None:
     """In GGUF files and in tokenizer.json. Some lead out of the map only at some characters."""
     whole = bytes(unigram_file(train_unigram()).metadata["tokenizer.ggml.precompiled_charsmap"])  # type: ignore[arg-type]
