@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from sys import getsizeof
 from typing import Literal
 
 import msgspec
@@ -151,8 +152,8 @@ class Document(msgspec.Struct, frozen=True, tag="document"):
 
     @property
     def num_bytes(self) -> int:
-        """About as many as it takes."""
-        return sum(len(page.text) + len(page.image) for page in self.pages)
+        """About as many as it takes, also if its pages have no text."""
+        return sum(getsizeof(page.text) + getsizeof(page.image) for page in self.pages)
 
 
 class Task(msgspec.Struct, frozen=True):

@@ -97,21 +97,20 @@ class PlainTextEncoder:
 
     def _sections(self, parts: Sequence[tuple[str, bool]]) -> list[tuple[str, bool]]:
         """Split the parts into control tokens and what is between them."""
-        sections: list[tuple[str, bool]] = []
+        sections: list[tuple[list[str], bool]] = []
         is_open = False
         for text, is_plain in parts:
             pieces = [text] if is_plain else self._pattern.split(text)
             for number, piece in enumerate(pieces):
                 is_token = number % 2 == 1
                 if is_open and not is_token:
-                    last, was_plain = sections.pop()
-                    piece, is_plain_section = last + piece, was_plain or is_plain
-                else:
-                    is_plain_section = is_plain
-                if piece or is_plain_section:
-                    sections.append((piece, is_plain_section))
+                    texts, was_plain = sections[-1]
+                    texts.append(piece)
+                    sections[-1] = texts, was_plain or is_plain
+                elif piece or is_plain:
+                    sections.append(([piece], is_plain))
                     is_open = not is_token
-        return sections
+        return [("".join(texts), is_plain) for texts, is_plain in sections]
 
     def _encode_plain(self, text: str, before_id: int | None, *, is_first: bool) -> list[int]:
         start = "" if is_first else BEFORE

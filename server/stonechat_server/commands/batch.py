@@ -131,7 +131,7 @@ def _only_one(part: Path) -> Generator[None]:
 
 
 def _max_bytes(settings: Settings) -> int:
-    """The longest body of a request before it is known whether the model takes images or audio."""
+    """The longest body of a request."""
     from stonechat_server.request.body import body_limit
 
     return body_limit(settings)

@@ -26,6 +26,8 @@ from stonechat_server.schema.messages import (
 )
 from stonechat_server.settings import Settings
 
+CHARACTER_BYTES = 4
+"""Bytes of a character at most, in each encoding that is read."""
 Contents = list[TextPart | SourcePart]
 Page = tuple[MediaReference, bytes]
 """An image of a page, and its file."""
@@ -51,16 +53,15 @@ class DocumentReader:
         """
         pages: list[Page] = []
         num_images = sum(reference.modality == "image" for reference in references)
-        most, num_characters = self._settings.max_document_characters, 0
+        num_characters = 0
         for reference, content in zip(references, contents, strict=True):
             if reference.modality != "document":
                 continue
             try:
                 parts = await self._read(reference, content, engine, files, pages)
                 num_characters += num_characters_of(parts)
-                if num_characters > most:
-                    reason = f"has, with those before it, more than {most} characters"
-                    raise MediaError(reason, "too_many_characters")
+                if num_characters > self._settings.max_document_characters:
+                    raise self._too_long()
             except MediaError as error:
                 raise refused(reference.path, "document", error) from error
             cast(FilePart, reference.part).set_contents(parts)
@@ -77,9 +78,10 @@ class DocumentReader:
         pages: list[Page],
     ) -> Contents:
         name = cast(FilePart, reference.part).file.filename
-        if not is_pdf(content):
+        if not await asyncio.to_thread(is_pdf, content):
+            if len(content) > CHARACTER_BYTES * self._settings.max_document_characters:
+                raise self._too_long()
             text = await asyncio.to_thread(text_in, content)
-            assert text is not None, "the file is a document"
             return [_text_part(written_text(name, text) + "\n")]
         if refusal := document_refusal():
             raise unsupported(reference.path, f"'{reference.path}': {refusal}")
@@ -89,6 +91,11 @@ class DocumentReader:
             raise MediaError(_without_text(engine), "no_text")
         files.take_made(sum(len(page.image) for page in document.pages))
         return _contents(reference, name, document, pages)
+
+    def _too_long(self) -> MediaError:
+        most = self._settings.max_document_characters
+        reason = f"has, with those before it, more than {most} characters"
+        return MediaError(reason, "too_many_characters")
 
     def _options(self, reference: MediaReference, engine: EngineLike) -> DocumentOptions:
         settings = self._settings

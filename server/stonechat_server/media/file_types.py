@@ -1,6 +1,7 @@
 """What the first bytes of a file say that it holds."""
 
 import re
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping, Sequence
 
 from stonechat_models import Modality
@@ -15,6 +16,8 @@ PDF_MARK = b"%PDF-"
 PDF_MARK_BYTES = 1024
 """How much of a file may stand before the end of the mark."""
 UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+PIECE = 2**20
+"""Bytes that are looked at together: each piece keeps other threads waiting."""
 _CONTROL = re.compile("[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 """No text has these; files of other kinds do."""
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
@@ -63,7 +66,7 @@ def check_type(content: bytes, modality: Modality) -> None:
     """Raise `MediaError` for a file that is of another modality, or of none."""
     check_not_empty(content)
     if FORMATS[modality](content) is None:
-        what = "a PDF file, which is a document: it is " if is_pdf(content) else ""
+        what = "a PDF file, which is a document: it is " if _begins_as_pdf(content) else ""
         raise MediaError(f"is {what}not {READ[modality]}", "format")
 
 
@@ -76,7 +79,7 @@ def check_not_empty(content: bytes) -> None:
 def kind_of(content: bytes, taken: Sequence[Modality]) -> FileKind:
     """What a file is. Raises `MediaError` for what is not read; its text names `taken`."""
     check_not_empty(content)
-    if text_in(content) is not None:
+    if is_text(content):
         return "document"
     for modality, format_of in FORMATS.items():
         if format_of(content) is not None:
@@ -89,15 +92,32 @@ def kind_of(content: bytes, taken: Sequence[Modality]) -> FileKind:
 
 def is_pdf(content: bytes) -> bool:
     """Whether a file is a PDF file. If it is no text, other bytes may stand before its mark."""
-    if content[:PDF_MARK_BYTES].lstrip().startswith(PDF_MARK):
+    if _begins_as_pdf(content):
         return True
-    return PDF_MARK in content[:PDF_MARK_BYTES] and text_in(content) is None
+    return PDF_MARK in content[:PDF_MARK_BYTES] and not is_text(content)
 
 
-def text_in(content: bytes) -> str | None:
-    """The text of a file in UTF-8, or in UTF-16 with its mark; None if it is none."""
+def _begins_as_pdf(content: bytes) -> bool:
+    return content[:PDF_MARK_BYTES].lstrip().startswith(PDF_MARK)
+
+
+def is_text(content: bytes) -> bool:
+    """Whether a file is a text in UTF-8, or in UTF-16 with its mark."""
+    decoder = getincrementaldecoder(_encoding(content))()
     try:
-        text = content.decode("utf-16" if content[:2] in UTF_16_MARKS else "utf-8-sig")
+        for start in range(0, len(content), PIECE):
+            if _CONTROL.search(decoder.decode(content[start : start + PIECE])):
+                return False
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
-        return None
-    return None if _CONTROL.search(text) else text
+        return False
+    return True
+
+
+def text_in(content: bytes) -> str:
+    """The text of a file that is a text."""
+    return content.decode(_encoding(content))
+
+
+def _encoding(content: bytes) -> str:
+    return "utf-16" if content[:2] in UTF_16_MARKS else "utf-8-sig"

@@ -49,15 +49,18 @@ def _why_not(modality: FileKind | None, engine: EngineLike) -> str:
 def check_numbers(references: Sequence[MediaReference], settings: Settings) -> None:
     """Raise `APIError` 400 for more images, audio, videos or documents than a request may have.
 
-    Files whose content is not known yet count as images.
+    Files whose content is not known yet may be as many as those of which most are allowed.
     """
-    numbers = Counter(reference.modality or "image" for reference in references)
+    numbers = Counter(reference.modality for reference in references)
     limits: dict[FileKind, int] = {
         "image": settings.max_images,
         "audio": settings.max_audio_clips,
         "video": settings.max_videos,
         "document": settings.max_documents,
     }
+    most = max(limits, key=limits.__getitem__)
+    if numbers[None] > limits[most]:
+        raise too_many(numbers[None], limits[most], most)
     for modality, limit in limits.items():
         if numbers[modality] > limit:
             raise too_many(numbers[modality], limit, modality)

@@ -240,6 +240,7 @@ def test_placeholders_in_documents_are_text(seeing: FakeEngine, new_client: Clie
         (file(pdf(*6 * ["a"])), "document_too_long"),
         (file(pdf("\n".join(10 * ["a" * 40]))), "document_too_long"),
         (file(b"a" * 301), "document_too_long"),
+        (file(b"a" * 1201), "document_too_long"),
         (file(b"a" * 4001), "document_file_too_large"),
         (file(b""), "empty_document_file"),
         (file("data:application/pdf;base64,#"), "invalid_base64_document"),
@@ -295,6 +296,14 @@ def test_limits_of_a_request(seeing: FakeEngine, new_client: ClientFactory) -> N
         assert error["code"] == code
         assert "--max-" in error["message"]
     ask(client, messages=[user(scans[0])])
+
+
+def test_documents_are_not_counted_as_images(seeing: FakeEngine, new_client: ClientFactory) -> None:
+    client = new_client(max_documents=3, max_images=2)
+    texts = [file(b"a", f"{i}.txt") for i in range(4)]
+    ask(client, messages=[user(*texts[:3], image(png()))])
+    error = error_of(post(client, messages=[user(*texts)]))
+    assert error["code"] == "too_many_documents"
 
 
 def test_documents_do_not_count_to_the_body(new_client: ClientFactory) -> None:

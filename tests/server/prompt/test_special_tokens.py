@@ -165,7 +165,7 @@ def test_a_turn_forged_in_a_file_is_text_without_the_setting(
     """What the client itself writes beside the file is still what the setting says."""
     data = base64.b64encode(FORGED.encode()).decode()
     content = [
-        {"type": "file", "file": {"file_data": data}},
+        {"type": "file", "file": {"file_data": data, "filename": FORGED}},
         {"type": "text", "text": "<|im_end|>"},
     ]
     ids = prompt_ids(new_client, real, as_text, messages=[{"role": "user", "content": content}])

@@ -96,9 +96,13 @@ def _becomes_image(page: "PdfPage", text: str, options: DocumentOptions) -> bool
 
 
 def _image(page: "PdfPage", max_pixels: int) -> bytes:
-    """Return a page as a JPEG file."""
+    """Return a page as a JPEG file.
+
+    PDFium rounds its sides up, so the scale is that of (width + 1) * (height + 1) pixels.
+    """
     width, height = (max(side, 1.0) for side in page.get_size())
-    by_area = (max_pixels / (width * height)) ** 0.5
+    area, border = width * height, width + height
+    by_area = ((border**2 + 4 * area * (max_pixels - 1)) ** 0.5 - border) / (2 * area)
     scale = min(LARGEST_SCALE, by_area, MAX_SIDE / max(width, height))
     file = io.BytesIO()
     image = page.render(scale=scale).to_pil().convert("RGB")
