@@ -89,6 +89,7 @@ if TYPE_CHECKING:
         VideoOptions,
     )
     from stonechat_models.runtime.async_engine import AsyncEngine
+    from stonechat_models.text.any_of import any_of
     from stonechat_models.text.pair_frame import PairFrame
     from stonechat_models.text.tokenizer import Tokenizer
 
@@ -161,6 +162,7 @@ __all__ = [
     "VideoOptions",
     "__version__",
     "alias_model",
+    "any_of",
     "check_grammar",
     "cpu_name",
     "document_refusal",
@@ -201,6 +203,7 @@ _LAZY = {
     "PreparedMedia": "media.records",
     "VideoOptions": "media.records",
     "alias_model": "checkpoint.alias_target",
+    "any_of": "text.any_of",
     "check_grammar": "grammar.source",
     "cpu_name": "hardware.cpus",
     "document_refusal": "media.document.processor",

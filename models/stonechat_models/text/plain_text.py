@@ -8,6 +8,8 @@ from threading import Lock
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
+from stonechat_models.text.any_of import any_of
+
 BEFORE = "\U000ffffd\U000ffffc"
 """Stands before a section, so that the section is encoded as it would be after a control token."""
 
@@ -29,8 +31,7 @@ class PlainTextEncoder:
             if token.special or token.content in others
         }
         self._ids = {backend.token_to_id(text) for text in self._tokens}
-        longest_first = sorted(self._tokens, key=len, reverse=True)
-        self._pattern = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self._pattern = re.compile(f"({any_of(self._tokens)})")
         self._backend = backend
         self._lock = Lock()
 

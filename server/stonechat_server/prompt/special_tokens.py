@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
+from stonechat_models import any_of
 from stonechat_server.schema.base import WireModel
 from stonechat_server.schema.messages import DocumentText, Message, SourcePart, TextPart
 from stonechat_server.schema.requests import ChatCompletionRequest
@@ -46,10 +47,10 @@ class SpecialTokenGuard:
         marked = {text for text in special | others if text.strip() and not text.isalnum()}
         self._has_media = bool(placeholders)
         self._control_tokens = frozenset(marked | placeholders)
-        any_token = _any_of(self._control_tokens)
+        any_token = any_of(self._control_tokens)
         self._mark = secrets.token_hex(8)
         self._document_token = re.compile(any_token)
-        self._token = re.compile(_any_of(placeholders)) if only else self._document_token
+        self._token = re.compile(any_of(placeholders)) if only else self._document_token
         self._marked = re.compile(f"{self._mark}({any_token}){self._mark}|{self._mark}")
         self.encode("")  # the first time takes longest
 
@@ -137,11 +138,6 @@ class SpecialTokenGuard:
         if isinstance(value, dict):
             return {self._with_marks(key): self._with_marks(item) for key, item in value.items()}
         return value
-
-
-def _any_of(texts: AbstractSet[str]) -> str:
-    """A pattern of the longest of these texts that is there; of nothing without texts."""
-    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def _text(part: Any) -> str | None:
