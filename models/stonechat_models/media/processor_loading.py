@@ -31,8 +31,8 @@ FOR_PILLOW = {
         "transformers.models.smolvlm.image_processing_pil_smolvlm:SmolVLMImageProcessorPil"
     ),
 }
-"""Image processors for Pillow by the names of those for torchvision. The first ones are our own:
-transformers has none. The others it has, and hides before 5.18 where there is no torchvision."""
+"""Image processors for Pillow by the names of those for torchvision. The first two are our own:
+transformers has none. It has the others, and hides them before 5.18 if torchvision is missing."""
 SINCE = {
     "DeepseekOcr2Processor": "5.20",
     "Qwen2_5OmniProcessor": "5.24",

@@ -1,11 +1,13 @@
 """Llama 4's images are prepared as transformers' class does it, which needs torchvision."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from stonechat_models.backends.transformers.loading.pretrained import complete_outputs
 from stonechat_models.media.llama4 import Llama4ImageProcessor
 from tests.models.media.prompts import noise
 from tests.models.media.without_torchvision import class_of_transformers, preprocessed
@@ -33,3 +35,14 @@ def test_images_equal_those_of_transformers(name: str, monkeypatch: pytest.Monke
         assert found["aspect_ratios"].tolist() == [x.tolist() for x in expected["aspect_ratios"]]
         pixels = torch.cat(expected["pixel_values"]).float().numpy()
         np.testing.assert_array_equal(found["pixel_values"], pixels)
+
+
+def test_a_later_version_of_the_model_stays_as_it_is() -> None:
+    """Its output has the field, or it has no such part."""
+    module: Any = type("Llama4ForConditionalGeneration", (torch.nn.Module,), {})()
+    complete_outputs(module)
+    text = {"forward": lambda _, output: output}
+    module.language_model = type("Llama4ForCausalLM", (torch.nn.Module,), text)()
+    complete_outputs(module)
+    assert module.language_model(SimpleNamespace(image_outputs=5)).image_outputs == 5
+    assert module.language_model(SimpleNamespace()).image_outputs is None
