@@ -309,7 +309,7 @@ def test_text_files_are_attached_and_others_are_refused(
     (tmp_path / "notes.txt").write_text("alpha\n```\nbeta")
     (tmp_path / "model.bin").write_bytes(b"GGUF\x00\xff")
     page.set_input_files("#attach-file", [tmp_path / "notes.txt", tmp_path / "model.bin"])
-    page.wait_for_selector("text=model.bin is no image, no audio and no text file.")
+    page.wait_for_selector("text=model.bin is no image, audio, PDF or text file.")
     expect(page.locator("#files .file")).to_have_count(1)
     ask(page, "Summarise it")
     answered(page)

@@ -23,7 +23,7 @@ def use_model(page: Page, modalities: list[str], refusal: str = "") -> None:
 
     page.route("**/v1/models", fulfil)
     page.dispatch_event("#key", "change")  # loads the list again
-    title = "audio and text files" if "audio" in modalities else "Attach text files"
+    title = "audio, PDF and text files" if "audio" in modalities else "Attach PDF and text files"
     page.wait_for_selector(f"#attach[title*='{title}']")
 
 

@@ -1,6 +1,7 @@
-// Files beside the question: chosen, dropped or pasted. Images and audio are sent as such, other
-// files as text. Among `images` are the sounds, too.
+// Files beside the question: chosen, dropped or pasted. Images, audio and PDF files are sent as such,
+// other files as text. Among `images` are the sounds and documents, too.
 
+import { isDocument, isDocumentFile, readDocument } from "./documents.js";
 import { byId, el, toast } from "./dom.js";
 import { isPicture, pictureNode, readPicture, sizeText } from "./pictures.js";
 import { isSound, isSoundFile, readSound, soundNode } from "./sounds.js";
@@ -65,6 +66,10 @@ export class Attachments {
   }
 
   async read(file) {
+    if (isDocumentFile(file)) {
+      this.images.push(await readDocument(file));
+      return;
+    }
     if (!isPicture(file) && !isSoundFile(file)) {
       this.files.push({ name: file.name, text: await readText(file) });
       return;
@@ -92,7 +97,7 @@ export class Attachments {
   drawTitle() {
     const why = this.tools.whyNo("image");
     const media = [!why && "images", !this.tools.whyNo("audio") && "audio"].filter(Boolean);
-    const what = media.length ? `${media.join(", ")} and text files` : "text files";
+    const what = [...media, "PDF and text files"].join(", ");
     byId("attach").title = `Attach ${what}. You can drop or paste them too. ${why}`.trim();
   }
 
@@ -112,7 +117,7 @@ export class Attachments {
 
 function chip(file, remove) {
   const button = el("button", { "aria-label": `Remove ${file.name}`, onclick: remove }, "×");
-  if (!file.url) return el("span", { class: "file" }, `${file.name} `, button);
+  if (!file.url || isDocument(file)) return el("span", { class: "file" }, `${file.name} `, button);
   if (isSound(file)) return el("span", { class: "file sound" }, soundNode(file), button);
   const name = el("span", { class: "name" }, file.name);
   const size = el("span", { class: "quiet" }, sizeText(file));
@@ -128,5 +133,5 @@ async function readText(file) {
   } catch {
     /* not text */
   }
-  throw new Error(`${file.name} is no image, no audio and no text file. It is not attached.`);
+  throw new Error(`${file.name} is no image, audio, PDF or text file. It is not attached.`);
 }

@@ -11,7 +11,7 @@ export function curlSnippet(url, body, hasKey) {
   return lines.join(" \\\n  ");
 }
 
-// The body with a short mark in place of the data of images and audio, which would fill the dialog.
+// The body with a short mark in place of the data of files, which would fill the dialog.
 export function withoutData(body) {
   let hasData = false;
   const short = (part) => {
@@ -19,6 +19,7 @@ export function withoutData(body) {
     hasData = true;
     if (part.type === "input_audio")
       return { type: "input_audio", input_audio: { ...part.input_audio, data: "…" } };
+    if (part.type === "file") return { type: "file", file: { ...part.file, file_data: "…" } };
     return { type: "image_url", image_url: { url: `${part.image_url.url.split(",")[0]},…` } };
   };
   const messages = body.messages.map((message) =>

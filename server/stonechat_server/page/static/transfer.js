@@ -1,5 +1,6 @@
 // Conversations as files: JSON keeps everything, Markdown keeps the shown branch for people.
 
+import { checkDocument, isDocument } from "./documents.js";
 import { newId } from "./dom.js";
 import { checkPicture } from "./pictures.js";
 import { checkSound, isSound } from "./sounds.js";
@@ -24,11 +25,16 @@ export function toMarkdown(tree) {
   return `# ${tree.conversation.title}\n\n${parts.join("\n\n")}\n`;
 }
 
+function kindOf(attached) {
+  if (isSound(attached)) return "Audio";
+  return isDocument(attached) ? "Document" : "Image";
+}
+
 const HEADS = { user: "## You", assistant: "## Model", tool: "## Tool result" };
 const BODIES = {
   user: (turn) => {
     const names = (turn.images ?? []).map(
-      (one) => `${isSound(one) ? "Audio" : "Image"} ${one.name} (not in this file)\n\n`,
+      (one) => `${kindOf(one)} ${one.name} (not in this file)\n\n`,
     );
     return names.join("") + textOf(turn);
   },
@@ -89,7 +95,7 @@ const READERS = {
     text: String(turn.text ?? ""),
     files: list(turn.files).map(readFile),
     images: list(turn.images)
-      .map((one) => checkPicture(one) ?? checkSound(one))
+      .map((one) => checkPicture(one) ?? checkSound(one) ?? checkDocument(one))
       .filter(Boolean),
   }),
   tool: (turn) => ({ results: list(turn.results).map(readResult) }),

@@ -2,12 +2,13 @@
 // the earlier ones. `active` maps a turn's id ("" for the root) to the id of its shown child.
 //
 // Turns:
-//   user       text, files: [{ name, text }], images (pictures.js, sounds.js)
+//   user       text, files: [{ name, text }], images (pictures.js, sounds.js, documents.js)
 //   assistant  choices: [{ content, reasoning, reasoningMs, refusal, toolCalls, logprobs,
 //              finishReason }], picked, usage, firstMs, lastMs, model, isJson, state, problem
 //   tool       results: [{ id, name, content }]
 // `state` of an answer: "running", "done", "stopped" or "failed".
 
+import { documentPart, isDocument } from "./documents.js";
 import { newId } from "./dom.js";
 import { isSound, soundPart } from "./sounds.js";
 
@@ -101,15 +102,19 @@ export function choiceMessage({ content, toolCalls }) {
   return message;
 }
 
-// A question's text, behind its images and sounds if it has some.
+// A question's text, behind its images, sounds and documents if it has some.
 function contentOf(turn) {
   const text = textOf(turn);
   const images = (turn.images ?? []).filter(({ url }) => url);
   if (!images.length) return text;
-  const parts = images.map((image) =>
-    isSound(image) ? soundPart(image) : { type: "image_url", image_url: { url: image.url } },
-  );
+  const parts = images.map(partOf);
   return text ? [...parts, { type: "text", text }] : parts;
+}
+
+function partOf(attached) {
+  if (isSound(attached)) return soundPart(attached);
+  if (isDocument(attached)) return documentPart(attached);
+  return { type: "image_url", image_url: { url: attached.url } };
 }
 
 // A question's text, with its files in front as code blocks that name them.

@@ -1,19 +1,22 @@
 // The elements of questions and tool results, and the forms that change or make them.
 
 import { callTitle, small } from "./choice.js";
+import { documentNode, isDocument } from "./documents.js";
 import { copyText, el } from "./dom.js";
 import { pictureNode } from "./pictures.js";
 import { isSound, soundNode } from "./sounds.js";
 import { textOf } from "./tree.js";
 
-// The images, sounds and files of a question in a row. Null if there are none.
+// What is attached to a question in a row. Null if nothing is.
 function attachedRow({ files, images = [] }) {
   const names = files.map((file) => el("span", { class: "file" }, file.name));
-  const nodes = [
-    ...images.map((one) => (isSound(one) ? soundNode(one) : pictureNode(one))),
-    ...names,
-  ];
+  const nodes = [...images.map(attachedNode), ...names];
   return nodes.length ? el("div", { class: "row" }, ...nodes) : null;
+}
+
+function attachedNode(attached) {
+  if (isSound(attached)) return soundNode(attached);
+  return isDocument(attached) ? documentNode(attached) : pictureNode(attached);
 }
 
 export function questionNode(turn, branches, edit) {
