@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from fastapi import Request, Response
 
@@ -16,6 +16,7 @@ from stonechat_server.errors import invalid
 from stonechat_server.prompt.special_tokens import tokens_around
 from stonechat_server.request.prepare import render
 from stonechat_server.request.sampling_params import unknown_token
+from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call
 from stonechat_server.serving.services import services_of
 from stonechat_server.tokens_api.reading import DETOKENIZE, TOKENIZE
@@ -82,7 +83,8 @@ def _tokenize(call: Call, model: ServedModel) -> TokenizeAnswer:
     if isinstance(wire, TokenizeTextRequest):
         ids = _text_ids(wire, tokenizer)
     else:
-        ids = render(wire, model.engine, model.templates, model.structure).token_ids
+        request = cast(ChatCompletionRequest, call.request)  # its documents are read
+        ids = render(request, model.engine, model.templates, model.structure).token_ids
         if wire.add_special_tokens:
             ids = _with_special(ids, tokenizer)
     for name in ("with_pieces", "return_token_strs"):

@@ -11,7 +11,7 @@ from stonechat_models import Modality
 from stonechat_server.errors import APIError, format_path, invalid, unsupported
 from stonechat_server.media.data_urls import holds_file, is_data_url
 from stonechat_server.media.errors import FileKind
-from stonechat_server.prompt.template_messages import is_parts
+from stonechat_server.prompt.template_messages import TEXT_PARTS, is_parts, no_media
 from stonechat_server.schema.messages import (
     AudioPart,
     AudioUrlPart,
@@ -165,6 +165,8 @@ def _is_media(part: object) -> bool:
 def _typed(part: Any, path: str) -> Any:
     """The part of a tool's result as a part of a chat message, if it is one of media."""
     if not _is_media(part):
+        if part["type"] not in TEXT_PARTS:
+            raise no_media(path)
         return part
     try:
         if part["type"] in TOOL_PARTS:
@@ -191,14 +193,17 @@ def _malformed(error: ValidationError, path: str) -> APIError:
     return invalid(where, f"Invalid '{where}': {detail['msg']}.")
 
 
-def put_documents(messages: Sequence[Message]) -> None:
-    """Put the contents of documents in their place, once they are read.
+def with_documents(messages: Sequence[Message]) -> list[Message]:
+    """Messages with the contents of documents in their place, once they are read.
 
     So their texts take part in all work on the prompt, as if the client had sent them.
     """
-    for message in messages:
-        if isinstance(message.content, list):
-            message.content = list(with_contents(message.content))
+    return [
+        message.model_copy(update={"content": list(with_contents(message.content))})
+        if isinstance(message.content, list)
+        else message
+        for message in messages
+    ]
 
 
 def num_text_bytes(references: Sequence[MediaReference]) -> int:

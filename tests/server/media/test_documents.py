@@ -12,7 +12,9 @@ from fastapi.testclient import TestClient
 
 from stonechat_models import DocumentProcessor, PreparedMedia
 from stonechat_models.child_process import ChildProcess
+from stonechat_server.app import create_app
 from stonechat_server.media import documents
+from stonechat_server.settings import Settings
 from tests.models.media import pdfs
 from tests.models.media.pdfs import RED_SQUARE, pdf
 from tests.server.bodies import URL, ask, error_of, post
@@ -282,6 +284,15 @@ def test_errors_have_the_names_of_the_endpoint(client: TestClient) -> None:
     assert "messages[0].content[1]" in response.json()["error"]["message"]
 
 
+def test_errors_behind_a_document_name_their_own_part(
+    seeing: FakeEngine, new_client: ClientFactory
+) -> None:
+    """A document becomes several parts of the prompt."""
+    result = {"role": "tool", "tool_call_id": "c1", "content": [file(SCAN), {"type": "video"}]}
+    error = error_of(post(new_client(), messages=[*CALLED, result]))
+    assert error["param"] == "messages[2].content[1]"
+
+
 def test_limits_of_a_request(seeing: FakeEngine, new_client: ClientFactory) -> None:
     client = new_client(max_documents=2, max_images=3, max_document_characters=500)
     scans = [file(pdf(*2 * [RED_SQUARE]), f"{i}.pdf") for i in range(2)]
@@ -318,6 +329,19 @@ def test_without_the_library_pdf_files_are_refused(
     error = error_of(post(client, messages=[user(file(REPORT))]))
     assert (error["param"], error["code"]) == ("messages[0].content[0]", "unsupported_parameter")
     ask(client, messages=[user(file(b"a text"))])
+
+
+def test_the_ledger_has_no_documents(engine: FakeEngine) -> None:
+    """Each turn of a conversation would repeat them."""
+    records: list[Any] = []
+    app = create_app(Settings(ledger_text=True), engine, sinks=[records.append])
+    content = [{"type": "input_file", "file_data": data_url(b"secret" * 100)}]
+    with TestClient(app, "http://127.0.0.1:8000") as client:
+        ask(client, messages=[user(file(b"secret" * 100), "hello")])
+        client.post("/v1/responses", json={"input": [{"role": "user", "content": content}]})
+    chat, response = (record.prompt for record in records)
+    assert "hello" in chat
+    assert "secret" not in chat + response
 
 
 def test_tokens_and_metrics_count_documents(client: TestClient, engine: FakeEngine) -> None:

@@ -12,7 +12,7 @@ from stonechat_server.catalog.served_model import ServedModel
 from stonechat_server.errors import APIError, to_api_error
 from stonechat_server.files_api.upload import MEDIA_PURPOSES
 from stonechat_server.media.errors import too_large
-from stonechat_server.media.references import num_text_bytes, put_documents
+from stonechat_server.media.references import num_text_bytes, with_documents
 from stonechat_server.schema.requests import ChatCompletionRequest
 from stonechat_server.serving.endpoint import Call, Received
 from stonechat_server.serving.lifecycle import new_deadline
@@ -49,7 +49,9 @@ async def load_media(received: Received, model: ServedModel) -> None:
         await deadline.wait(run_while_connected(http_request.receive, loading))
         if any(reference.modality == "document" for reference in call.media):
             received.num_bytes += num_text_bytes(call.media)
-            put_documents(cast(ChatCompletionRequest, call.request).messages)
+            request = cast(ChatCompletionRequest, call.request)
+            messages = with_documents(request.messages)
+            call.request = request.model_copy(update={"messages": messages})
     except (APIError, EngineError) as error:
         raise renamed(call, error) from error.__cause__
 
