@@ -133,11 +133,8 @@ class Endpoint(ABC):
     def takes_long(self, call: Call) -> bool:
         """Whether to prepare even a small body in a thread.
 
-        A request may have a template, or schemas or grammars to check. The first special token in
-        a document copies the tokenizer.
+        A request may have a template, or schemas or grammars to check.
         """
-        if call.media and any(reference.modality == "document" for reference in call.media):
-            return True
         request = call.request
         if isinstance(request, ChatCompletionRequest) and (request.tools or request.chat_template):
             return True
