@@ -149,7 +149,8 @@ def read(family: Family, pieces: list[str]) -> tuple[str, list[tuple[str, Any]],
     return content, [(name, json.loads(arguments)) for name, arguments in calls], ids
 
 
-CALL_IS_THE_WHOLE_ANSWER = ("llama_json", "pythonic", "xlam")
+# Behind content, calls of hyperclova are a turn of their own: the content's turn has ended.
+CALL_IS_THE_WHOLE_ANSWER = ("llama_json", "pythonic", "xlam", "hyperclova")
 WITH_CONTENT = [f for f in FAMILIES if f.name not in CALL_IS_THE_WHOLE_ANSWER]
 
 

@@ -131,7 +131,7 @@ struct Act {
     store_i8(out.q + 16, q_hi);
     out.scale = scale_of(top, total);
     out.sum = out.scale * total;
-    out.isum = int32_t(total);
+    out.isum = total == total ? int32_t(total) : 0;  // a scale that is NaN makes NaN of all
   }
 
   // The largest and the mean magnitude of a block.
