@@ -40,6 +40,9 @@ JPEG = b"\xff\xd8\xff"
 WAV = b"RIFF\0\0\0\0WAVE"
 MP4 = b"\0\0\0\x18ftyp"
 WEBM = b"\x1aE\xdf\xa3"
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+CALLED = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [CALL]}]
+"""The conversation before a tool's result."""
 
 
 def png(name: str = "a", num_tokens: int = 2) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from stonechat_models import MediaInput, Modality
+from stonechat_models import MediaInput, Modality, any_of
 from stonechat_server.prompt.message_repairs import TemplateMessage
 from stonechat_server.prompt.special_tokens import SpecialTokenGuard
 from stonechat_server.schema.messages import Message, SourcePart
@@ -50,8 +50,7 @@ class PromptMedia:
             placeholder: iter([one for one in self.media if one.placeholder == placeholder])
             for placeholder in {one.placeholder for one in self.media}
         }
-        longest_first = sorted(waiting, key=len, reverse=True)
-        placeholder = re.compile("|".join(map(re.escape, longest_first)))
+        placeholder = re.compile(any_of(waiting))
         numbers = dict.fromkeys(waiting, 0)
 
         def text_of(match: re.Match[str]) -> str:

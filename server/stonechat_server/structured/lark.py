@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from stonechat_models import any_of
+
 ANY_TEXT = "/(?s:.*)/"
 SPACE = r"/[ \t\r\n]{1,24}/"
 """Whitespace that may be written or left out. The limit stops models that repeat it."""
@@ -26,8 +28,7 @@ class LarkWriter:
 
     def __init__(self, special_tokens: Mapping[str, int]) -> None:
         self._special_tokens = special_tokens
-        longest_first = sorted(special_tokens, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        self._pattern = re.compile(any_of(special_tokens))
 
     def is_special(self, text: str) -> bool:
         """Whether the whole text is one special token."""

@@ -19,6 +19,7 @@ from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 from tests.server.fake_media import (
     AUDIO,
     AUDIO_PLACEHOLDER,
+    CALLED,
     HEARD,
     IMAGES,
     PLACEHOLDER,
@@ -37,8 +38,6 @@ from tests.server.fake_media import (
 )
 from tests.server.storing import NewServer, upload
 
-CALL = {"id": "c1", "type": "function", "function": {"name": "hear", "arguments": "{}"}}
-CALLED = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [CALL]}]
 MP3 = (b"\xff\xfb\x90\x00", b"ID3\x04\x00")
 
 

@@ -21,6 +21,7 @@ from tests.server.bodies import URL, ask, error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 from tests.server.fake_media import (
+    CALLED,
     IMAGES,
     PNG,
     SHOWN,
@@ -45,8 +46,6 @@ READ = (
 """What the model reads of it."""
 SCAN = pdf(RED_SQUARE, "Notes.")
 BASE64 = base64.b64encode(REPORT).decode()
-CALL = {"id": "c1", "type": "function", "function": {"name": "get", "arguments": "{}"}}
-CALLED = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [CALL]}]
 
 
 class Eyes(FakeMediaProcessor):

@@ -17,6 +17,8 @@ from tests.server.bodies import URL, ask, error_of, post, stream
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import ByteTokenizer, FakeEngine
 from tests.server.fake_media import (
+    CALL,
+    CALLED,
     IMAGES,
     PLACEHOLDER,
     SHOWN,
@@ -32,9 +34,6 @@ from tests.server.fake_media import (
     user,
     wav,
 )
-
-TOOL_CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-CALLED = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [TOOL_CALL]}]
 
 
 def test_images_stand_in_the_prompt_in_their_order(client: TestClient, engine: FakeEngine) -> None:
@@ -251,7 +250,7 @@ def test_images_move_behind_results_that_take_only_text(
 ) -> None:
     engine.tokenizer.chat_template = TEXT_RESULTS
     client = new_client()
-    both = {"role": "assistant", "tool_calls": [TOOL_CALL, TOOL_CALL | {"id": "c2"}]}
+    both = {"role": "assistant", "tool_calls": [CALL, CALL | {"id": "c2"}]}
     results = [
         {"role": "tool", "tool_call_id": "c1", "content": [text("seen"), image(png("a", 2))]},
         {"role": "tool", "tool_call_id": "c2", "content": [image(png("b", 3))]},

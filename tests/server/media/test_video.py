@@ -16,6 +16,7 @@ from tests.server.bodies import URL, ask, error_of, post
 from tests.server.conftest import ClientFactory
 from tests.server.fake_engine import ByteTokenizer, FakeEngine, model_info
 from tests.server.fake_media import (
+    CALLED,
     IMAGES,
     MP4,
     SHOWN,
@@ -36,9 +37,6 @@ from tests.server.fake_media import (
     video,
     wav,
 )
-
-CALL = {"id": "c1", "type": "function", "function": {"name": "film", "arguments": "{}"}}
-CALLED = [{"role": "user", "content": "go"}, {"role": "assistant", "tool_calls": [CALL]}]
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 //
 // A document is { id, name, url } among the images of a turn. `url` is a data: URL of the file.
 
-import { dataUrl, el, newId } from "./dom.js";
+import { checkedNames, dataUrl, el, newId } from "./dom.js";
 
 const MAX_FILE_BYTES = 32_000_000;
 const DATA_URL = /^data:application\/pdf;base64,[A-Za-z0-9+/]+={0,2}$/;
@@ -21,8 +21,7 @@ export async function readDocument(file) {
 // A document from a file that someone else may have written. Null if it is none.
 export function checkDocument(document) {
   if (typeof document?.url !== "string" || !DATA_URL.test(document.url)) return null;
-  const id = typeof document.id === "string" && document.id ? document.id : newId();
-  return { id, name: String(document.name ?? "document.pdf"), url: document.url };
+  return { ...checkedNames(document, "document.pdf"), url: document.url };
 }
 
 // The part of a message.

@@ -75,6 +75,11 @@ export function toast(text, action = null, seconds = 8) {
   setTimeout(close, seconds * 1000);
 }
 
+// The id and the name of an attachment from a file that someone else may have written.
+export function checkedNames({ id, name }, otherName) {
+  return { id: typeof id === "string" && id ? id : newId(), name: String(name ?? otherName) };
+}
+
 // The content of a file as a data: URL.
 export const dataUrl = (blob) =>
   new Promise((resolve, reject) => {

@@ -3,7 +3,7 @@
 // An image is { id, name, url, width, height, fileWidth, fileHeight }. `url` is a data: URL of what
 // is sent and kept, `width` and `height` are its size, and the file's own size comes last.
 
-import { byId, dataUrl, el, newId } from "./dom.js";
+import { byId, checkedNames, dataUrl, el, newId } from "./dom.js";
 
 const MAX_SIDE = 2048; // pixels
 const MAX_BYTES = 1_500_000; // of an image that is sent
@@ -56,8 +56,7 @@ export function checkPicture(image) {
   const size = (value) => (Number.isInteger(value) && value > 0 ? value : 0);
   if (typeof image?.url !== "string" || !DATA_URL.test(image.url)) return null;
   return {
-    id: typeof image.id === "string" && image.id ? image.id : newId(),
-    name: String(image.name ?? "image"),
+    ...checkedNames(image, "image"),
     url: image.url,
     width: size(image.width),
     height: size(image.height),

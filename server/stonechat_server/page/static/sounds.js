@@ -2,7 +2,7 @@
 //
 // A sound is { id, name, url } among the images of a turn. `url` is a data: URL of the file.
 
-import { dataUrl, el, newId } from "./dom.js";
+import { checkedNames, dataUrl, el, newId } from "./dom.js";
 
 const MAX_FILE_BYTES = 25_000_000;
 const FORMATS = {
@@ -34,8 +34,7 @@ export async function readSound(file) {
 // A sound from a file that someone else may have written. Null if it is none.
 export function checkSound(sound) {
   if (typeof sound?.url !== "string" || !FORMATS[DATA_URL.exec(sound.url)?.[1]]) return null;
-  const id = typeof sound.id === "string" && sound.id ? sound.id : newId();
-  return { id, name: String(sound.name ?? "audio"), url: sound.url };
+  return { ...checkedNames(sound, "audio"), url: sound.url };
 }
 
 // The part of a message.
